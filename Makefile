@@ -1,0 +1,51 @@
+# Two commands are all a newcomer needs: `make train` and `make test`. Each sets up .venv once.
+
+PYTHON = python3
+ARGS   =
+
+BIN     = .venv/bin
+READY   = .venv/ready
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help train test lint format bench clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density 0.01'
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
+
+test: lint  ## lint, types and every test: make test ARGS='-k golomb'
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	@! grep -rnw Tensor csrc/cpu csrc/kernels.h || { echo 'kernels take raw pointers'; exit 1; }
+
+format: $(READY)  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CSRC)
+
+bench: $(READY)  ## every kernel beside its floor (links between hosts: see bench/links.py)
+	$(BIN)/python bench/kernels.py $(ARGS)
+
+clean:  ## remove everything these targets made
+	rm -rf .venv build dist *.egg-info ddp_compress/_C*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Build without isolation, against the very torch that will load the kernels.
+# A failed build is no error for a user, who gets the reference; here it is one, and says why.
+$(READY): pyproject.toml setup.py constraints.txt $(CSRC)
+	$(PYTHON) -m venv .venv
+	$(INSTALL) setuptools ninja torch
+	rm -f ddp_compress/_C*.so
+	$(INSTALL) --no-build-isolation -e '.[dev,examples]'
+	@ls ddp_compress/_C*.so || ! $(BIN)/python setup.py build_ext
+	touch $@

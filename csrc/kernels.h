@@ -1,0 +1,70 @@
+// The raw-pointer kernels behind the ops: one declaration each, no tensors.
+// ops.cpp checks shapes and dtypes, then calls these; a CUDA twin keeps the same names.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace ddp_compress {
+
+// One flat piece of the message: a gradient with the memory that belongs to it.
+template <typename G, typename A>
+struct Chunk {
+  const G* grad;
+  const A* residual;
+  const A* momentum;  // null where the memory keeps none
+  int64_t numel;
+};
+
+template <typename A>
+struct TopK {
+  std::vector<int32_t> indices;  // ascending, in message coordinates
+  std::vector<A> values;
+  bool finite = true;
+};
+
+// topk.cpp
+template <typename G, typename A>
+TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
+             const int64_t* groups, int64_t params, const int64_t* ks, bool heavier);
+
+// segment_means.cpp
+template <typename A>
+double exact_mean(const A* values, int64_t count);
+template <typename A>
+void segment_means(const A* values, const int64_t* counts, int64_t segments, float* means);
+
+// accumulate.cpp
+template <typename G, typename A>
+void accumulate(A* residual, G* grad, A* momentum, A mu, int64_t numel);
+
+// scatter_add.cpp
+template <typename A>
+struct Entries {
+  const int32_t* indices;
+  const A* values;
+  int64_t count;
+};
+template <typename G, typename A>
+void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries<A>>& ranks,
+                 A scale);
+
+// checksum.cpp
+uint32_t checksum(const uint8_t* data, int64_t size);
+
+// elias_fano.cpp
+int64_t elias_fano_size(int64_t numel, int64_t k);
+void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int64_t k,
+                       uint8_t* out);
+// Returns the number of indices, or a negative DecodeError.
+int64_t elias_fano_decode(const uint8_t* data, int64_t size, int64_t numel, int64_t k,
+                          int32_t* indices);
+
+// golomb.cpp
+std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const int64_t* bounds,
+                                   int64_t params);
+// Appends to indices; returns the bytes read, or a negative DecodeError.
+int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, int64_t params,
+                      int64_t limit, std::vector<int32_t>& indices);
+
+}  // namespace ddp_compress

@@ -1,0 +1,292 @@
+// Schemas and tensor checks. Every op checks what it was given here, then calls a raw-pointer kernel.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace ddp_compress {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check(const Tensor& t, const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has dtype ", t.scalar_type(), ", expected ",
+                  dtype);
+}
+
+Tensor empty_cpu(int64_t size, ScalarType dtype) {
+  const int64_t shape[] = {size};
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape, 1), dtype);
+}
+
+template <typename T>
+Tensor to_tensor(const std::vector<T>& data, ScalarType dtype) {
+  Tensor t = empty_cpu(static_cast<int64_t>(data.size()), dtype);
+  std::copy(data.begin(), data.end(), static_cast<T*>(t.mutable_data_ptr()));
+  return t;
+}
+
+template <typename T>
+Tensor scalar(T value, ScalarType dtype) {
+  return to_tensor(std::vector<T>{value}, dtype);
+}
+
+template <typename T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+T* write(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Calls f(G{}, A{}) with the gradient's type and the type its memory is kept in.
+template <typename F>
+void dispatch(ScalarType grad, F f) {
+  switch (grad) {
+    case ScalarType::Float:
+      return f(float{}, float{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{}, float{});
+    case ScalarType::Half:
+      return f(Half{}, float{});
+    case ScalarType::Double:
+      return f(double{}, double{});
+    default:
+      STD_TORCH_CHECK(false, "gradient has dtype ", grad,
+                      ", expected float32, bfloat16, float16 or float64");
+  }
+}
+
+ScalarType memory_type(ScalarType grad) {
+  return grad == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+using TopKResult = std::tuple<Tensor, Tensor, Tensor>;
+
+TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
+                    std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
+                    const Tensor& groups, const Tensor& ks, bool heavier) {
+  STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
+  STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
+                  " tensors, expected ", grads.size());
+  STD_TORCH_CHECK(momenta.empty() || momenta.size() == grads.size(), "momenta has ",
+                  momenta.size(), " tensors, expected none or ", grads.size());
+  check(bounds, "bounds", ScalarType::Long);
+  check(groups, "groups", ScalarType::Long);
+  check(ks, "ks", ScalarType::Long);
+  STD_TORCH_CHECK(bounds.numel() == groups.numel() + 1, "bounds has ", bounds.numel(),
+                  " entries, expected one more than groups, ", groups.numel() + 1);
+  const ScalarType type = grads[0].scalar_type();
+  int64_t total = 0;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    check(grads[i], "grads", type);
+    check(residuals[i], "residuals", memory_type(type));
+    STD_TORCH_CHECK(residuals[i].numel() == grads[i].numel(), "residuals[", i, "] has ",
+                    residuals[i].numel(), " elements, expected ", grads[i].numel());
+    if (!momenta.empty()) {
+      check(momenta[i], "momenta", memory_type(type));
+      STD_TORCH_CHECK(momenta[i].numel() == grads[i].numel(), "momenta[", i, "] has ",
+                      momenta[i].numel(), " elements, expected ", grads[i].numel());
+    }
+    total += grads[i].numel();
+  }
+  const int64_t* b = read<int64_t>(bounds);
+  const int64_t params = groups.numel();
+  STD_TORCH_CHECK(b[0] == 0 && b[params] == total, "bounds must run from 0 to ", total);
+  STD_TORCH_CHECK(std::is_sorted(b, b + params + 1), "bounds must ascend");
+  STD_TORCH_CHECK(total <= INT32_MAX, "a message holds at most 2**31 - 1 elements, got ", total);
+  const int64_t* k = read<int64_t>(ks);
+  STD_TORCH_CHECK(std::all_of(k, k + ks.numel(), [](int64_t each) { return each > 0; }),
+                  "ks must be positive");
+  const int64_t* g = read<int64_t>(groups);
+  for (int64_t i = 0; i < params; ++i)
+    STD_TORCH_CHECK(g[i] >= -1 && g[i] < ks.numel(), "groups[", i, "] is ", g[i],
+                    ", expected -1 or an index into ks of ", ks.numel(), " entries");
+
+  TopKResult result;
+  dispatch(type, [&]<typename G, typename A>(G, A) {
+    std::vector<Chunk<G, A>> chunks;
+    for (size_t i = 0; i < grads.size(); ++i)
+      chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
+                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel()});
+    auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, heavier);
+    result = {to_tensor(found.indices, ScalarType::Int),
+              to_tensor(found.values, memory_type(type)),
+              scalar<bool>(found.finite, ScalarType::Bool)};
+  });
+  return result;
+}
+
+Tensor segment_means_cpu(const Tensor& values, const Tensor& counts) {
+  check(counts, "counts", ScalarType::Long);
+  check(values, "values", values.scalar_type());
+  const int64_t* c = read<int64_t>(counts);
+  int64_t total = 0;
+  for (int64_t i = 0; i < counts.numel(); ++i) {
+    STD_TORCH_CHECK(c[i] >= 0, "counts must not be negative");
+    total += c[i];
+  }
+  STD_TORCH_CHECK(total == values.numel(), "counts sum to ", total, ", expected ", values.numel());
+  Tensor means = empty_cpu(counts.numel(), ScalarType::Float);
+  if (values.scalar_type() == ScalarType::Double) {
+    segment_means(read<double>(values), c, counts.numel(), write<float>(means));
+  } else {
+    check(values, "values", ScalarType::Float);
+    segment_means(read<float>(values), c, counts.numel(), write<float>(means));
+  }
+  return means;
+}
+
+void accumulate_cpu(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu) {
+  const ScalarType type = grad.scalar_type();
+  check(grad, "grad", type);
+  check(residual, "residual", memory_type(type));
+  STD_TORCH_CHECK(residual.numel() == grad.numel(), "residual has ", residual.numel(),
+                  " elements, expected ", grad.numel());
+  if (momentum) {
+    check(*momentum, "momentum", memory_type(type));
+    STD_TORCH_CHECK(momentum->numel() == grad.numel(), "momentum has ", momentum->numel(),
+                    " elements, expected ", grad.numel());
+  }
+  dispatch(type, [&]<typename G, typename A>(G, A) {
+    accumulate<G, A>(write<A>(residual), write<G>(grad), momentum ? write<A>(*momentum) : nullptr,
+                     static_cast<A>(mu), grad.numel());
+  });
+}
+
+// Without a branch in the loop: this runs over every rank's positions.
+bool ascending(const int32_t* p, int64_t count) {
+  bool ok = count == 0 || p[0] >= 0;
+  for (int64_t i = 1; i < count; ++i) ok &= p[i - 1] < p[i];
+  return ok;
+}
+
+void scatter_add_cpu(Tensor out, int64_t start, std::vector<Tensor> indices,
+                     std::vector<Tensor> values, double scale) {
+  const ScalarType type = out.scalar_type();
+  check(out, "out", type);
+  STD_TORCH_CHECK(indices.size() == values.size(), "values has ", values.size(),
+                  " tensors, expected ", indices.size());
+  for (size_t i = 0; i < indices.size(); ++i) {
+    check(indices[i], "indices", ScalarType::Int);
+    check(values[i], "values", memory_type(type));
+    STD_TORCH_CHECK(indices[i].numel() == values[i].numel(), "values[", i, "] has ",
+                    values[i].numel(), " entries, expected ", indices[i].numel());
+    STD_TORCH_CHECK(ascending(read<int32_t>(indices[i]), indices[i].numel()), "indices[", i,
+                    "] must ascend strictly from 0 or more");
+  }
+  dispatch(type, [&]<typename G, typename A>(G, A) {
+    std::vector<Entries<A>> ranks;
+    for (size_t i = 0; i < indices.size(); ++i)
+      ranks.push_back({read<int32_t>(indices[i]), read<A>(values[i]), indices[i].numel()});
+    scatter_add<G, A>(write<G>(out), start, out.numel(), ranks, static_cast<A>(scale));
+  });
+}
+
+Tensor checksum_cpu(const Tensor& data) {
+  check(data, "data", ScalarType::Byte);
+  return scalar<int64_t>(checksum(read<uint8_t>(data), data.numel()), ScalarType::Long);
+}
+
+void check_positions(const Tensor& indices, int64_t numel) {
+  check(indices, "indices", ScalarType::Int);
+  const int32_t* p = read<int32_t>(indices);
+  const int64_t count = indices.numel();
+  STD_TORCH_CHECK(ascending(p, count) && (count == 0 || p[count - 1] < numel),
+                  "indices must ascend strictly within [0, ", numel, ")");
+}
+
+Tensor elias_fano_encode_cpu(const Tensor& indices, int64_t numel, int64_t k) {
+  check_positions(indices, numel);
+  STD_TORCH_CHECK(indices.numel() <= k, "indices has ", indices.numel(),
+                  " entries, expected at most k = ", k);
+  Tensor out = empty_cpu(elias_fano_size(numel, k), ScalarType::Byte);
+  elias_fano_encode(read<int32_t>(indices), indices.numel(), numel, k, write<uint8_t>(out));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> elias_fano_decode_cpu(const Tensor& data, int64_t numel, int64_t k) {
+  check(data, "data", ScalarType::Byte);
+  STD_TORCH_CHECK(numel >= 0 && numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
+                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+  std::vector<int32_t> indices(static_cast<size_t>(k));
+  const int64_t count =
+      elias_fano_decode(read<uint8_t>(data), data.numel(), numel, k, indices.data());
+  indices.resize(static_cast<size_t>(std::max<int64_t>(count, 0)));
+  const int64_t status = count < 0 ? count : elias_fano_size(numel, k);
+  return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
+}
+
+void check_bounds(const Tensor& bounds) {
+  check(bounds, "bounds", ScalarType::Long);
+  const int64_t* b = read<int64_t>(bounds);
+  STD_TORCH_CHECK(bounds.numel() > 0 && b[0] == 0 && std::is_sorted(b, b + bounds.numel()),
+                  "bounds must ascend from 0");
+  STD_TORCH_CHECK(b[bounds.numel() - 1] <= INT32_MAX, "bounds must stay below 2**31");
+}
+
+Tensor golomb_encode_cpu(const Tensor& indices, const Tensor& bounds) {
+  check_bounds(bounds);
+  check_positions(indices, read<int64_t>(bounds)[bounds.numel() - 1]);
+  return to_tensor(golomb_encode(read<int32_t>(indices), indices.numel(), read<int64_t>(bounds),
+                                 bounds.numel() - 1),
+                   ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& bounds,
+                                             int64_t limit) {
+  check(data, "data", ScalarType::Byte);
+  check_bounds(bounds);
+  std::vector<int32_t> indices;
+  const int64_t status = golomb_decode(read<uint8_t>(data), data.numel(), read<int64_t>(bounds),
+                                       bounds.numel() - 1, limit, indices);
+  if (status < 0) indices.clear();
+  return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
+}
+
+}  // namespace
+}  // namespace ddp_compress
+
+STABLE_TORCH_LIBRARY(ddp_compress, m) {
+  m.def(
+      "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
+      "Tensor groups, Tensor ks, bool heavier) -> (Tensor, Tensor, Tensor)");
+  m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
+  m.def("accumulate(Tensor(a!) residual, Tensor(b!) grad, Tensor(c!)? momentum, float mu) -> ()");
+  m.def(
+      "scatter_add(Tensor(a!) out, int start, Tensor[] indices, Tensor[] values, float scale) -> "
+      "()");
+  m.def("checksum(Tensor data) -> Tensor");
+  m.def("elias_fano_encode(Tensor indices, int numel, int k) -> Tensor");
+  m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
+  m.def("golomb_encode(Tensor indices, Tensor bounds) -> Tensor");
+  m.def("golomb_decode(Tensor data, Tensor bounds, int limit) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
+  using namespace ddp_compress;
+  m.impl("topk", TORCH_BOX(&topk_cpu));
+  m.impl("segment_means", TORCH_BOX(&segment_means_cpu));
+  m.impl("accumulate", TORCH_BOX(&accumulate_cpu));
+  m.impl("scatter_add", TORCH_BOX(&scatter_add_cpu));
+  m.impl("checksum", TORCH_BOX(&checksum_cpu));
+  m.impl("elias_fano_encode", TORCH_BOX(&elias_fano_encode_cpu));
+  m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cpu));
+  m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cpu));
+  m.impl("golomb_decode", TORCH_BOX(&golomb_decode_cpu));
+}

@@ -1,0 +1,28 @@
+"""Compressed gradients for DistributedDataParallel, in one line.
+
+Example:
+    ``state = ddp_compress.attach(ddp_model, "sbc", density=0.001)``
+"""
+
+from ddp_compress import recipes, schedules
+from ddp_compress.exchange import PeerError
+from ddp_compress.hook import attach, compress_hook
+from ddp_compress.layout import Layout
+from ddp_compress.recipe import Recipe
+from ddp_compress.schedules import Schedule, exponential_warmup
+from ddp_compress.state import CompressionState
+from ddp_compress.stats import Stats
+
+__all__ = [
+    "CompressionState",
+    "Layout",
+    "PeerError",
+    "Recipe",
+    "Schedule",
+    "Stats",
+    "attach",
+    "compress_hook",
+    "exponential_warmup",
+    "recipes",
+    "schedules",
+]

@@ -1,0 +1,49 @@
+"""Positions in a message whose size is known before they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.codec.errors import bytes_read
+from ddp_compress.reference.elias_fano import elias_fano_size
+
+if TYPE_CHECKING:
+    from ddp_compress.layout import Plan
+
+
+@dataclass(frozen=True)
+class EliasFano:
+    """Low bits as they are, high bits in unary: about 2 + log2(N / K) bits a position.
+
+    Every message of a plan has the same size, so ranks exchange it in one collective. That costs
+    4 to 8 % more than `Golomb`. See `reference.elias_fano_encode` for the layout.
+
+    Source: Elias (1974), Efficient storage and retrieval by content and address of static files;
+    Fano (1971), On the number of bits required to implement an associative memory.
+
+    Example:
+        >>> import torch
+        >>> from ddp_compress.layout import Layout, Plan
+        >>> plan = Plan((Layout(("weight",), (1000,)),), "tensor", density=0.01)
+        >>> wire = EliasFano().encode(torch.tensor([3, 14, 159], dtype=torch.int32), plan)
+        >>> len(wire), EliasFano().decode(wire, plan)
+        (11, (tensor([  3,  14, 159], dtype=torch.int32), 11))
+    """
+
+    def size(self, plan: Plan) -> int:
+        """Bytes of every message."""
+        return elias_fano_size(plan.numel, plan.k)
+
+    def encode(self, indices: Tensor, plan: Plan) -> Tensor:
+        """The ascending positions [K'] int32, at most `plan.k`: uint8 [size]."""
+        return ops.elias_fano_encode(indices, plan.numel, plan.k)
+
+    def decode(self, data: Tensor, plan: Plan) -> tuple[Tensor, int]:
+        """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
+        indices, status = ops.elias_fano_decode(data, plan.numel, plan.k)
+        truncated = f"the message ends early; expected {self.size(plan)} bytes, got {len(data)}"
+        return indices, bytes_read("elias_fano", status, plan, truncated)

@@ -1,0 +1,46 @@
+"""The words for what a decoder found wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ddp_compress.reference.wire_format import DecodeError
+
+if TYPE_CHECKING:
+    from ddp_compress.layout import Plan
+
+
+def bytes_read(codec: str, status: Tensor, plan: Plan, truncated: str) -> int:
+    """The bytes that a decoder read, or the error it met.
+
+    Args:
+        codec: whose status it is.
+        status: [1] int64, from a decoding op.
+        plan: what the message may hold.
+        truncated: what to say where bytes are missing.
+
+    Raises:
+        ValueError: the status is a `DecodeError`.
+
+    Example:
+        >>> import torch
+        >>> bytes_read("golomb", torch.tensor([12]), plan=None, truncated="")
+        12
+    """
+    found = int(status)
+    if found >= 0:
+        return found
+    words = {
+        DecodeError.TRUNCATED: truncated,
+        DecodeError.OUT_OF_RANGE: (
+            f"a position lies outside its tensor; expected positions below {plan.numel} in all"
+        ),
+        DecodeError.NOT_ASCENDING: "positions do not ascend; expected each above the one before",
+        DecodeError.TOO_MANY: (
+            f"more positions than a tensor or the message can hold; expected at most {plan.k}"
+        ),
+        DecodeError.DIRTY_PADDING: "an unused bit is set; expected only zeros there",
+    }
+    raise ValueError(f"{codec}: {words[DecodeError(found)]}")

@@ -1,0 +1,98 @@
+"""A message's bytes: a 16-byte header that lets every rank check every other, then the body.
+
+Little-endian: checksum u32, length u32 (header included), density f32, fingerprint u16 of recipe
+and layout, step u8 (its low bits), version and flags, four bits each. The checksum covers all that
+follows it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+
+VERSION = 1
+NONFINITE = 1  # the sender has a non-finite gradient: the step aborts
+FAILED = 2  # the sender could not build its message: the body says why
+ANNOUNCED = 4  # only the header is here: the body needs a larger frame
+
+_HEADER = struct.Struct("<IIfHBB")
+HEADER_BYTES = _HEADER.size
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a sender says of itself before its body."""
+
+    density: float
+    fingerprint: int
+    step: int
+    flags: int = 0
+    length: int = HEADER_BYTES
+
+
+def seal(header: Header, body: Tensor) -> Tensor:
+    """Header and body [B] as one frame: uint8 [16 + B]."""
+    tail = (VERSION << 4) | header.flags
+    packed = _HEADER.pack(
+        0, header.length, header.density, header.fingerprint, header.step % 256, tail
+    )
+    frame = torch.cat([_from_bytes(packed), body])
+    frame[:4] = ops.checksum(frame[4:]).view(torch.uint8)[:4]
+    return frame
+
+
+def announce(frame: Tensor, capacity: int) -> Tensor:
+    """A frame of ``capacity`` bytes that only tells how long the real one is."""
+    _, length, density, fingerprint, step, tail = _HEADER.unpack(_to_bytes(frame[:HEADER_BYTES]))
+    header = Header(density, fingerprint, step, (tail & 15) | ANNOUNCED, length)
+    return padded(seal(header, frame.new_empty(0)), capacity)
+
+
+def padded(frame: Tensor, capacity: int) -> Tensor:
+    """The frame with zeros behind it, ``capacity`` bytes in all."""
+    return torch.nn.functional.pad(frame, (0, capacity - len(frame)))
+
+
+def unseal(data: Tensor) -> tuple[Header, Tensor]:
+    """Header and body of a padded frame.
+
+    Raises:
+        ValueError: the bytes are cut short, altered, or of another version.
+    """
+    if len(data) < HEADER_BYTES:
+        raise ValueError(f"message of {len(data)} bytes, expected at least {HEADER_BYTES}")
+    checksum, length, density, fingerprint, step, tail = _HEADER.unpack(
+        _to_bytes(data[:HEADER_BYTES])
+    )
+    version, flags = tail >> 4, tail & 15
+    if version != VERSION:
+        raise ValueError(f"message has wire version {version}, expected {VERSION}")
+    here = HEADER_BYTES if flags & ANNOUNCED else length
+    if not HEADER_BYTES <= here <= len(data):
+        raise ValueError(f"message is cut short: {len(data)} bytes, its header says {length}")
+    if int(ops.checksum(data[4:here])) != checksum:
+        raise ValueError("message is corrupt: its checksum does not match its bytes")
+    return Header(density, fingerprint, step, flags, length), data[HEADER_BYTES:here]
+
+
+def text_body(text: str) -> Tensor:
+    """Words as a body."""
+    return _from_bytes(text.encode())
+
+
+def body_text(body: Tensor) -> str:
+    """The words of a body."""
+    return _to_bytes(body).decode(errors="replace")
+
+
+def _from_bytes(data: bytes) -> Tensor:
+    return torch.tensor(list(data), dtype=torch.uint8)
+
+
+def _to_bytes(data: Tensor) -> bytes:
+    return bytes(data.tolist())

@@ -1,0 +1,73 @@
+"""Mistakes that would train badly in silence are refused by name."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+
+def refuse_unsupported_parameters(model: nn.Module) -> None:
+    """Raise for parameters whose gradients cannot be compressed.
+
+    Raises:
+        ValueError: a parameter is complex, or its module asks for sparse gradients.
+
+    Example:
+        >>> refuse_unsupported_parameters(nn.Embedding(3, 2, sparse=True))
+        Traceback (most recent call last):
+        ...
+        ValueError: weight has sparse gradients, which cannot be compressed: use sparse=False
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise ValueError(
+                f"{name} is complex ({parameter.dtype}), which cannot be compressed: keep it as a "
+                "real parameter with a last dimension of 2 and use torch.view_as_complex"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            weight = f"{name}.weight" if name else "weight"
+            raise ValueError(
+                f"{weight} has sparse gradients, which cannot be compressed: use sparse=False"
+            )
+
+
+def check_optimizer(optimizer: Optimizer, recipe: str) -> None:
+    """Raise if an optimizer has a momentum of its own beside a recipe's.
+
+    Raises:
+        ValueError: a parameter group has momentum or, like Adam, a first-moment average.
+    """
+    for group in optimizer.param_groups:
+        momentum = group.get("momentum", 0.0) or (group.get("betas") or (0.0,))[0]
+        if momentum:
+            raise ValueError(
+                f"{recipe} keeps the momentum itself, but {type(optimizer).__name__} has a second "
+                f"one of {float(momentum)}: use torch.optim.SGD with momentum=0 and give the "
+                f"momentum to the recipe, or use recipes.topk with this optimizer"
+            )
+
+
+def refuse_second_momentum(parameters: Iterable[Tensor], recipe: str) -> None:
+    """Check the optimizer of these parameters at its next step, before it changes anything.
+
+    Raises:
+        ValueError: later, from ``optimizer.step()``; see `check_optimizer`.
+    """
+    watched = {id(p): weakref.ref(p) for p in parameters}
+
+    def check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                known = watched.get(id(parameter))
+                if known is not None and known() is parameter:
+                    check_optimizer(optimizer, recipe)
+                    handle.remove()
+                    return
+
+    handle = register_optimizer_step_pre_hook(check)

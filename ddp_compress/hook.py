@@ -1,0 +1,79 @@
+"""DDP's side of the door."""
+
+# DDP inspects this module's annotations: they must be objects, not strings.
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_compress import recipes
+from ddp_compress.recipe import Recipe
+from ddp_compress.state import CompressionState
+
+
+def compress_hook(
+    state: CompressionState, bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    """A communication hook for DDP that sends a bucket through a state's recipe.
+
+    Args:
+        state: what stays between steps.
+        bucket: DDP's bucket.
+
+    Returns:
+        A future of the averaged gradients, [N].
+
+    Raises:
+        PeerError, ValueError: see `CompressionState.push`.
+
+    Example:
+        ``ddp_model.register_comm_hook(state, compress_hook)``
+    """
+    if bucket.index() == 0:
+        state.abandon_step()  # a backward that raised may have left half a step behind
+    layout = state.layout(bucket.parameters())
+    return state.push(bucket.buffer(), layout, last=bucket.is_last())
+
+
+def attach(
+    model: DistributedDataParallel,
+    recipe: Recipe | str,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    start_step: int = 0,
+    min_numel: int = 0,
+    **options: object,
+) -> CompressionState:
+    """Register compression on a DDP model: the one line that an existing script adds.
+
+    Args:
+        model: the DDP model.
+        recipe: a recipe, or its name in `ddp_compress.recipes`.
+        process_group: the ranks to exchange with; None for the model's own group.
+        start_step: see `CompressionState`.
+        min_numel: see `CompressionState`.
+        options: for a recipe given by name, its arguments.
+
+    Returns:
+        The state: keep it for statistics and checkpoints.
+
+    Raises:
+        TypeError: the model is no DDP model, or options stand beside a finished recipe.
+        ValueError: the recipe is unknown, or the model has parameters that cannot be compressed.
+
+    Example:
+        ``state = attach(ddp_model, "sbc", density=0.001)``
+    """
+    if not isinstance(model, DistributedDataParallel):
+        raise TypeError(
+            f"model must be a DistributedDataParallel, got {type(model).__name__}: wrap it first"
+        )
+    if isinstance(recipe, str):
+        recipe = recipes.by_name(recipe, **options)
+    elif options:
+        raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
+    state = CompressionState(
+        model, recipe, process_group or model.process_group, start_step, min_numel
+    )
+    model.register_comm_hook(state, compress_hook)
+    return state

@@ -1,0 +1,188 @@
+"""Where every parameter lies: in a flat tensor (`Layout`), and in a message (`Plan`)."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scope = Literal["tensor", "bucket", "model"]
+SCOPES = ("tensor", "bucket", "model")
+
+MAX_NUMEL = 2**31 - 1  # positions in a message are int32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters that lie one after another in a flat tensor.
+
+    A DDP bucket is one case, a flat weight difference another.
+
+    Args:
+        names: the parameters' names, unique within a model.
+        sizes: their element counts.
+
+    Example:
+        >>> Layout(("weight", "bias"), (6, 2)).numel
+        8
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements in all."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a message of several flat tensors may hold: known to every rank beforehand.
+
+    Positions count through the whole message. Parameters smaller than ``min_numel`` are *exact*:
+    all their elements travel, without positions.
+
+    Args:
+        layouts: the message's chunks in order.
+        scope: what one top-k runs over: every parameter, every chunk, or the whole message.
+        density: share of the elements to send, in (0, 1].
+        min_numel: parameters with fewer elements are exact.
+
+    Raises:
+        ValueError: the message is too large for 32-bit positions.
+
+    Example:
+        >>> plan = Plan((Layout(("weight", "bias"), (600, 2)),), "tensor", 0.01, min_numel=3)
+        >>> plan.numel, plan.k, plan.exact
+        (602, 6, tensor([600, 601], dtype=torch.int32))
+    """
+
+    layouts: tuple[Layout, ...]
+    scope: Scope
+    density: float
+    min_numel: int = 0
+
+    def __post_init__(self) -> None:
+        if self.numel > MAX_NUMEL:
+            raise ValueError(
+                f"a message of {self.numel} elements is too large: positions have 31 bits. "
+                "Lower DDP's bucket_cap_mb, or use scope='tensor' or scope='bucket'"
+            )
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements in all chunks, N."""
+        return sum(layout.numel for layout in self.layouts)
+
+    @cached_property
+    def digest(self) -> int:
+        """A number that ranks with equal plans share."""
+        return zlib.crc32(repr(self).encode())
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first position of every chunk."""
+        return tuple(accumulate((layout.numel for layout in self.layouts[:-1]), initial=0))
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Offsets of the P parameters, [P + 1] int64, from 0 to N."""
+        sizes = (size for layout in self.layouts for size in layout.sizes)
+        return torch.tensor(list(accumulate(sizes, initial=0)))
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
+        owner = self._param_groups
+        used = {group: i for i, group in enumerate(sorted({g for g in owner if g >= 0}))}
+        return torch.tensor([used.get(g, -1) for g in owner], dtype=torch.int64)
+
+    @cached_property
+    def ks(self) -> Tensor:
+        """The most entries every group may send, [G] int64: density of its elements, at least 1."""
+        return torch.tensor([entries(self.density, n) for n in self._group_sizes])
+
+    @cached_property
+    def k(self) -> int:
+        """The most entries the message may hold, K."""
+        return int(self.ks.sum())
+
+    @cached_property
+    def group_ends(self) -> Tensor:
+        """The position behind every group's last parameter, [G] int32."""
+        ends = self.bounds[1:]
+        last = [int(ends[self.groups == g].max()) for g in range(len(self._group_sizes))]
+        return torch.tensor(last, dtype=torch.int32)
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """The positions that always travel, [D] int32."""
+        spans = [
+            torch.arange(int(begin), int(end), dtype=torch.int32)
+            for begin, end, group in zip(
+                self.bounds[:-1], self.bounds[1:], self.groups, strict=True
+            )
+            if group < 0
+        ]
+        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int32)
+
+    def counts(self, indices: Tensor) -> Tensor:
+        """How many of the ascending positions [K] lie in every group: [G] int64."""
+        ends = torch.searchsorted(indices, self.group_ends)
+        return ends.diff(prepend=ends.new_zeros(1))
+
+    @property
+    def _param_groups(self) -> list[int]:
+        """A group number for every parameter, with gaps; -1 for exact and empty ones."""
+        owner: list[int] = []
+        for chunk, layout in enumerate(self.layouts):
+            for size in layout.sizes:
+                number = {"tensor": len(owner), "bucket": chunk, "model": 0}[self.scope]
+                owner.append(-1 if size == 0 or size < self.min_numel else number)
+        return owner
+
+    @cached_property
+    def _group_sizes(self) -> list[int]:
+        sizes = self.bounds.diff()
+        count = int(self.groups.max()) + 1 if len(self.groups) else 0
+        return [int(sizes[self.groups == g].sum()) for g in range(count)]
+
+
+@lru_cache(maxsize=256)
+def plan(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: int) -> Plan:
+    """The `Plan` for these arguments, kept between steps because most steps repeat it."""
+    return Plan(layouts, scope, density, min_numel)
+
+
+def entries(density: float, numel: int) -> int:
+    """How many of N elements a density stands for: ``max(1, round(density * N))``.
+
+    Example:
+        >>> entries(0.01, 250), entries(0.001, 10)
+        (3, 1)
+    """
+    return min(numel, max(1, math.floor(density * numel + 0.5)))
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Entries of a message: positions [K] (int32, ascending) and their values [K]."""
+
+    indices: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def within(self, start: int, numel: int) -> Sparse:
+        """The entries of ``[start, start + numel)``, as positions from ``start``."""
+        edges = torch.tensor([start, start + numel], dtype=torch.int64)
+        begin, end = torch.searchsorted(self.indices, edges).tolist()
+        return Sparse(self.indices[begin:end] - start, self.values[begin:end])

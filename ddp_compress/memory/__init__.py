@@ -1,0 +1,6 @@
+"""What a rank keeps of the gradients it has not sent: one idea a file."""
+
+from ddp_compress.memory.momentum_correction import MomentumCorrection
+from ddp_compress.memory.residual import Residual
+
+__all__ = ["MomentumCorrection", "Residual"]

@@ -1,0 +1,137 @@
+"""The only door to the kernels: native where the extension is built, plain PyTorch elsewhere.
+
+Every op here has the signature of its twin in `ddp_compress.reference`, which documents it.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddp_compress import reference
+
+
+def _load_native() -> bool:
+    """Load the extension that stands beside this file; say so, once, where there is none."""
+    for library in Path(__file__).parent.glob("_C*"):
+        if library.suffix in {".so", ".pyd", ".dylib"}:
+            torch.ops.load_library(library)
+            return True
+    warnings.warn(
+        "ddp_compress was built without its native kernels: it runs on plain PyTorch, correct but "
+        "many times slower. Install a C++ compiler and install the package again.",
+        stacklevel=2,
+    )
+    return False
+
+
+NATIVE = _load_native()
+_kernels = torch.ops.ddp_compress if NATIVE else reference
+
+
+def topk(
+    grads: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    momentum: float,
+    bounds: Tensor,
+    groups: Tensor,
+    ks: Tensor,
+    heavier: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.topk`."""
+    return _kernels.topk(
+        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, heavier
+    )
+
+
+def segment_means(values: Tensor, counts: Tensor) -> Tensor:
+    """See `reference.segment_means`."""
+    return _kernels.segment_means(values, counts)
+
+
+def accumulate(residual: Tensor, grad: Tensor, momentum: Tensor | None, mu: float) -> None:
+    """See `reference.accumulate`."""
+    _kernels.accumulate(residual, grad, momentum, mu)
+
+
+def scatter_add(
+    out: Tensor, start: int, indices: Sequence[Tensor], values: Sequence[Tensor], scale: float
+) -> None:
+    """See `reference.scatter_add`."""
+    _kernels.scatter_add(out, start, list(indices), list(values), scale)
+
+
+def checksum(data: Tensor) -> Tensor:
+    """See `reference.checksum`."""
+    return _kernels.checksum(data)
+
+
+def elias_fano_encode(indices: Tensor, numel: int, k: int) -> Tensor:
+    """See `reference.elias_fano_encode`."""
+    return _kernels.elias_fano_encode(indices, numel, k)
+
+
+def elias_fano_decode(data: Tensor, numel: int, k: int) -> tuple[Tensor, Tensor]:
+    """See `reference.elias_fano_decode`."""
+    return _kernels.elias_fano_decode(data, numel, k)
+
+
+def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
+    """See `reference.golomb_encode`."""
+    return _kernels.golomb_encode(indices, bounds)
+
+
+def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """See `reference.golomb_decode`."""
+    return _kernels.golomb_decode(data, bounds, limit)
+
+
+if NATIVE:
+    # What torch.compile and torch.export need to know: the shapes, without the data.
+
+    def _fake(name: str):  # type: ignore[no-untyped-def]
+        return torch.library.register_fake(f"ddp_compress::{name}")
+
+    def _unknown_size(like: Tensor, dtype: torch.dtype) -> Tensor:
+        return like.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
+
+    @_fake("topk")
+    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, heavier):  # type: ignore[no-untyped-def]
+        indices = _unknown_size(bounds, torch.int32)
+        values = indices.new_empty(indices.shape, dtype=residuals[0].dtype)
+        return indices, values, bounds.new_empty(1, dtype=torch.bool)
+
+    @_fake("segment_means")
+    def _segment_means(values, counts):  # type: ignore[no-untyped-def]
+        return values.new_empty(counts.shape, dtype=torch.float32)
+
+    @_fake("accumulate")
+    def _accumulate(residual, grad, momentum, mu):  # type: ignore[no-untyped-def]
+        return None
+
+    @_fake("scatter_add")
+    def _scatter_add(out, start, indices, values, scale):  # type: ignore[no-untyped-def]
+        return None
+
+    @_fake("checksum")
+    def _checksum(data):  # type: ignore[no-untyped-def]
+        return data.new_empty(1, dtype=torch.int64)
+
+    @_fake("elias_fano_encode")
+    def _elias_fano_encode(indices, numel, k):  # type: ignore[no-untyped-def]
+        return _unknown_size(indices, torch.uint8)
+
+    @_fake("golomb_encode")
+    def _golomb_encode(indices, bounds):  # type: ignore[no-untyped-def]
+        return _unknown_size(indices, torch.uint8)
+
+    @_fake("elias_fano_decode")
+    def _elias_fano_decode(data, numel, k):  # type: ignore[no-untyped-def]
+        return _unknown_size(data, torch.int32), data.new_empty(1, dtype=torch.int64)
+
+    @_fake("golomb_decode")
+    def _golomb_decode(data, bounds, limit):  # type: ignore[no-untyped-def]
+        return _unknown_size(data, torch.int32), data.new_empty(1, dtype=torch.int64)

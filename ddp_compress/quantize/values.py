@@ -1,0 +1,60 @@
+"""Every value on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ddp_compress.layout import Plan
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Every value on its own, in a floating-point type.
+
+    Values too large for the type are sent as its largest number; error feedback keeps the rest.
+
+    Args:
+        dtype: torch.float32, torch.float16 or torch.bfloat16.
+
+    Raises:
+        ValueError: another dtype.
+
+    Example:
+        >>> values = torch.tensor([1.5, -1e6])
+        >>> wire = Values(torch.float16).encode(values, torch.tensor([2]))
+        >>> Values(torch.float16).decode(wire, torch.tensor([2]))
+        tensor([ 1.5000e+00, -6.5504e+04])
+    """
+
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            names = ", ".join(map(str, DTYPES))
+            raise ValueError(f"value_dtype must be one of {names}; got {self.dtype!r}")
+
+    def size(self, plan: Plan) -> int:
+        """Bytes for all K values."""
+        return plan.k * self.dtype.itemsize
+
+    def encode(self, values: Tensor, counts: Tensor) -> Tensor:
+        """The values [K], cast: uint8 [K * itemsize]."""
+        limit = torch.finfo(self.dtype).max
+        return values.clamp(-limit, limit).to(self.dtype).view(torch.uint8)
+
+    def decode(self, data: Tensor, counts: Tensor) -> Tensor:
+        """The values [K], fp32."""
+        expected = int(counts.sum()) * self.dtype.itemsize
+        if len(data) != expected:
+            raise ValueError(f"values: got {len(data)} bytes, expected {expected}")
+        values = data.clone().view(self.dtype).float()
+        if not values.isfinite().all():
+            raise ValueError("values: a value is not finite")
+        return values

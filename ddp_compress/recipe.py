@@ -1,0 +1,123 @@
+"""A recipe names its five parts. The parts are frozen configuration: all that changes is elsewhere.
+
+    gradient ─► memory + select ─► quantize ─► codec ─► exchange ─► mean
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from ddp_compress.layout import Plan, Scope, Sparse
+from ddp_compress.schedules import Schedule
+
+if TYPE_CHECKING:
+    from ddp_compress.exchange.comm import Comm, Work
+    from ddp_compress.message import Delivery, Message
+
+
+class Memory(Protocol):
+    """What a rank keeps of the gradients it has not sent."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors kept for every parameter, each as large as the parameter."""
+
+    @property
+    def momentum(self) -> float:
+        """Factor of the kept momentum; 0 where none is kept."""
+
+    def retain(self, kept: Mapping[str, Tensor], grad: Tensor) -> None:
+        """Move the gradient [N] into memory, leaving zeros."""
+
+    def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
+        """Take out what was sent; ``exact`` entries are those that travel at every step."""
+
+
+class Select(Protocol):
+    """Which entries of the accumulated gradient to send."""
+
+    @property
+    def density(self) -> float | Schedule:
+        """Share of the elements to send."""
+
+    @property
+    def scope(self) -> Scope:
+        """What one selection runs over."""
+
+    def __call__(
+        self,
+        grads: Sequence[Tensor],
+        kept: Sequence[Mapping[str, Tensor]],
+        memory: Memory,
+        plan: Plan,
+    ) -> tuple[Sparse, bool]:
+        """The entries to send, and whether everything seen was finite. Writes nothing."""
+
+
+class Quantize(Protocol):
+    """The values on the wire, for positions that the receiver knows."""
+
+    def size(self, plan: Plan) -> int:
+        """The most bytes that `encode` gives."""
+
+    def encode(self, values: Tensor, counts: Tensor) -> Tensor:
+        """Bytes of the values [K], with ``counts`` [G] of them in every group."""
+
+    def decode(self, data: Tensor, counts: Tensor) -> Tensor:
+        """The values [K] again, fp32; ValueError where the bytes do not fit the counts."""
+
+
+class Codec(Protocol):
+    """Positions on the wire."""
+
+    def size(self, plan: Plan) -> int:
+        """The most bytes that `encode` gives."""
+
+    def encode(self, indices: Tensor, plan: Plan) -> Tensor:
+        """Bytes of the ascending positions [K], int32."""
+
+    def decode(self, data: Tensor, plan: Plan) -> tuple[Tensor, int]:
+        """The positions again, and the bytes they took; ValueError where the bytes are bad."""
+
+
+class Exchange(Protocol):
+    """The only part that knows of other ranks. It orders the other parts' work."""
+
+    def run(
+        self, message: Message, recipe: Recipe, comm: Comm
+    ) -> Generator[Work, None, list[Delivery] | None]:
+        """Send a message and return what to add on this rank, or None to abort the step.
+
+        A generator: it launches collectives, and yields each before it needs the result. All ranks
+        launch in the same order, so whoever drives it decides when to wait, never what comes first.
+        """
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An algorithm: five parts that fit together.
+
+    Args:
+        name: how the algorithm is called in the literature.
+        memory: what is kept of unsent gradients.
+        select: which entries are sent.
+        quantize: how their values travel.
+        codec: how their positions travel.
+        exchange: how ranks share them.
+
+    Example:
+        >>> from ddp_compress import recipes
+        >>> recipes.topk(density=0.01).codec
+        EliasFano()
+    """
+
+    name: str
+    memory: Memory
+    select: Select
+    quantize: Quantize
+    codec: Codec
+    exchange: Exchange

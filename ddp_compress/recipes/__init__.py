@@ -1,0 +1,25 @@
+"""Algorithms from the literature, each a short file that names its parts."""
+
+from ddp_compress.recipe import Recipe
+from ddp_compress.recipes.dgc import dgc
+from ddp_compress.recipes.sbc import sbc
+from ddp_compress.recipes.topk import topk
+
+__all__ = ["dgc", "sbc", "topk"]
+
+
+def by_name(name: str, **options: object) -> Recipe:
+    """Make a recipe by its name.
+
+    Raises:
+        ValueError: no recipe has this name.
+        TypeError: the recipe takes no such option.
+
+    Example:
+        >>> by_name("sbc", density=0.001).name
+        'sbc'
+    """
+    if name not in __all__:
+        raise ValueError(f"recipe must be one of {', '.join(__all__)}; got {name!r}")
+    recipe: Recipe = globals()[name](**options)
+    return recipe

@@ -1,0 +1,44 @@
+"""Sparse Binary Compression: positions and one mean."""
+
+from ddp_compress.codec import by_name
+from ddp_compress.exchange import AllGather
+from ddp_compress.layout import Scope
+from ddp_compress.memory import Residual
+from ddp_compress.quantize import Means
+from ddp_compress.recipe import Recipe
+from ddp_compress.schedules import Schedule
+from ddp_compress.select import HeavierSide
+
+
+def sbc(
+    density: float | Schedule = 0.001,
+    scope: Scope = "tensor",
+    codec: str = "elias_fano",
+) -> Recipe:
+    """Send where the heavier-sided largest entries are, and their mean.
+
+    Of each tensor the k largest positive and the k most negative entries compete; the side with
+    the larger mean is sent, as positions and that one mean. The rest stays in the residual.
+
+    Args:
+        density: share of the elements to send, or a schedule of it.
+        scope: what one selection and one mean run over: ``"tensor"``, ``"bucket"`` or ``"model"``.
+        codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
+
+    Raises:
+        ValueError: an argument lies outside its range.
+
+    Source: Sattler et al., Sparse Binary Compression (2018), Alg. 2-4.
+
+    Example:
+        >>> sbc(density=0.001).quantize
+        Means()
+    """
+    return Recipe(
+        "sbc",
+        Residual(),
+        HeavierSide(density, scope),
+        Means(),
+        by_name(codec),
+        AllGather(),
+    )

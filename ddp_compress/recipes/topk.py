@@ -1,0 +1,45 @@
+"""Gradient dropping: the largest entries, with error feedback."""
+
+import torch
+
+from ddp_compress.codec import by_name
+from ddp_compress.exchange import AllGather
+from ddp_compress.layout import Scope
+from ddp_compress.memory import Residual
+from ddp_compress.quantize import Values
+from ddp_compress.recipe import Recipe
+from ddp_compress.schedules import Schedule
+from ddp_compress.select import TopK
+
+
+def topk(
+    density: float | Schedule = 0.01,
+    scope: Scope = "tensor",
+    codec: str = "elias_fano",
+    value_dtype: torch.dtype = torch.float32,
+) -> Recipe:
+    """Send the entries of largest magnitude; what is left is added to the next gradient.
+
+    Args:
+        density: share of the elements to send, or a schedule of it.
+        scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
+        codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
+        value_dtype: how values travel; what rounding loses stays in the residual.
+
+    Raises:
+        ValueError: an argument lies outside its range.
+
+    Source: Aji & Heafield, Sparse Communication for Distributed Gradient Descent (EMNLP 2017).
+
+    Example:
+        >>> topk(density=0.01).select
+        TopK(density=0.01, scope='tensor')
+    """
+    return Recipe(
+        "topk",
+        Residual(),
+        TopK(density, scope),
+        Values(value_dtype),
+        by_name(codec),
+        AllGather(),
+    )

@@ -1,0 +1,89 @@
+"""Twin of csrc/cpu/topk.cpp."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddp_compress.reference.segment_means import exact_mean
+
+
+def topk(
+    grads: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    momentum: float,
+    bounds: Tensor,
+    groups: Tensor,
+    ks: Tensor,
+    heavier: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the k largest entries of the accumulated gradient in every group.
+
+    The accumulated gradient is ``a = residual + grad``, or ``residual + (momentum * momenta +
+    grad)``. Of each group the k entries of largest magnitude are taken, the first of equals first;
+    zeros never. With ``heavier`` the k largest positive and the k most negative entries compete:
+    the side whose mean is larger in magnitude is taken, the negative one when they are equal
+    (SBC, Alg. 2). Nothing is written.
+
+    Args:
+        grads: chunks of the message, [N_c] each, one dtype (fp32, bf16, fp16, fp64); N in all.
+        residuals: one for each chunk, fp32 (fp64 for fp64 gradients).
+        momenta: like ``residuals``, or empty.
+        momentum: factor of ``momenta``.
+        bounds: [P + 1], int64, offsets of the P parameters in the message, from 0 to N.
+        groups: [P], int64, the group of each parameter; -1 for parameters left out. A group's
+            parameters follow one another, but for left-out ones.
+        ks: [G], int64, the most entries to take from each group, at least 1.
+        heavier: whether only the heavier-sided entries are taken.
+
+    Returns:
+        The positions [K] (int32, ascending in the message), the accumulated values [K], and a
+        bool [1]: whether every accumulated value of the groups is finite. Where it is not, the
+        selection has no meaning.
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit.
+
+    Example:
+        >>> indices, values, finite = topk(
+        ...     [torch.tensor([1.0, -3.0, 2.0])], [torch.zeros(3)], [], 0.0,
+        ...     torch.tensor([0, 3]), torch.tensor([0]), torch.tensor([2]), False)
+        >>> indices, values, finite
+        (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]))
+    """
+    accumulated = _accumulated(grads, residuals, momenta, momentum)
+    edges, of_param = bounds.tolist(), groups.tolist()
+    found, finite = [], True
+    for group, k in enumerate(ks.tolist()):
+        spans = [
+            torch.arange(edges[p], edges[p + 1]) for p, g in enumerate(of_param) if g == group
+        ]
+        positions = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+        values = accumulated[positions]
+        finite = finite and bool(values.isfinite().all())
+        chosen = _heavier_side(values, k) if heavier else _largest(values.abs(), k)
+        found.append(positions[chosen])
+    indices = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+    return indices.int(), accumulated[indices], torch.tensor([finite])
+
+
+def _accumulated(
+    grads: Sequence[Tensor], residuals: Sequence[Tensor], momenta: Sequence[Tensor], mu: float
+) -> Tensor:
+    residual = torch.cat([r.flatten() for r in residuals])
+    grad = torch.cat([g.flatten() for g in grads]).to(residual.dtype)
+    if momenta:
+        grad = torch.cat([m.flatten() for m in momenta]) * mu + grad
+    return residual + grad
+
+
+def _largest(magnitudes: Tensor, k: int) -> Tensor:
+    """Positions, ascending, of the k largest positive entries; the first of equals first."""
+    order = magnitudes.argsort(descending=True, stable=True)[:k]
+    return order[magnitudes[order] > 0].sort().values
+
+
+def _heavier_side(values: Tensor, k: int) -> Tensor:
+    up, down = _largest(values.clamp(min=0), k), _largest((-values).clamp(min=0), k)
+    return up if exact_mean(values[up]) > -exact_mean(values[down]) else down

@@ -1,0 +1,6 @@
+"""Which entries to send: one idea a file."""
+
+from ddp_compress.select.heavier_side import HeavierSide
+from ddp_compress.select.top_k import TopK
+
+__all__ = ["HeavierSide", "TopK"]

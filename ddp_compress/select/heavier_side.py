@@ -1,0 +1,29 @@
+"""The heavier-sided largest entries: all positive or all negative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ddp_compress.select.top_k import TopK
+
+
+@dataclass(frozen=True)
+class HeavierSide(TopK):
+    """The largest positive or the most negative entries, whichever have the larger mean.
+
+    Up to ``max(1, round(density * N))`` positive entries compete with as many negative ones. The
+    other side is not sent and stays in the residual. Equal means choose the negative side.
+
+    Args:
+        density: share of the elements, in (0, 1], or a schedule of it.
+        scope: what one selection runs over, see `TopK`.
+
+    Source: Sattler et al., Sparse Binary Compression (2018), Alg. 2.
+
+    Example:
+        >>> HeavierSide(0.001)
+        HeavierSide(density=0.001, scope='tensor')
+    """
+
+    heavier: ClassVar[bool] = True

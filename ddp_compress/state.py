@@ -1,0 +1,307 @@
+"""All that changes: residuals and their kin, the step, the statistics."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+
+from ddp_compress.exchange import Comm
+from ddp_compress.guards import refuse_second_momentum, refuse_unsupported_parameters
+from ddp_compress.layout import Layout
+from ddp_compress.message import Chunk
+from ddp_compress.recipe import Recipe
+from ddp_compress.schedules import Schedule, density_at
+from ddp_compress.stats import Stats
+from ddp_compress.store import ParameterStore
+from ddp_compress.transaction import Settings, Transaction
+
+FORMAT = 1  # of state_dict()
+
+
+class CompressionState:
+    """What a rank carries from step to step, and the way of a gradient through a recipe.
+
+    A step is a transaction. Gradients come in chunk by chunk; each message is selected, encoded
+    and sent as soon as it is full, but memory is written only when the last chunk is in and every
+    rank's messages have arrived whole. If any rank met a non-finite gradient, nothing is written
+    anywhere and every gradient comes back as NaN, so that the optimizer's step is skipped
+    everywhere (by ``torch.amp.GradScaler``, or by whoever checks the gradient norm).
+
+    Args:
+        model: the DDP module or the bare one. Its parameters name the state's tensors.
+        recipe: see `ddp_compress.recipes`.
+        process_group: the ranks to exchange with; None for the default group.
+        start_step: the step that density schedules start from.
+        min_numel: parameters with fewer elements are exact: they travel dense, in the gradient's
+            dtype, inside the same messages. Raise it when the few hundred numbers of biases and
+            norms matter more than their bytes: at 0.1 % density they can outweigh all the rest.
+        flush_bytes: a message goes out when it holds this many bytes. Small ones cost a round
+            trip each; large ones do not overlap backward.
+
+    Attributes:
+        stats: see `Stats`.
+        step: steps taken, ``start_step`` included; an aborted step is not counted.
+
+    Raises:
+        TypeError: ``recipe`` is not a `Recipe`.
+        ValueError: a parameter is complex or has sparse gradients, or an argument lies outside
+            its range.
+
+    Example:
+        >>> import torch, ddp_compress as dc
+        >>> model = torch.nn.Linear(4, 2)
+        >>> state = dc.CompressionState(model, dc.recipes.topk(density=0.5))
+        >>> state.reduce({"weight": torch.tensor([4.0, 1, 2, 3, 0, 0, 0, 9])})["weight"]
+        tensor([4., 0., 2., 3., 0., 0., 0., 9.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        process_group: dist.ProcessGroup | None = None,
+        start_step: int = 0,
+        min_numel: int = 0,
+        flush_bytes: int = 256 * 1024,
+    ) -> None:
+        if not isinstance(recipe, Recipe):
+            raise TypeError(
+                f"recipe must be a ddp_compress Recipe such as recipes.sbc(density=0.001), "
+                f"got {type(recipe).__name__}"
+            )
+        for name, value in (("start_step", start_step), ("min_numel", min_numel)):
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if flush_bytes < 1:
+            raise ValueError(f"flush_bytes must be 1 or more, got {flush_bytes}")
+        bare = getattr(model, "module", model) if _is_ddp(model) else model
+        refuse_unsupported_parameters(bare)
+        self.recipe = recipe
+        self.process_group = process_group
+        self.step = start_step
+        self.stats = Stats()
+        self._names = {id(p): name for name, p in bare.named_parameters(remove_duplicate=True)}
+        self._sizes = {name: p.numel() for name, p in bare.named_parameters()}
+        self._parameters = list(bare.parameters())  # keeps the ids above valid
+        self._store = ParameterStore(recipe.memory.tensors)
+        self._settings = Settings(recipe, min_numel, flush_bytes)
+        self._comm: Comm | None = None
+        self._transaction: Transaction | None = None
+        self._elements = 0
+        if "momentum" in recipe.memory.tensors:
+            refuse_second_momentum(self._parameters, recipe.name)
+
+    def __repr__(self) -> str:
+        kept = sum(self._sizes.values())
+        return (
+            f"CompressionState(recipe={self.recipe!r}, step={self.step}, "
+            f"parameters={len(self._sizes)} ({kept} elements), ratio={self.stats.ratio:.1f})"
+        )
+
+    # ------------------------------------------------------------------ the way of a gradient
+
+    def push(self, flat: Tensor, layout: Layout, last: bool) -> Future[Tensor]:
+        """Take one flat gradient of a step; complete all the step's futures at the last.
+
+        A GradBucket is one case, a weight difference another. All ranks push equal layouts in
+        equal order.
+
+        Args:
+            flat: [N], fp32, bf16, fp16 or fp64, contiguous. It becomes the result, in place.
+            layout: its parameters in order.
+            last: whether the step ends with it.
+
+        Returns:
+            A future of ``flat``, holding the mean over ranks of what they sent; after an aborted
+            step NaN.
+
+        Raises:
+            PeerError: on every rank, where a rank failed or compresses otherwise.
+            ValueError: on every rank, where a message is corrupt.
+        """
+        if self._transaction is None:
+            self._transaction = Transaction(self._settings, self._store, self._bind(), self.step)
+        chunk = Chunk(flat, layout)
+        self._transaction.add(chunk)
+        self._elements += flat.numel()
+        if last:
+            self._finish()
+        return chunk.future
+
+    def reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Average named tensors through the recipe, as one step without DDP.
+
+        Args:
+            tensors: for some parameters, by name, a tensor of as many elements; not changed.
+
+        Returns:
+            For each the mean over ranks of what they sent, shaped as given.
+
+        Raises:
+            KeyError: a name is not a parameter of the model.
+            ValueError: a size does not fit.
+        """
+        for name, tensor in tensors.items():
+            if tensor.numel() != self._sizes[name]:
+                raise ValueError(
+                    f"{name} has {tensor.numel()} elements, expected {self._sizes[name]}"
+                )
+        layout = Layout(tuple(tensors), tuple(t.numel() for t in tensors.values()))
+        flat = torch.cat([t.detach().flatten() for t in tensors.values()])
+        mean = self.push(flat, layout, last=True).wait()
+        parts = mean.split(list(layout.sizes))
+        return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}
+
+    def layout(self, parameters: Sequence[Tensor]) -> Layout:
+        """The layout of a bucket that holds these parameters.
+
+        Raises:
+            ValueError: a parameter is not the model's.
+        """
+        unknown = [p for p in parameters if id(p) not in self._names]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
+                "not of the model that this state was made for"
+            )
+        return Layout(
+            tuple(self._names[id(p)] for p in parameters), tuple(p.numel() for p in parameters)
+        )
+
+    def abandon_step(self) -> None:
+        """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
+        self._transaction = None
+        self._elements = 0
+
+    def _finish(self) -> None:
+        assert self._transaction is not None
+        elements = self._elements
+        try:
+            committed = self._transaction.finish()
+        finally:
+            self.abandon_step()
+        if not committed:
+            self.stats.aborted += 1
+            return
+        self.step += 1
+        world_size = self._bind().world_size
+        self.stats.steps += 1
+        self.stats.elements += elements
+        self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * elements
+
+    def _bind(self) -> Comm:
+        """Meet the other ranks, once: a state may be built before the process group."""
+        if self._comm is None:
+            comm = Comm(self.process_group, self.stats)
+            comm.agree(self._description())
+            self._comm = comm
+        return self._comm
+
+    def _description(self) -> str:
+        """What all ranks must share, in words."""
+        recipe, settings = self.recipe, self._settings
+        steps = [self.step, *(self.step + 2**i for i in range(0, 21, 2))]
+        density = sorted({_printable(recipe.select.density, step) for step in steps})
+        shapes = zlib.crc32(repr(sorted(self._sizes.items())).encode())
+        return (
+            f"recipe {recipe.name}, density {' '.join(density)}, scope {recipe.select.scope}, "
+            f"{recipe.memory}, {recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
+            f"step {self.step}, min_numel {settings.min_numel}, "
+            f"flush_bytes {settings.flush_bytes}, parameters #{shapes:08x}"
+        )
+
+    # ---------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's memory, step and statistics: plain tensors and numbers, all copies.
+
+        Every rank keeps its own: residuals differ between ranks. Load it with
+        ``torch.load(..., weights_only=True)``.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
+            >>> sorted(state.state_dict())
+            ['format', 'recipe', 'stats', 'step', 'tensors']
+        """
+        return {
+            "format": FORMAT,
+            "recipe": self.recipe.name,
+            "step": self.step,
+            "stats": self.stats.state_dict(),
+            "tensors": self._store.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, of the same model and recipe; density may differ.
+
+        Raises:
+            ValueError: the checkpoint does not fit. Nothing has changed then.
+            RuntimeError: a step is under way.
+        """
+        if self._transaction is not None:
+            raise RuntimeError("load_state_dict was called between the buckets of a step")
+        stats = self._checked(saved)
+        self._store.load(saved["tensors"])
+        self.step = saved["step"]
+        self.stats = stats
+        self._comm = None  # the ranks must agree again
+
+    def _checked(self, saved: Mapping[str, Any]) -> Stats:
+        missing = {"format", "recipe", "step", "stats", "tensors"} - set(saved)
+        if missing:
+            raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
+        if saved["format"] != FORMAT:
+            raise ValueError(f"checkpoint has format {saved['format']!r}, expected {FORMAT}")
+        if saved["recipe"] != self.recipe.name:
+            raise ValueError(
+                f"checkpoint is of recipe {saved['recipe']!r}, expected {self.recipe.name!r}"
+            )
+        step, tensors = saved["step"], saved["tensors"]
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
+        if set(tensors) != set(self._store.slots):
+            raise ValueError(
+                f"checkpoint keeps {sorted(tensors)}, expected {sorted(self._store.slots)}"
+            )
+        for slot, by_name in tensors.items():
+            for name, tensor in by_name.items():
+                self._check_tensor(f"{slot} of {name}", name, tensor)
+        try:
+            return Stats(**saved["stats"])
+        except TypeError as error:
+            raise ValueError(f"checkpoint has unknown statistics: {error}") from None
+
+    def _check_tensor(self, what: str, name: str, tensor: Any) -> None:
+        if name not in self._sizes:
+            raise ValueError(f"checkpoint holds {what}, which is no parameter of the model")
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"checkpoint's {what} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.shape != (self._sizes[name],):
+            raise ValueError(
+                f"checkpoint's {what} has shape {tuple(tensor.shape)}, "
+                f"expected ({self._sizes[name]},)"
+            )
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"checkpoint's {what} has dtype {tensor.dtype}, expected float32 or float64"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(f"checkpoint's {what} is not finite")
+
+
+def _printable(density: float | Schedule, step: int) -> str:
+    try:
+        return f"{density_at(density, step):.9g}"
+    except (TypeError, ValueError):
+        return "invalid"  # the step that asks for it raises
+
+
+def _is_ddp(model: nn.Module) -> bool:
+    return isinstance(model, nn.parallel.DistributedDataParallel)

@@ -1,0 +1,53 @@
+"""What really went over the wire."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Stats:
+    """Counts since the state was made, for this rank.
+
+    Attributes:
+        steps: committed steps. Aborted ones are counted apart, their bytes with the rest.
+        aborted: steps given up because a rank had a non-finite gradient.
+        elements: gradient elements handled, N summed over steps.
+        nonzeros: entries this rank sent.
+        payload_bits: bits this rank encoded, header included: what papers call uplink.
+        sent_bytes: bytes that left this rank in collectives, padding included. An all-gather
+            carries each rank's message to W - 1 others, so it counts W - 1 times.
+        received_bytes: bytes that this rank took from collectives: W - 1 messages each.
+        dense_bytes: bytes that a ring all-reduce of fp32 would have sent, 2 (W - 1) / W * 4 N.
+        collectives: collective calls.
+    """
+
+    steps: int = 0
+    aborted: int = 0
+    elements: int = 0
+    nonzeros: int = 0
+    payload_bits: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    dense_bytes: float = 0.0
+    collectives: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than fp32 the payload is: 32 N / payload_bits."""
+        return 32 * self.elements / self.payload_bits if self.payload_bits else float("nan")
+
+    @property
+    def bits_per_nonzero(self) -> float:
+        """Payload bits for each entry sent, positions, values and headers together."""
+        return self.payload_bits / self.nonzeros if self.nonzeros else float("nan")
+
+    def collective(self, sent: int, received: int) -> None:
+        """Count one collective call and its bytes."""
+        self.collectives += 1
+        self.sent_bytes += sent
+        self.received_bytes += received
+
+    def state_dict(self) -> dict[str, float]:
+        """The counts as plain numbers."""
+        return asdict(self)

@@ -1,0 +1,164 @@
+"""One step: everything is sent, then all of it is committed or none."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ddp_compress import ops
+from ddp_compress.exchange import Comm
+from ddp_compress.exchange.comm import Work
+from ddp_compress.layout import plan
+from ddp_compress.message import Chunk, Delivery, Message, memory_dtype
+from ddp_compress.recipe import Memory, Recipe
+from ddp_compress.schedules import density_at
+from ddp_compress.store import ParameterStore
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stays the same from step to step; see `CompressionState`."""
+
+    recipe: Recipe
+    min_numel: int
+    flush_bytes: int
+
+
+class Transaction:
+    """The chunks of one step on their way.
+
+    Memory is only read until `commit`, so an error or an abort at any time before leaves it whole
+    by doing nothing.
+
+    Args:
+        settings: see `Settings`.
+        store: where memory is kept.
+        comm: the other ranks.
+        step: the step's number.
+    """
+
+    def __init__(self, settings: Settings, store: ParameterStore, comm: Comm, step: int) -> None:
+        self._settings = settings
+        self._store = store
+        self._comm = comm
+        self._step = step
+        self._open: dict[tuple[torch.dtype, torch.device], list[Chunk]] = {}
+        self._sent: list[tuple[Sequence[Chunk], _Running]] = []
+        self._failure: Exception | None = None
+        comm.begin_step()
+
+    def add(self, chunk: Chunk) -> None:
+        """Put a chunk into the open message of its kind; send the message when it is full.
+
+        An error waits: the message that is due next carries it to every rank.
+        """
+        key = (chunk.grad.dtype, chunk.grad.device)
+        self._open.setdefault(key, []).append(chunk)
+        try:
+            if self._is_full(self._open[key]):
+                self._send(self._open.pop(key))
+        except Exception as error:
+            self._failure = self._failure or error
+
+    def finish(self) -> bool:
+        """Send what is open, wait for every rank, commit.
+
+        Returns:
+            Whether the step was committed; False where a rank had a non-finite gradient.
+
+        Raises:
+            PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
+        """
+        for chunks in self._open.values():
+            self._send(chunks)
+        outcomes = [running.complete() for _, running in self._sent]
+        if self._failure:
+            raise self._failure
+        finite = None not in outcomes
+        for (chunks, _), deliveries in zip(self._sent, outcomes, strict=True):
+            self._settle(chunks, deliveries if finite else None)
+        for chunks, _ in self._sent:
+            for chunk in chunks:
+                chunk.future.set_result(chunk.grad)
+        return finite
+
+    def _is_full(self, chunks: Sequence[Chunk]) -> bool:
+        recipe = self._settings.recipe
+        if recipe.select.scope == "model":
+            return False
+        message = self._message(chunks)
+        size = recipe.codec.size(message.plan) + recipe.quantize.size(message.plan)
+        size += len(message.plan.exact) * chunks[0].grad.dtype.itemsize
+        return size >= self._settings.flush_bytes
+
+    def _message(self, chunks: Sequence[Chunk]) -> Message:
+        select = self._settings.recipe.select
+        layouts = tuple(chunk.layout for chunk in chunks)
+        density = density_at(select.density, self._step)
+        return Message(
+            chunks, plan(layouts, select.scope, density, self._settings.min_numel), self._step
+        )
+
+    def _send(self, chunks: Sequence[Chunk]) -> None:
+        exchange: Generator[Work, None, list[Delivery] | None]
+        try:
+            if self._failure:
+                raise self._failure
+            for chunk in chunks:
+                dtype = memory_dtype(chunk.grad.dtype)
+                chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
+            recipe = self._settings.recipe
+            exchange = recipe.exchange.run(self._message(chunks), recipe, self._comm)
+        except Exception as error:
+            exchange = self._comm.report(error)
+        self._sent.append((chunks, _Running(exchange)))
+
+    def _settle(self, chunks: Sequence[Chunk], deliveries: list[Delivery] | None) -> None:
+        start = 0
+        for chunk in chunks:
+            if deliveries is None:
+                chunk.grad.fill_(torch.nan)
+            else:
+                _commit(chunk, start, deliveries, self._settings.recipe.memory)
+            start += len(chunk.grad)
+
+
+def _commit(chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory) -> None:
+    """Write memory, and the averaged gradient in the place of this rank's own."""
+    memory.retain(chunk.kept, chunk.grad)
+    for delivery in deliveries:
+        memory.release(
+            chunk.kept, delivery.sent.within(start, len(chunk.grad)), delivery.exact
+        )
+        ops.scatter_add(
+            chunk.grad,
+            start,
+            [entries.indices for entries in delivery.received],
+            [entries.values for entries in delivery.received],
+            delivery.scale,
+        )
+
+
+class _Running:
+    """An exchange under way, launched up to its first collective."""
+
+    def __init__(self, exchange: Generator[Work, None, list[Delivery] | None]) -> None:
+        self._exchange = exchange
+        self._done = False
+        self._outcome: list[Delivery] | None = None
+        self._advance()
+
+    def complete(self) -> list[Delivery] | None:
+        """Wait until it ends; what it brought."""
+        while not self._done:
+            self._advance()
+        return self._outcome
+
+    def _advance(self) -> None:
+        try:
+            next(self._exchange)
+        except StopIteration as end:
+            self._done, self._outcome = True, end.value
+

@@ -1,0 +1,108 @@
+"""The command line; wrong input is reported once, not once a rank."""
+
+import argparse
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from traffic import BUILT_IN
+
+import ddp_compress as dc
+
+TASK_DEFAULTS: dict[str, dict[str, float]] = {
+    "lm": {"steps": 2400, "batch_size": 4, "lr": 0.3},
+    "image": {"steps": 600, "batch_size": 16, "lr": 0.05},
+}
+
+
+def fail(message: str) -> NoReturn:
+    """Exit with an error: one rank of a machine speaks, the others wait to be ended by torchrun."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"train.py: error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(5)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that fails by :func:`fail`."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line and fill in the defaults that depend on the task."""
+    parser = Parser(
+        description="Train on several ranks and let the gradients travel compressed.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--task", choices=list(TASK_DEFAULTS), default="lm", help="what to learn")
+    add("--data", type=Path, help="lm: a text file; image: a folder with CIFAR-10")
+    add("--recipe", choices=[*BUILT_IN, *dc.recipes.__all__], default="topk")
+    add("--density", type=density, default=0.01, help="share of the gradient that is sent")
+    add("--warmup-steps", type=natural, help="steps in which the density falls (default: 1/6)")
+    add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
+    add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
+    add("--steps", type=positive_int, help="(default: lm 2400, image 600)")
+    add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")
+    add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
+    add("--momentum", type=momentum, default=0.9)
+    add("--seed", type=natural, default=0)
+    add("--json", type=output_file, metavar="FILE", help="write configuration and results")
+    add("--plot", type=output_file, metavar="FILE", help="draw loss against steps and bytes")
+    args = parser.parse_args()
+
+    for name, value in TASK_DEFAULTS[args.task].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.warmup_steps is None:
+        args.warmup_steps = args.steps // 6
+    if args.warmup_steps >= args.steps:
+        parser.error(f"--warmup-steps {args.warmup_steps} must be below --steps {args.steps}")
+    return args
+
+
+def positive_int(text: str) -> int:
+    """1, 2, 3, …"""
+    number = int(text)
+    return number if number > 0 else refuse(text, "must be positive")
+
+
+def natural(text: str) -> int:
+    """0, 1, 2, …"""
+    number = int(text)
+    return number if number >= 0 else refuse(text, "must not be negative")
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    number = float(text)
+    return number if 0 < number < math.inf else refuse(text, "must be positive and finite")
+
+
+def density(text: str) -> float:
+    """A number in (0, 1]."""
+    number = float(text)
+    return number if 0 < number <= 1 else refuse(text, "must lie in (0, 1]")
+
+
+def momentum(text: str) -> float:
+    """A number in [0, 1)."""
+    number = float(text)
+    return number if 0 <= number < 1 else refuse(text, "must lie in [0, 1)")
+
+
+def output_file(text: str) -> Path:
+    """A path in a folder that exists: better to hear now than after the training."""
+    path = Path(text)
+    return path if path.parent.is_dir() else refuse(text, "is in a folder that does not exist")
+
+
+def refuse(text: str, reason: str) -> NoReturn:
+    """Reject an argument's value."""
+    raise argparse.ArgumentTypeError(f"{text} {reason}")

@@ -1,0 +1,126 @@
+"""How gradients travel, and what that costs: dense, PyTorch's own hooks, or a compressed recipe."""
+
+import inspect
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from models import count_parameters
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import ddp_compress as dc
+
+BUILT_IN = ("none", "fp16", "powersgd")
+POWERSGD_RANK = 4
+WARMUP_DENSITY = 0.25  # where a density warm-up starts
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank spent on gradients in so many steps."""
+
+    steps: int
+    payload_bytes: float  # what the rank encoded
+    sent_bytes: float  # what it gave to collectives
+    received_bytes: float  # what it took from them
+    nonzeros: int | None = None  # entries the payload holds, where that is counted
+    measured: bool = True  # False: computed as for a ring all-reduce
+
+    def __sub__(self, earlier: "Traffic") -> "Traffic":
+        return Traffic(
+            self.steps - earlier.steps,
+            self.payload_bytes - earlier.payload_bytes,
+            self.sent_bytes - earlier.sent_bytes,
+            self.received_bytes - earlier.received_bytes,
+            None if self.nonzeros is None else self.nonzeros - (earlier.nonzeros or 0),
+            self.measured,
+        )
+
+
+Meter = Callable[[int], Traffic]  # of the first so many steps
+
+
+def ring_all_reduce(steps: int, payload_bytes: float) -> Traffic:
+    """A ring all-reduce over W ranks moves 2(W-1)/W of its payload out of and into every rank."""
+    world_size = dist.get_world_size()
+    moved = 2 * (world_size - 1) / world_size * payload_bytes
+    return Traffic(steps, payload_bytes, moved, moved, measured=False)
+
+
+def holds_momentum(recipe: str) -> bool:
+    """Whether the recipe applies momentum itself, so that the optimizer must not."""
+    return recipe not in BUILT_IN and "momentum" in _words(recipe)
+
+
+def make_recipe(args: Namespace) -> Any:
+    """``dc.recipes.<name>`` with those of our options that it takes; None for built-in hooks."""
+    words = set() if args.recipe in BUILT_IN else _words(args.recipe)
+    for name in ("scope", "codec"):
+        if getattr(args, name) and name not in words:
+            raise ValueError(f"recipe {args.recipe} takes no --{name}")
+    if args.recipe in BUILT_IN:
+        return None
+    options = {
+        "density": density_schedule(args.density, args.warmup_steps),
+        "momentum": args.momentum,
+        "scope": args.scope,
+        "codec": args.codec,
+    }
+    chosen = {name: value for name, value in options.items() if name in words and value is not None}
+    return getattr(dc.recipes, args.recipe)(**chosen)
+
+
+def density_schedule(density: float, warmup_steps: int) -> Any:
+    """The density itself, or a schedule that falls to it from 0.25."""
+    if warmup_steps == 0 or density >= WARMUP_DENSITY:
+        return density
+    return dc.schedules.exponential_warmup(density, warmup_steps, start=WARMUP_DENSITY)
+
+
+def attach(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Meter:
+    """Choose how the gradients of ``model`` travel; returns a meter of what that costs."""
+    elements = count_parameters(model)
+    if args.recipe == "none":
+        return lambda steps: ring_all_reduce(steps, 4 * elements * steps)
+    if args.recipe == "fp16":
+        model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        return lambda steps: ring_all_reduce(steps, 2 * elements * steps)
+    if args.recipe == "powersgd":
+        return attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
+
+    state = dc.attach(model, recipe)  # the one line that a training script needs
+
+    def meter(steps: int) -> Traffic:
+        stats = state.stats
+        payload_bytes = stats.payload_bits / 8
+        return Traffic(steps, payload_bytes, stats.sent_bytes, stats.received_bytes, stats.nonzeros)
+
+    return meter
+
+
+def attach_powersgd(model: DistributedDataParallel, elements: int, dense_steps: int) -> Meter:
+    """PyTorch's PowerSGD, after some dense steps; it counts the elements that it all-reduces."""
+    state = powerSGD_hook.PowerSGDState(
+        process_group=None,
+        matrix_approximation_rank=POWERSGD_RANK,
+        start_powerSGD_iter=dense_steps,
+    )
+    model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+    def meter(steps: int) -> Traffic:
+        dense = min(steps, dense_steps) * elements
+        return ring_all_reduce(steps, 4 * (dense + state.total_numel_after_compression))
+
+    return meter
+
+
+def bucket_cap_mb(recipe: str, elements: int) -> int | None:
+    """One bucket for the whole model for PowerSGD: with several it deadlocks on Gloo."""
+    return 4 * elements // 2**20 + 1 if recipe == "powersgd" else None
+
+
+def _words(recipe: str) -> set[str]:
+    return set(inspect.signature(getattr(dc.recipes, recipe)).parameters)

@@ -1,0 +1,185 @@
+"""Train on several ranks and let the gradients travel compressed.
+
+torchrun --nproc_per_node=4 examples/train.py --recipe sbc --density 0.01
+
+This is an ordinary DistributedDataParallel script. What compression adds to it is one line,
+``dc.attach(model, recipe)`` in ``traffic.py``.
+"""
+
+import itertools
+import math
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from data import Samples, Split, image_task, text_task
+from models import ByteModel, ConvNet, count_parameters
+from options import fail, parse_args
+from report import Measurement, Report
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+from tqdm import tqdm
+from traffic import Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
+
+EVALUATIONS = 8  # points of the learning curve
+
+
+def main() -> None:
+    """Read the command line and the data, train, report."""
+    args = parse_args()
+    if "RANK" not in os.environ:
+        fail("start it with torchrun: torchrun --nproc_per_node=4 examples/train.py")
+    try:
+        recipe = make_recipe(args)
+        data = load(args, int(os.environ["WORLD_SIZE"]))
+    except (OSError, ValueError) as error:
+        fail(str(error))
+
+    with process_group() as device:
+        torch.manual_seed(args.seed)
+        report = train(args, recipe, data, device)
+        if dist.get_rank() == 0:
+            report.print()
+            if args.json:
+                report.write_json(args.json)
+            if args.plot:
+                report.write_plot(args.plot)
+
+
+def load(args: Namespace, world_size: int) -> Split:
+    """Training and validation data; every rank must find at least one batch."""
+    split = text_task(args.data) if args.task == "lm" else image_task(args.data)
+    needed = args.batch_size * world_size
+    if len(split.train) < needed:
+        raise ValueError(
+            f"{len(split.train)} training samples are fewer than one batch of "
+            f"{args.batch_size} on each of {world_size} ranks"
+        )
+    return split
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Join the ranks, one GPU each where the machine has enough of them, otherwise on the CPU."""
+    on_gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def train(args: Namespace, recipe: object, data: Split, device: torch.device) -> Report:
+    """The training loop."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    network = make_network(args.task, data).to(device)
+    elements = count_parameters(network)
+    model = DistributedDataParallel(network, bucket_cap_mb=bucket_cap_mb(args.recipe, elements))
+    meter = attach(model, args, recipe)
+
+    # Two momenta, one in the recipe and one in the optimizer, would be one too many.
+    momentum = 0.0 if holds_momentum(args.recipe) else args.momentum
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
+    scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
+
+    stream = batches(data.train, args.batch_size, args.seed)
+    evaluate_at = {args.steps * i // EVALUATIONS for i in range(1, EVALUATIONS + 1)}
+    history: list[Measurement] = []
+    before = Traffic(0, 0, 0, 0)
+    losses: list[Tensor] = []
+    seconds = 0.0
+    start = time.perf_counter()
+
+    progress = tqdm(range(1, args.steps + 1), unit="step", disable=rank != 0)
+    for step in progress:
+        inputs, targets = (tensor.to(device) for tensor in next(stream))
+        loss = cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+        losses.append(loss.detach())
+        if step % 10 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if step == args.warmup_steps:
+            before = meter(step)
+        if step in evaluate_at:
+            train_loss = mean_over_ranks(torch.stack(losses).mean())
+            seconds += time.perf_counter() - start
+            validation_loss, accuracy = evaluate(network, data.validation, device)
+            sent_bytes = meter(step).sent_bytes
+            history.append(Measurement(step, train_loss, validation_loss, accuracy, sent_bytes))
+            losses.clear()
+            start = time.perf_counter()
+
+    whole_run = meter(args.steps)
+    return Report(args, world_size, elements, seconds, history, whole_run, whole_run - before)
+
+
+def make_network(task: str, data: Split) -> nn.Module:
+    """The network for the task."""
+    if task == "lm":
+        return ByteModel()
+    pixels, _ = data.train[0]
+    return ConvNet(in_channels=len(pixels))
+
+
+def batches(dataset: Samples, batch_size: int, seed: int) -> Iterator[list[Tensor]]:
+    """This rank's batches without end; their order depends on the seed alone."""
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=seed)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        yield from loader
+
+
+def warmup_cosine(step: int, steps: int) -> float:
+    """Learning-rate factor: rises over the first twentieth, then falls to 0 as a cosine."""
+    rise = min(1.0, (step + 1) / max(1, steps // 20))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross entropy in nats; ``(…, classes)`` against ``(…)``."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, samples: Samples, device: torch.device) -> tuple[float, float]:
+    """Validation loss and accuracy; every rank takes its share of the samples."""
+    mine = Subset(samples, range(dist.get_rank(), len(samples), dist.get_world_size()))
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits, predictions
+    network.eval()
+    for batch in DataLoader(mine, batch_size=64):
+        inputs, targets = (tensor.to(device) for tensor in batch)
+        logits = network(inputs)
+        sums[0] += cross_entropy(logits, targets, reduction="sum")
+        sums[1] += (logits.argmax(-1) == targets).sum()
+        sums[2] += targets.numel()
+    network.train()
+    dist.all_reduce(sums)
+    loss, hits, predictions = sums.tolist()
+    return loss / predictions, hits / predictions
+
+
+def mean_over_ranks(value: Tensor) -> float:
+    """The mean of a scalar over all ranks."""
+    total = value.clone()
+    dist.all_reduce(total)
+    return total.item() / dist.get_world_size()
+
+
+if __name__ == "__main__":
+    main()
