@@ -146,8 +146,8 @@ def batches(dataset: Samples, batch_size: int, seed: int) -> Iterator[list[Tenso
 
 
 def warmup_cosine(step: int, steps: int) -> float:
-    """Learning-rate factor: rises over the first twentieth, then falls to 0 as a cosine."""
-    rise = min(1.0, (step + 1) / max(1, steps // 20))
+    """Learning-rate factor: rises over the first tenth, then falls to 0 as a cosine."""
+    rise = min(1.0, (step + 1) / max(1, steps // 10))
     return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 

@@ -8,7 +8,8 @@ namespace ddp_compress {
 // Moves the gradient into memory and leaves zeros behind, in one pass:
 //   momentum = mu * momentum + grad;  residual += momentum;  grad = 0.
 template <typename G, typename A>
-void accumulate(A* residual, G* grad, A* momentum, A mu, int64_t numel) {
+void accumulate(A* __restrict residual, G* __restrict grad, A* __restrict momentum, A mu,
+                int64_t numel) {
   if (momentum) {
     for (int64_t i = 0; i < numel; ++i) {
       momentum[i] = mu * momentum[i] + static_cast<A>(grad[i]);

@@ -37,7 +37,9 @@ class BitWriter {
     put(ones & low_mask(count), static_cast<int>(count));
   }
 
-  void finish() { std::memcpy(out_, &word_, static_cast<size_t>(bytes_for(filled_))); }
+  void finish() {
+    if (filled_ > 0) std::memcpy(out_, &word_, static_cast<size_t>(bytes_for(filled_)));
+  }
 
  private:
   uint8_t* out_;

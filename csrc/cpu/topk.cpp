@@ -59,60 +59,77 @@ K kth_largest(std::vector<K> keys, int64_t k) {
   return keys[k - 1];
 }
 
+// Positions and values, in ascending position: what a scan found in one block.
+template <typename A>
+struct Hits {
+  // A vector store may write up to eight entries past the last.
+  std::array<int32_t, kBlock + 8> indices;
+  std::array<A, kBlock + 8> values;
+  int64_t count = 0;
+
+  void push(int32_t index, A value) {
+    indices[count] = index;
+    values[count++] = value;
+  }
+};
+
 // The candidates for the k largest magnitudes, in ascending position.
 template <typename A>
 class Candidates {
  public:
-  explicit Candidates(int64_t k) : k_(k), capacity_(2 * k + kBlock) {}
+  explicit Candidates(int64_t k)
+      : k_(k), capacity_(2 * k + kBlock), indices_(capacity_ + kBlock), values_(capacity_ + kBlock) {}
 
   Key<A> floor() const { return floor_; }
   A threshold() const { return std::bit_cast<A>(floor_); }
-  bool short_of_k() const { return static_cast<int64_t>(keys_.size()) < k_; }
+  bool short_of_k() const { return count_ < k_; }
 
-  // Starts over, admitting keys from `floor` up. Zeros are never admitted.
+  // Starts over, admitting magnitudes from `floor` up. Zeros are never admitted.
   void restart(Key<A> floor) {
-    indices_.clear();
-    keys_.clear();
+    count_ = 0;
     floor_ = std::clamp<Key<A>>(floor, 1, kInfinity<A>);
   }
 
-  void push(int32_t index, Key<A> key) {
-    if (key < floor_) return;
-    indices_.push_back(index);
-    keys_.push_back(key);
+  // Takes an entry if `admit`, without a branch. At most kBlock calls between two prunes.
+  void push_if(bool admit, int32_t index, A value) {
+    indices_[count_] = index;
+    values_[count_] = value;
+    count_ += admit;
   }
 
   // Between blocks: too many candidates mean that the threshold can rise.
   void prune() {
-    if (static_cast<int64_t>(keys_.size()) > capacity_) floor_ = keep_largest() + 1;
+    if (count_ > capacity_) floor_ = keep_largest() + 1;
   }
 
-  // Keeps the k largest; of equal keys the first positions. Returns the smallest key kept.
+  // Keeps the k largest; of equals the first positions. Returns the smallest magnitude kept.
   Key<A> keep_largest() {
-    if (static_cast<int64_t>(keys_.size()) <= k_) return floor_ - 1;
-    const Key<A> kth = kth_largest(keys_, k_);
-    int64_t ties = k_;
-    for (Key<A> key : keys_) ties -= key > kth;
-    size_t kept = 0;
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      if (keys_[i] < kth || (keys_[i] == kth && ties-- <= 0)) continue;
-      indices_[kept] = indices_[i];
-      keys_[kept++] = keys_[i];
+    if (count_ <= k_) return floor_ - 1;
+    std::vector<Key<A>> keys(static_cast<size_t>(count_));
+    std::transform(values_.begin(), values_.begin() + count_, keys.begin(), magnitude<A>);
+    const Key<A> kth = kth_largest(keys, k_);
+    int64_t ties = k_ - std::count_if(keys.begin(), keys.end(), [=](auto key) { return key > kth; });
+    const int64_t found = count_;
+    count_ = 0;
+    for (int64_t i = 0; i < found; ++i) {
+      const bool tie = keys[i] == kth;
+      push_if(keys[i] > kth || (tie && ties > 0), indices_[i], values_[i]);
+      ties -= tie;
     }
-    indices_.resize(kept);
-    keys_.resize(kept);
     return kth;
   }
 
-  const std::vector<int32_t>& indices() const { return indices_; }
-  const std::vector<Key<A>>& keys() const { return keys_; }
+  int64_t count() const { return count_; }
+  const int32_t* indices() const { return indices_.data(); }
+  const A* values() const { return values_.data(); }
 
  private:
   int64_t k_;
   int64_t capacity_;
   Key<A> floor_ = 1;
+  int64_t count_ = 0;
   std::vector<int32_t> indices_;
-  std::vector<Key<A>> keys_;
+  std::vector<A> values_;
 };
 
 // What one scan looks for: the k largest magnitudes, or the k largest on either side of zero.
@@ -125,24 +142,21 @@ struct Search {
 
   Search(int64_t k, bool heavier) : heavier(heavier), positive(k), negative(heavier ? k : 0) {}
 
-  Candidates<A>& side(A value) {
-    return heavier && std::signbit(value) ? negative : positive;
-  }
-
-  // Scans look for value >= above or value <= below.
+  // Scans look for value >= above or value <= below; a NaN is a hit too.
   A above() const { return positive.threshold(); }
   A below() const { return heavier ? -negative.threshold() : -positive.threshold(); }
 
-  void visit(int32_t index, A value) {
-    const Key<A> key = magnitude(value);
-    if (key >= kInfinity<A>) {
-      finite = false;
-    } else {
-      side(value).push(index, key);
+  // Takes one block's hits. Only here is anything checked for being finite: what is not is a hit.
+  void take(const Hits<A>& hits) {
+    Key<A> largest = 0;
+    for (int64_t i = 0; i < hits.count; ++i) {
+      const A value = hits.values[i];
+      largest = std::max(largest, magnitude(value));
+      const bool other = heavier && std::signbit(value);
+      positive.push_if(!other, hits.indices[i], value);
+      if (heavier) negative.push_if(other, hits.indices[i], value);
     }
-  }
-
-  void prune() {
+    finite = finite && largest < kInfinity<A>;
     positive.prune();
     if (heavier) negative.prune();
   }
@@ -191,19 +205,28 @@ struct Accumulated {
 
 template <typename Source, typename A>
 void scan_portable(const Source& source, int64_t begin, int64_t end, int64_t base,
-                   Search<A>& search) {
+                   const Search<A>& search, Hits<A>& hits) {
   const A above = search.above(), below = search.below();
   for (int64_t i = begin; i < end; ++i) {
     const A value = source[i];
-    // Written so that a NaN is visited too.
-    if (!(value < above && value > below)) search.visit(static_cast<int32_t>(base + i), value);
+    if (!(value < above && value > below)) hits.push(static_cast<int32_t>(base + i), value);
   }
 }
 
 #ifdef DDP_COMPRESS_AVX2
+// Row m lists the set bits of m: the lanes to move to the front.
+constexpr auto kLanes = [] {
+  std::array<std::array<int32_t, 8>, 256> table{};
+  for (size_t mask = 0; mask < 256; ++mask)
+    for (int32_t lane = 0, n = 0; lane < 8; ++lane)
+      if (mask >> lane & 1) table[mask][static_cast<size_t>(n++)] = lane;
+  return table;
+}();
+
 template <typename Source>
 DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int64_t end,
-                                        int64_t base, Search<float>& search) {
+                                        int64_t base, const Search<float>& search,
+                                        Hits<float>& hits) {
   const __m256 above = _mm256_set1_ps(search.above()), below = _mm256_set1_ps(search.below());
   int64_t i = begin;
   for (; i + 32 <= end; i += 32) {
@@ -216,17 +239,18 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
     const __m256 any = _mm256_or_ps(_mm256_or_ps(hit[0], hit[1]), _mm256_or_ps(hit[2], hit[3]));
     if (!_mm256_movemask_ps(any)) continue;
     for (int j = 0; j < 4; ++j) {
-      unsigned mask = static_cast<unsigned>(_mm256_movemask_ps(hit[j]));
-      if (!mask) continue;
-      alignas(32) float lane[8];
-      _mm256_store_ps(lane, value[j]);
-      for (; mask; mask &= mask - 1) {
-        const int b = std::countr_zero(mask);
-        search.visit(static_cast<int32_t>(base + i + 8 * j + b), lane[b]);
-      }
+      const auto mask = static_cast<unsigned>(_mm256_movemask_ps(hit[j]));
+      const __m256i order =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes[mask].data()));
+      const __m256i index =
+          _mm256_add_epi32(order, _mm256_set1_epi32(static_cast<int>(base + i + 8 * j)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(hits.indices.data() + hits.count), index);
+      _mm256_storeu_ps(hits.values.data() + hits.count,
+                       _mm256_permutevar8x32_ps(value[j], order));
+      hits.count += std::popcount(mask);
     }
   }
-  scan_portable(source, i, end, base, search);
+  scan_portable(source, i, end, base, search, hits);
 }
 #endif
 
@@ -259,8 +283,6 @@ class Selector {
     if (search.heavier) search.negative.keep_largest();
   }
 
-  A value(size_t chunk, int64_t i) const { return sources_[chunk][i]; }
-
  private:
   // Sets the thresholds from a sample of about 1/64 of the group, 3 standard deviations generous.
   void guess(const std::vector<Piece>& pieces, int64_t numel, int64_t k, Search<A>& search) const {
@@ -291,20 +313,23 @@ class Selector {
   }
 
   void scan(const std::vector<Piece>& pieces, Search<A>& search) const {
+    Hits<A> hits;
     for (const Piece& p : pieces)
       for (int64_t begin = p.begin; begin < p.end; begin += kBlock) {
-        scan_block(sources_[p.chunk], begin, std::min(begin + kBlock, p.end), p.base, search);
-        search.prune();
+        hits.count = 0;
+        const int64_t end = std::min(begin + kBlock, p.end);
+        scan_block(sources_[p.chunk], begin, end, p.base, search, hits);
+        if (hits.count) search.take(hits);
       }
   }
 
   void scan_block(const Source& source, int64_t begin, int64_t end, int64_t base,
-                  Search<A>& search) const {
+                  const Search<A>& search, Hits<A>& hits) const {
 #ifdef DDP_COMPRESS_AVX2
     if constexpr (std::is_same_v<A, float>)
-      if (avx2_) return scan_avx2(source, begin, end, base, search);
+      if (avx2_) return scan_avx2(source, begin, end, base, search, hits);
 #endif
-    scan_portable(source, begin, end, base, search);
+    scan_portable(source, begin, end, base, search, hits);
   }
 
   std::vector<Source> sources_;
@@ -358,29 +383,16 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
     selector.find(group.pieces, group.numel, ks[g], search);
     result.finite = result.finite && search.finite;
 
-    const auto values_of = [&](const Candidates<A>& side) {
-      std::vector<A> values;
-      values.reserve(side.indices().size());
-      auto piece = group.pieces.begin();
-      for (int32_t index : side.indices()) {
-        while (index >= piece->base + piece->end) ++piece;
-        values.push_back(selector.value(piece->chunk, index - piece->base));
-      }
-      return values;
-    };
-    std::vector<A> values = values_of(search.positive);
-    const std::vector<int32_t>* indices = &search.positive.indices();
+    const Candidates<A>* chosen = &search.positive;
     if (heavier) {
-      std::vector<A> negative = values_of(search.negative);
-      const double up = exact_mean(values.data(), static_cast<int64_t>(values.size()));
-      const double down = -exact_mean(negative.data(), static_cast<int64_t>(negative.size()));
-      if (!(up > down)) {
-        values = std::move(negative);
-        indices = &search.negative.indices();
-      }
+      const double up = exact_mean(search.positive.values(), search.positive.count());
+      const double down = -exact_mean(search.negative.values(), search.negative.count());
+      if (!(up > down)) chosen = &search.negative;
     }
-    result.indices.insert(result.indices.end(), indices->begin(), indices->end());
-    result.values.insert(result.values.end(), values.begin(), values.end());
+    result.indices.insert(result.indices.end(), chosen->indices(),
+                          chosen->indices() + chosen->count());
+    result.values.insert(result.values.end(), chosen->values(),
+                         chosen->values() + chosen->count());
   }
   return result;
 }

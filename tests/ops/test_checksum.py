@@ -8,7 +8,7 @@ from ddp_compress import ops, reference
 native = torch.ops.ddp_compress
 
 
-def to_tensor(data: bytes) -> torch.Tensor:
+def to_tensor(data: bytes | bytearray) -> torch.Tensor:
     return torch.tensor(list(data), dtype=torch.uint8)
 
 

@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ def slots(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+def plan_of(numel: int, k: int) -> Any:
+    return SimpleNamespace(numel=numel, k=k)
+
+
 @given(st.sets(st.integers(0, 2**31 - 2), max_size=30), st.integers(0, 5), st.binary(max_size=5))
 def test_positions_survive(chosen, spare, rest):
-    plan = SimpleNamespace(numel=2**31 - 1, k=len(chosen) + spare)
+    plan = plan_of(2**31 - 1, len(chosen) + spare)
     data = Raw().encode(slots(*sorted(chosen)), plan)
     assert len(data) == Raw().size(plan) == 4 * plan.k
     message = torch.cat([data, torch.tensor(list(rest), dtype=torch.uint8)])
@@ -25,12 +30,12 @@ def test_positions_survive(chosen, spare, rest):
 
 
 def test_golden_bytes():
-    data = Raw().encode(slots(1, 0x01020304), SimpleNamespace(numel=2**30, k=3))
+    data = Raw().encode(slots(1, 0x01020304), plan_of(2**30, 3))
     assert bytes(data.tolist()).hex() == "0100000004030201ffffffff"
 
 
 def test_bytes_need_no_alignment():
-    plan = SimpleNamespace(numel=9, k=2)
+    plan = plan_of(9, 2)
     message = torch.cat([torch.zeros(1, dtype=torch.uint8), Raw().encode(slots(3, 8), plan)])
     assert Raw().decode(message[1:], plan)[0].tolist() == [3, 8]
 
@@ -48,12 +53,12 @@ def test_bytes_need_no_alignment():
 )
 def test_an_error_says_what_is_wrong(values, words):
     with pytest.raises(ValueError, match=f"^raw: .*{words}"):
-        Raw().decode(slots(*values).view(torch.uint8), SimpleNamespace(numel=9, k=3))
+        Raw().decode(slots(*values).view(torch.uint8), plan_of(9, 3))
 
 
 def test_encoder_refuses_more_positions_than_slots():
     with pytest.raises(ValueError, match="got 2 positions; expected at most 1"):
-        Raw().encode(slots(0, 1), SimpleNamespace(numel=9, k=1))
+        Raw().encode(slots(0, 1), plan_of(9, 1))
 
 
 def test_codecs_by_name():

@@ -1,0 +1,209 @@
+"""Every kernel beside its floor, beside torch.topk and beside plain PyTorch, in one run.
+
+    python bench/kernels.py --numel 11200000 33500000 --density 0.001 0.01
+
+Times on a busy machine say little, ratios within one run say a lot: every round runs all
+candidates one after another, and the medians of the rounds are compared. The floors are
+``r.add_(g)`` for what reads a gradient and its residual, and ``out.zero_()`` beside it for what
+also writes a result. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from ddp_compress import ops, reference
+from ddp_compress.layout import Layout, Plan
+
+WORLD_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured candidate: its median and how it compares with its floor."""
+
+    numel: int
+    density: float
+    name: str
+    milliseconds: float
+    floor: str
+    ratio: float
+
+
+class Bench:
+    """The tensors of one size and density, and the candidates that run on them."""
+
+    def __init__(self, numel: int, density: float) -> None:
+        self.plan = Plan((Layout(("weight",), (numel,)),), "tensor", density)
+        self.fresh = torch.randn(numel) ** 3
+        self.grad = self.fresh.clone()
+        self.residual = torch.randn(numel) ** 3
+        self.momentum = torch.zeros(numel)
+        self.zeros = torch.zeros(numel)
+        self.out = torch.zeros(numel)
+        self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
+        self.messages = [
+            ops.elias_fano_encode(p, numel, self.plan.k) for p in self.positions
+        ]
+        self.golomb = ops.golomb_encode(self.positions[0], self.plan.bounds)
+        self.values = [torch.randn(self.plan.k) for _ in range(WORLD_SIZE)]
+
+    def _random_positions(self) -> Tensor:
+        chosen = torch.rand(self.plan.numel).topk(self.plan.k).indices
+        return chosen.sort().values.int()
+
+    def select(self, momentum: bool = False, heavier: bool = False) -> tuple[Tensor, Tensor]:
+        indices, values, _ = ops.topk(
+            [self.grad],
+            [self.residual],
+            [self.momentum] if momentum else [],
+            0.9,
+            self.plan.bounds,
+            self.plan.groups,
+            self.plan.ks,
+            heavier,
+        )
+        return indices, values
+
+    def select_reference(self) -> None:
+        reference.topk(
+            [self.grad],
+            [self.residual],
+            [],
+            0.0,
+            self.plan.bounds,
+            self.plan.groups,
+            self.plan.ks,
+            False,
+        )
+
+    def torch_topk(self) -> None:
+        (self.residual + self.grad).abs().topk(self.plan.k)
+
+    def sbc_step(self) -> None:
+        """Select, encode; then retain, decode four ranks' messages and write the mean."""
+        plan = self.plan
+        indices, values = self.select(heavier=True)
+        counts = plan.counts(indices)
+        means = ops.segment_means(values, counts)
+        ops.elias_fano_encode(indices, plan.numel, plan.k)
+        decoded = [ops.elias_fano_decode(m, plan.numel, plan.k)[0] for m in self.messages]
+        expanded = [means.repeat_interleave(plan.counts(positions)) for positions in decoded]
+        ops.accumulate(self.residual, self.grad, None, 0.0)
+        self.residual.index_add_(0, indices, means.repeat_interleave(counts), alpha=-1)
+        ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
+
+    def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:
+        """By name: the floor it is compared with, and what to run."""
+        plan = self.plan
+        return {
+            "r.add_(g)": ("add", lambda: self.residual.add_(self.zeros)),
+            "out.zero_()": ("add", lambda: self.out.zero_()),
+            "select top-k": ("add", self.select),
+            "select top-k, momentum": ("add", lambda: self.select(momentum=True)),
+            "select heavier side": ("add", lambda: self.select(heavier=True)),
+            "accumulate": ("add", lambda: ops.accumulate(self.residual, self.zeros, None, 0.0)),
+            "torch.topk(|r+g|)": ("add", self.torch_topk),
+            "select, plain PyTorch": ("add", self.select_reference),
+            "scatter_add, W=4": (
+                "zero",
+                lambda: ops.scatter_add(self.out, 0, self.positions, self.values, 0.25),
+            ),
+            "elias_fano_encode": (
+                "add",
+                lambda: ops.elias_fano_encode(self.positions[0], plan.numel, plan.k),
+            ),
+            "elias_fano_decode": (
+                "add",
+                lambda: ops.elias_fano_decode(self.messages[0], plan.numel, plan.k),
+            ),
+            "golomb_encode": ("add", lambda: ops.golomb_encode(self.positions[0], plan.bounds)),
+            "golomb_decode": (
+                "add",
+                lambda: ops.golomb_decode(self.golomb, plan.bounds, plan.k),
+            ),
+            "segment_means": (
+                "add",
+                lambda: ops.segment_means(self.values[0], plan.ks),
+            ),
+            "checksum": ("add", lambda: ops.checksum(self.messages[0])),
+            "whole SBC step, W=4": ("add + zero", self.sbc_step),
+        }
+
+    def run(self, rounds: int) -> list[Row]:
+        """Medians over interleaved rounds."""
+        times: dict[str, list[float]] = {name: [] for name in self.candidates()}
+        label = f"{self.plan.numel / 1e6:.1f} M, {self.plan.density:.1%}"
+        for _ in tqdm(range(rounds), desc=label, leave=False):
+            for name, (_, function) in self.candidates().items():
+                self.grad.copy_(self.fresh)
+                begin = time.perf_counter()
+                function()
+                times[name].append(time.perf_counter() - begin)
+        median = {name: statistics.median(each) * 1e3 for name, each in times.items()}
+        floors = {"add": median["r.add_(g)"], "zero": median["out.zero_()"]}
+        floors["add + zero"] = floors["add"] + floors["zero"]
+        return [
+            Row(
+                self.plan.numel,
+                self.plan.density,
+                name,
+                median[name],
+                floor,
+                median[name] / floors[floor],
+            )
+            for name, (floor, _) in self.candidates().items()
+        ]
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows as a table."""
+    result = Table(title="Kernels, one thread, medians")
+    for column in ("N", "density", "what", "ms", "floor", "x floor"):
+        result.add_column(column, justify="left" if column in ("what", "floor") else "right")
+    for row in rows:
+        result.add_row(
+            f"{row.numel / 1e6:.1f} M",
+            f"{row.density:.1%}",
+            row.name,
+            f"{row.milliseconds:.3f}",
+            row.floor,
+            f"{row.ratio:.2f}",
+        )
+    return result
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--numel", type=int, nargs="+", default=[11_200_000, 33_500_000])
+    parser.add_argument("--density", type=float, nargs="+", default=[0.001, 0.01])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    for numel in arguments.numel:
+        for density in arguments.density:
+            rows += Bench(numel, density).run(arguments.rounds)
+    Console().print(table(rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
