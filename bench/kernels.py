@@ -25,7 +25,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddp_compress import ops, reference
-from ddp_compress.layout import Layout, Plan
 
 WORLD_SIZE = 4
 
@@ -46,7 +45,10 @@ class Bench:
     """The tensors of one size and density, and the candidates that run on them."""
 
     def __init__(self, numel: int, density: float) -> None:
-        self.plan = Plan((Layout(("weight",), (numel,)),), "tensor", density)
+        self.numel, self.density, self.k = numel, density, round(numel * density)
+        self.bounds = torch.tensor([0, numel])
+        self.groups = torch.tensor([0])
+        self.ks = torch.tensor([self.k])
         self.fresh = torch.randn(numel) ** 3
         self.grad = self.fresh.clone()
         self.residual = torch.randn(numel) ** 3
@@ -54,14 +56,12 @@ class Bench:
         self.zeros = torch.zeros(numel)
         self.out = torch.zeros(numel)
         self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
-        self.messages = [
-            ops.elias_fano_encode(p, numel, self.plan.k) for p in self.positions
-        ]
-        self.golomb = ops.golomb_encode(self.positions[0], self.plan.bounds)
-        self.values = [torch.randn(self.plan.k) for _ in range(WORLD_SIZE)]
+        self.messages = [ops.elias_fano_encode(p, numel, self.k) for p in self.positions]
+        self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
+        self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
 
     def _random_positions(self) -> Tensor:
-        chosen = torch.rand(self.plan.numel).topk(self.plan.k).indices
+        chosen = torch.rand(self.numel).topk(self.k).indices
         return chosen.sort().values.int()
 
     def select(self, momentum: bool = False, heavier: bool = False) -> tuple[Tensor, Tensor]:
@@ -70,9 +70,9 @@ class Bench:
             [self.residual],
             [self.momentum] if momentum else [],
             0.9,
-            self.plan.bounds,
-            self.plan.groups,
-            self.plan.ks,
+            self.bounds,
+            self.groups,
+            self.ks,
             heavier,
         )
         return indices, values
@@ -83,31 +83,31 @@ class Bench:
             [self.residual],
             [],
             0.0,
-            self.plan.bounds,
-            self.plan.groups,
-            self.plan.ks,
+            self.bounds,
+            self.groups,
+            self.ks,
             False,
         )
 
     def torch_topk(self) -> None:
-        (self.residual + self.grad).abs().topk(self.plan.k)
+        (self.residual + self.grad).abs().topk(self.k)
 
     def sbc_step(self) -> None:
         """Select, encode; then retain, decode four ranks' messages and write the mean."""
-        plan = self.plan
         indices, values = self.select(heavier=True)
-        counts = plan.counts(indices)
+        counts = torch.tensor([len(indices)])
         means = ops.segment_means(values, counts)
-        ops.elias_fano_encode(indices, plan.numel, plan.k)
-        decoded = [ops.elias_fano_decode(m, plan.numel, plan.k)[0] for m in self.messages]
-        expanded = [means.repeat_interleave(plan.counts(positions)) for positions in decoded]
+        ops.elias_fano_encode(indices, self.numel, self.k)
+        decoded = [ops.elias_fano_decode(m, self.numel, self.k)[0] for m in self.messages]
+        expanded = [
+            means.repeat_interleave(torch.tensor([len(positions)])) for positions in decoded
+        ]
         ops.accumulate(self.residual, self.grad, None, 0.0)
         self.residual.index_add_(0, indices, means.repeat_interleave(counts), alpha=-1)
         ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
 
     def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:
         """By name: the floor it is compared with, and what to run."""
-        plan = self.plan
         return {
             "r.add_(g)": ("add", lambda: self.residual.add_(self.zeros)),
             "out.zero_()": ("add", lambda: self.out.zero_()),
@@ -123,20 +123,20 @@ class Bench:
             ),
             "elias_fano_encode": (
                 "add",
-                lambda: ops.elias_fano_encode(self.positions[0], plan.numel, plan.k),
+                lambda: ops.elias_fano_encode(self.positions[0], self.numel, self.k),
             ),
             "elias_fano_decode": (
                 "add",
-                lambda: ops.elias_fano_decode(self.messages[0], plan.numel, plan.k),
+                lambda: ops.elias_fano_decode(self.messages[0], self.numel, self.k),
             ),
-            "golomb_encode": ("add", lambda: ops.golomb_encode(self.positions[0], plan.bounds)),
+            "golomb_encode": ("add", lambda: ops.golomb_encode(self.positions[0], self.bounds)),
             "golomb_decode": (
                 "add",
-                lambda: ops.golomb_decode(self.golomb, plan.bounds, plan.k),
+                lambda: ops.golomb_decode(self.golomb, self.bounds, self.k),
             ),
             "segment_means": (
                 "add",
-                lambda: ops.segment_means(self.values[0], plan.ks),
+                lambda: ops.segment_means(self.values[0], self.ks),
             ),
             "checksum": ("add", lambda: ops.checksum(self.messages[0])),
             "whole SBC step, W=4": ("add + zero", self.sbc_step),
@@ -145,7 +145,7 @@ class Bench:
     def run(self, rounds: int) -> list[Row]:
         """Medians over interleaved rounds."""
         times: dict[str, list[float]] = {name: [] for name in self.candidates()}
-        label = f"{self.plan.numel / 1e6:.1f} M, {self.plan.density:.1%}"
+        label = f"{self.numel / 1e6:.1f} M, {self.density:.1%}"
         for _ in tqdm(range(rounds), desc=label, leave=False):
             for name, (_, function) in self.candidates().items():
                 self.grad.copy_(self.fresh)
@@ -157,8 +157,8 @@ class Bench:
         floors["add + zero"] = floors["add"] + floors["zero"]
         return [
             Row(
-                self.plan.numel,
-                self.plan.density,
+                self.numel,
+                self.density,
                 name,
                 median[name],
                 floor,

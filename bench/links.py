@@ -37,13 +37,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from netlab import INTERFACE, Lab, LabError, burst_bytes, exit_on_signals, lab
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+
+from netlab import INTERFACE, Lab, LabError, burst_bytes, exit_on_signals, lab
 
 RECIPES = ("fp16", "topk", "dgc", "sbc:elias_fano", "sbc:golomb")
 GRADIENT_SETS = 3
@@ -64,6 +65,11 @@ class Method:
     def label(self) -> str:
         codec = f" {self.codec}" if self.codec else ""
         return f"{self.name}{codec}" + (f" {self.density:g}" if self.density else "")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the recipe is called with."""
+        return {"density": self.density} | ({"codec": self.codec} if self.codec else {})
 
     @property
     def is_recipe(self) -> bool:
@@ -188,9 +194,7 @@ class Runner:
         elif self.method.is_recipe:
             import ddp_compress as dc
 
-            codec = {"codec": self.method.codec} if self.method.codec else {}
-            recipe, density = self.method.name, self.method.density
-            return dc.attach(self.model, recipe, density=density, **codec).stats
+            return dc.attach(self.model, self.method.name, **self.method.arguments).stats
         return None
 
     def step(self, gradients: Sequence[Tensor]) -> float:
@@ -350,13 +354,14 @@ def render(rate: str, ranks: int, result: dict[str, Any]) -> Table:
         caption=f"kB per rank and step; (×): dense / this; the step under no_sync takes "
         f"{1e3 * local_s:.0f} ms; with nothing to exchange an interface "
         f"sends {quiet['barrier_bytes']} B a step (a barrier) and "
-        f"{quiet['silent_second_bytes']} B a second",
+        f"{quiet['silent_second_bytes']} B a second; load average before the run: "
+        f"{result['load_before']:.1f} on {os.cpu_count()} cores",
     )
     table.add_column("", no_wrap=True)
     for heading in ("step\nms", "above no_sync\nms", "exchange\nms", "payload", "sent", "received"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("interface\nsent", "interface\nreceived", "collec-\ntives"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     dense = next(row for row in rows if row["method"] == DENSE.label)
     for row in rows:
         table.add_row(
@@ -371,7 +376,7 @@ def render(rate: str, ranks: int, result: dict[str, Any]) -> Table:
 
 def beside(seconds: float, dense_seconds: float) -> str:
     """Milliseconds, and how many times less than dense."""
-    times = f"{dense_seconds / seconds:.1f} ×" if seconds > 0 else "–"
+    times = f"{dense_seconds / seconds:.1f}×" if seconds > 0 else "–"
     return f"{1e3 * seconds:.1f} ({times})"
 
 
@@ -517,7 +522,7 @@ def methods(names: Sequence[str], densities: Sequence[float]) -> Iterator[Method
     """The baselines, then every recipe at every density.
 
     Raises:
-        ValueError: for a recipe that the package does not have.
+        ValueError: for a recipe or codec that the package does not have.
     """
     yield DENSE
     yield NO_EXCHANGE
@@ -525,20 +530,25 @@ def methods(names: Sequence[str], densities: Sequence[float]) -> Iterator[Method
         if name == "fp16" and not codec:
             yield Method(name)
             continue
-        check_recipe(name)
-        yield from (Method(name, each, codec or None) for each in densities)
+        for each in densities:
+            method = Method(name, each, codec or None)
+            check_recipe(method)
+            yield method
 
 
-def check_recipe(name: str) -> None:
+def check_recipe(method: Method) -> None:
+    """Build the recipe once, so that what is wrong with it shows before the ranks start."""
     import ddp_compress as dc
 
-    if not callable(getattr(dc.recipes, name, None)):
-        raise ValueError(f"--recipes: ddp_compress.recipes has no {name!r}; fp16 needs no recipe")
+    build = getattr(dc.recipes, method.name, None)
+    if not callable(build):
+        raise ValueError(f"--recipes: ddp_compress.recipes has no {method.name!r}")
+    build(**method.arguments)
 
 
 def main() -> int:
     options = argument_parser().parse_args()
-    console = Console(width=max(Console().width, 130))
+    console = Console(width=max(Console().width, 140))
     exit_on_signals()
     results: list[dict[str, Any]] = []
     try:
@@ -548,7 +558,8 @@ def main() -> int:
             for rate in options.rate:
                 bits = parse_rate(rate)
                 hosts.shape(bits)
-                result = run_ranks(hosts, job)
+                load = os.getloadavg()[0]
+                result = run_ranks(hosts, job) | {"load_before": load}
                 console.print(render(rate, options.ranks, result))
                 results.append({"rate": rate, "burst_bytes": burst_bytes(bits), **result})
                 if options.json:

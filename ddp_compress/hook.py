@@ -2,8 +2,10 @@
 
 # DDP inspects this module's annotations: they must be objects, not strings.
 
+from typing import Any
+
 import torch
-import torch.distributed as dist
+import torch.distributed as dist  # noqa: TID251 - types alone
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
@@ -42,7 +44,7 @@ def attach(
     process_group: dist.ProcessGroup | None = None,
     start_step: int = 0,
     min_numel: int = 0,
-    **options: object,
+    **options: Any,
 ) -> CompressionState:
     """Register compression on a DDP model: the one line that an existing script adds.
 

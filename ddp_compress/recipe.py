@@ -1,6 +1,6 @@
 """A recipe names its five parts. The parts are frozen configuration: all that changes is elsewhere.
 
-    gradient ─► memory + select ─► quantize ─► codec ─► exchange ─► mean
+gradient ─► memory + select ─► quantize ─► codec ─► exchange ─► mean
 """
 
 from __future__ import annotations

@@ -77,10 +77,10 @@ class Transaction:
         if self._failure:
             raise self._failure
         finite = None not in outcomes
-        for (chunks, _), deliveries in zip(self._sent, outcomes, strict=True):
-            self._settle(chunks, deliveries if finite else None)
-        for chunks, _ in self._sent:
-            for chunk in chunks:
+        for (message, _), deliveries in zip(self._sent, outcomes, strict=True):
+            self._settle(message, deliveries if finite else None)
+        for message, _ in self._sent:
+            for chunk in message:
                 chunk.future.set_result(chunk.grad)
         return finite
 
@@ -129,9 +129,7 @@ def _commit(chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory
     """Write memory, and the averaged gradient in the place of this rank's own."""
     memory.retain(chunk.kept, chunk.grad)
     for delivery in deliveries:
-        memory.release(
-            chunk.kept, delivery.sent.within(start, len(chunk.grad)), delivery.exact
-        )
+        memory.release(chunk.kept, delivery.sent.within(start, len(chunk.grad)), delivery.exact)
         ops.scatter_add(
             chunk.grad,
             start,
@@ -161,4 +159,3 @@ class _Running:
             next(self._exchange)
         except StopIteration as end:
             self._done, self._outcome = True, end.value
-

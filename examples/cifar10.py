@@ -52,9 +52,17 @@ def read_pickle(path: Path) -> Images:
         raise ValueError(f"{path} is not a CIFAR-10 batch: {error!r}") from error
 
 
+def latin1(text: str, encoding: str) -> bytes:
+    """How protocol 2 pickles of Python 3 hold bytes: as text to encode."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"refused to encode as {encoding}")
+    return text.encode("latin1")
+
+
 # Pickled arrays name one function to rebuild them; NumPy 1 and 2 keep it in different modules.
 RECONSTRUCT = np.empty(0).__reduce__()[0]
 ALLOWED = {
+    ("_codecs", "encode"): latin1,
     ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
@@ -63,7 +71,7 @@ ALLOWED = {
 
 
 class NumpyUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain Python values; refuses every other name in the file."""
+    """Rebuilds NumPy arrays and plain values; refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Look ``module.name`` up among the allowed."""

@@ -43,16 +43,20 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", choices=list(TASK_DEFAULTS), default="lm", help="what to learn")
     add("--data", type=Path, help="lm: a text file; image: a folder with CIFAR-10")
-    add("--recipe", choices=[*BUILT_IN, *dc.recipes.__all__], default="topk")
-    add("--density", type=density, default=0.01, help="share of the gradient that is sent")
-    add("--warmup-steps", type=natural, help="steps in which the density falls (default: 1/6)")
+    add(
+        "--recipe", choices=[*BUILT_IN, *dc.recipes.__all__], default="topk", help="(default: topk)"
+    )
+    add("--density", type=density, default=0.01, help="share that is sent (default: 0.01)")
+    add(
+        "--warmup-steps", type=natural, help="steps in which the density falls (default: steps / 6)"
+    )
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
     add("--steps", type=positive_int, help="(default: lm 2400, image 600)")
     add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")
     add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
-    add("--momentum", type=momentum, default=0.9)
-    add("--seed", type=natural, default=0)
+    add("--momentum", type=momentum, default=0.9, help="of SGD, or of DGC (default: 0.9)")
+    add("--seed", type=natural, default=0, help="of parameters and data order (default: 0)")
     add("--json", type=output_file, metavar="FILE", help="write configuration and results")
     add("--plot", type=output_file, metavar="FILE", help="draw loss against steps and bytes")
     args = parser.parse_args()

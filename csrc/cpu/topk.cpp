@@ -12,6 +12,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <type_traits>
 
 #include "../kernels.h"
@@ -45,9 +46,12 @@ template <typename K>
 K kth_largest(std::vector<K> keys, int64_t k) {
   constexpr int kBits = 11;
   while (keys.size() > 1024) {
-    const auto [low, high] = std::minmax_element(keys.begin(), keys.end());
-    const K base = *low;
-    const int shift = std::max(0, static_cast<int>(std::bit_width(*high - base)) - kBits);
+    K base = keys[0], top = keys[0];
+    for (K key : keys) {
+      base = std::min(base, key);
+      top = std::max(top, key);
+    }
+    const int shift = std::max(0, static_cast<int>(std::bit_width(top - base)) - kBits);
     std::array<int64_t, size_t{1} << kBits> histogram{};
     for (K key : keys) ++histogram[(key - base) >> shift];
     size_t bin = histogram.size() - 1;
@@ -78,7 +82,10 @@ template <typename A>
 class Candidates {
  public:
   explicit Candidates(int64_t k)
-      : k_(k), capacity_(2 * k + kBlock), indices_(capacity_ + kBlock), values_(capacity_ + kBlock) {}
+      : k_(k),
+        capacity_(2 * k + kBlock),
+        indices_(new int32_t[static_cast<size_t>(capacity_ + kBlock)]),
+        values_(new A[static_cast<size_t>(capacity_ + kBlock)]) {}
 
   Key<A> floor() const { return floor_; }
   A threshold() const { return std::bit_cast<A>(floor_); }
@@ -106,7 +113,7 @@ class Candidates {
   Key<A> keep_largest() {
     if (count_ <= k_) return floor_ - 1;
     std::vector<Key<A>> keys(static_cast<size_t>(count_));
-    std::transform(values_.begin(), values_.begin() + count_, keys.begin(), magnitude<A>);
+    std::transform(values(), values() + count_, keys.begin(), magnitude<A>);
     const Key<A> kth = kth_largest(keys, k_);
     int64_t ties = k_ - std::count_if(keys.begin(), keys.end(), [=](auto key) { return key > kth; });
     const int64_t found = count_;
@@ -120,16 +127,16 @@ class Candidates {
   }
 
   int64_t count() const { return count_; }
-  const int32_t* indices() const { return indices_.data(); }
-  const A* values() const { return values_.data(); }
+  const int32_t* indices() const { return indices_.get(); }
+  const A* values() const { return values_.get(); }
 
  private:
   int64_t k_;
   int64_t capacity_;
   Key<A> floor_ = 1;
   int64_t count_ = 0;
-  std::vector<int32_t> indices_;
-  std::vector<A> values_;
+  std::unique_ptr<int32_t[]> indices_;  // left uninitialized: most of it is never touched
+  std::unique_ptr<A[]> values_;
 };
 
 // What one scan looks for: the k largest magnitudes, or the k largest on either side of zero.
@@ -228,6 +235,9 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
                                         int64_t base, const Search<float>& search,
                                         Hits<float>& hits) {
   const __m256 above = _mm256_set1_ps(search.above()), below = _mm256_set1_ps(search.below());
+  int32_t* indices = hits.indices.data();
+  float* values = hits.values.data();
+  int64_t count = hits.count;
   int64_t i = begin;
   for (; i + 32 <= end; i += 32) {
     __m256 value[4], hit[4];
@@ -244,12 +254,12 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes[mask].data()));
       const __m256i index =
           _mm256_add_epi32(order, _mm256_set1_epi32(static_cast<int>(base + i + 8 * j)));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(hits.indices.data() + hits.count), index);
-      _mm256_storeu_ps(hits.values.data() + hits.count,
-                       _mm256_permutevar8x32_ps(value[j], order));
-      hits.count += std::popcount(mask);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices + count), index);
+      _mm256_storeu_ps(values + count, _mm256_permutevar8x32_ps(value[j], order));
+      count += std::popcount(mask);
     }
   }
+  hits.count = count;
   scan_portable(source, i, end, base, search, hits);
 }
 #endif
@@ -284,11 +294,11 @@ class Selector {
   }
 
  private:
-  // Sets the thresholds from a sample of about 1/64 of the group, 3 standard deviations generous.
+  // Sets the thresholds from a sample, generous by 3 standard deviations and 3 elements.
   void guess(const std::vector<Piece>& pieces, int64_t numel, int64_t k, Search<A>& search) const {
     search.restart(1, 1);
     if (numel < kSmall) return;
-    const int64_t wanted = std::clamp<int64_t>(numel / 64, 1024, 65536);
+    const int64_t wanted = std::clamp<int64_t>(numel / 64, 1024, 16384);
     const int64_t stride = numel / (wanted / kRun);
     std::vector<Key<A>> positive, negative;
     int64_t skip = 0;

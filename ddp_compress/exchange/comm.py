@@ -23,7 +23,6 @@ from ddp_compress.exchange.frame import (
 )
 from ddp_compress.stats import Stats
 
-
 # torch 2.13 renamed it; the old name warns there.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -174,4 +173,3 @@ class Comm:
                     f"ranks must compress alike, but rank {rank} differs from rank 0: rank 0 has "
                     f"{setting(headers[0])}; rank {rank} has {setting(header)}"
                 )
-

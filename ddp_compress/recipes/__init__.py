@@ -1,5 +1,7 @@
 """Algorithms from the literature, each a short file that names its parts."""
 
+from typing import Any
+
 from ddp_compress.recipe import Recipe
 from ddp_compress.recipes.dgc import dgc
 from ddp_compress.recipes.sbc import sbc
@@ -8,7 +10,7 @@ from ddp_compress.recipes.topk import topk
 __all__ = ["dgc", "sbc", "topk"]
 
 
-def by_name(name: str, **options: object) -> Recipe:
+def by_name(name: str, **options: Any) -> Recipe:
     """Make a recipe by its name.
 
     Raises:

@@ -56,9 +56,7 @@ def topk(
     edges, of_param = bounds.tolist(), groups.tolist()
     found, finite = [], True
     for group, k in enumerate(ks.tolist()):
-        spans = [
-            torch.arange(edges[p], edges[p + 1]) for p, g in enumerate(of_param) if g == group
-        ]
+        spans = [torch.arange(edges[p], edges[p + 1]) for p, g in enumerate(of_param) if g == group]
         positions = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
         values = accumulated[positions]
         finite = finite and bool(values.isfinite().all())

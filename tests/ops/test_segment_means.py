@@ -1,0 +1,70 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddp_compress import reference
+
+native = torch.ops.ddp_compress
+
+
+def check_twins(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    expected, found = reference.segment_means(values, counts), native.segment_means(values, counts)
+    assert found.dtype == expected.dtype == torch.float32
+    assert torch.equal(found, expected)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("counts", [[], [0], [1], [5, 0, 1, 3000], [0, 0, 7, 0]])
+def test_twins_agree(dtype, counts):
+    generator = torch.Generator().manual_seed(len(counts))
+    values = torch.randn(sum(counts), generator=generator, dtype=dtype)
+    check_twins(values, torch.tensor(counts, dtype=torch.int64))
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=6),
+        max_size=5,
+    )
+)
+def test_twins_agree_on_any_finite_numbers(segments):
+    values = torch.tensor([x for segment in segments for x in segment], dtype=torch.float32)
+    check_twins(values, torch.tensor([len(s) for s in segments], dtype=torch.int64))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-45, 1e-38, 1e30, 3e38])
+def test_it_is_the_mean(scale):
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * scale
+    mean = check_twins(values, torch.tensor([1000])).item()
+    assert mean == pytest.approx(values.double().mean().item(), rel=1e-6, abs=1e-45)
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-300, -1e200])
+def test_twins_agree_beyond_the_range_of_fp32(value):
+    check_twins(torch.full((3,), value, dtype=torch.float64), torch.tensor([3]))
+
+
+def test_the_order_of_summation_does_not_matter():
+    """So a GPU, which sums in another order, sends the same bits."""
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    count = torch.tensor([5000])
+    means = {check_twins(v, count).item() for v in (values, values.flip(0), values.sort().values)}
+    assert len(means) == 1
+
+
+def test_an_empty_segment_has_mean_zero():
+    assert check_twins(torch.tensor([1.0, 3.0]), torch.tensor([0, 2, 0])).tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("counts", [[1], [3], [-1, 3], [1, 2]])
+def test_counts_that_do_not_fit_are_refused(counts):
+    for twin in (native, reference):
+        with pytest.raises(RuntimeError, match="counts"):
+            twin.segment_means(torch.ones(2), torch.tensor(counts))
+
+
+def test_opcheck():
+    args = (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 1]))
+    torch.library.opcheck(native.segment_means.default, args)

@@ -1,0 +1,274 @@
+import math
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddp_compress import ops, reference
+
+native = torch.ops.ddp_compress
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+either_side = pytest.mark.parametrize("heavier", [False, True], ids=["both", "heavier"])
+
+
+@pytest.fixture(params=["avx2", "portable"])
+def path(request, monkeypatch):
+    """Run a test on both paths of the kernel; they are the same where there is no AVX2."""
+    if request.param == "portable":
+        monkeypatch.setenv("DDP_COMPRESS_PORTABLE", "1")
+
+
+def memory_of(grads: list[Tensor], seed: int = 0) -> list[Tensor]:
+    """Random memory beside gradients: fp32, or fp64 for fp64."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if grads[0].dtype == torch.float64 else torch.float32
+    return [torch.randn(g.numel(), generator=generator).to(wide) for g in grads]
+
+
+def one_group(numel: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.tensor([0, numel]), torch.tensor([0]), torch.tensor([k])
+
+
+def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, heavier):
+    """Native and reference agree bit for bit; inputs stay as they are."""
+    given = [*grads, *residuals, *momenta]
+    before = [t.clone() for t in given]
+    args = (grads, residuals, momenta, momentum, bounds, groups, ks, heavier)
+    expected, found = reference.topk(*args), native.topk(*args)
+    assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
+    for name, ours, theirs in zip(("indices", "values", "finite"), found, expected, strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+    return found
+
+
+def check_one(grad: Tensor, k: int, heavier: bool, residual: Tensor | None = None):
+    """The same, for one gradient of one group without momentum."""
+    memory = memory_of([grad])[0].zero_() if residual is None else residual
+    return check_twins([grad], [memory], [], 0.0, *one_group(grad.numel(), k), heavier)
+
+
+@pytest.mark.usefixtures("path")
+@every_dtype
+@either_side
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("k", [1, 40, 4000, 40_000])
+def test_twins_agree_on_random_gradients(dtype, heavier, momentum, k):
+    """Large enough for the sample, the second scan and the pruning on the way."""
+    grad = torch.randn(40_003, generator=torch.Generator().manual_seed(k)).to(dtype)
+    residual = memory_of([grad], seed=1)[0]
+    momenta = memory_of([grad], seed=2) if momentum else []
+    args = one_group(grad.numel(), k)
+    indices, _, finite = check_twins(
+        [grad], [residual], momenta, momentum or 0.0, *args, heavier
+    )
+    assert finite
+    assert len(indices) <= k
+
+
+@pytest.mark.usefixtures("path")
+@either_side
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_twins_agree_on_chunks_groups_and_exact_parameters(dtype, heavier):
+    """Groups that span chunks, parameters that span nothing, some left out."""
+    sizes = [5000, 1, 0, 9000, 64, 3000, 20_000, 7, 10_000]
+    groups = [0, -1, -1, 0, 1, -1, 1, 2, -1]
+    chunks = [5001, 9064, 23_007, 10_000]
+    generator = torch.Generator().manual_seed(5)
+    grads = [torch.randn(n, generator=generator).to(dtype) for n in chunks]
+    indices, _, _ = check_twins(
+        grads,
+        memory_of(grads, seed=1),
+        memory_of(grads, seed=2),
+        0.5,
+        torch.tensor(list(accumulate(sizes, initial=0))),
+        torch.tensor(groups),
+        torch.tensor([140, 300, 2]),
+        heavier,
+    )
+    edges = list(accumulate(sizes, initial=0))
+    exact = [(edges[i], edges[i + 1]) for i, group in enumerate(groups) if group < 0]
+    assert not any(begin <= i < end for i in indices.tolist() for begin, end in exact)
+    assert (indices.diff() > 0).all()
+
+
+@st.composite
+def messages(draw):
+    """Small messages, full of ties and zeros, cut into chunks and groups anyhow."""
+    sizes = draw(st.lists(st.integers(0, 20), min_size=1, max_size=6))
+    cuts = draw(st.sets(st.integers(0, sum(sizes)), max_size=3))
+    edges = sorted({0, *cuts, sum(sizes)}) if sum(sizes) else [0, 0]
+    values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5, 1e-40, 3e4])
+    dtype = draw(st.sampled_from(DTYPES))
+
+    def tensors(kind):
+        flat = draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes)))
+        pieces = zip(edges[:-1], edges[1:], strict=True)
+        return [torch.tensor(flat[begin:end], dtype=kind) for begin, end in pieces]
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    groups, used = [], 0
+    for _ in sizes:
+        groups.append(draw(st.sampled_from([-1, used, max(0, used - 1)])))
+        used = max(used, groups[-1] + 1)
+    groups = [g if g < 0 else sorted({x for x in groups if x >= 0}).index(g) for g in groups]
+    groups = sorted_but_exact(groups)
+    ks = [draw(st.integers(1, 9)) for _ in range(max(groups, default=-1) + 1)]
+    momenta = tensors(wide) if draw(st.booleans()) else []
+    bounds = torch.tensor(list(accumulate(sizes, initial=0)))
+    return (
+        tensors(dtype),
+        tensors(wide),
+        momenta,
+        draw(st.sampled_from([0.0, 0.5, 0.9])),
+        bounds,
+        torch.tensor(groups),
+        torch.tensor(ks, dtype=torch.int64),
+        draw(st.booleans()),
+    )
+
+
+def sorted_but_exact(groups: list[int]) -> list[int]:
+    """Groups in ascending order, the left-out parameters where they were."""
+    ascending = iter(sorted(g for g in groups if g >= 0))
+    return [g if g < 0 else next(ascending) for g in groups]
+
+
+@given(messages())
+def test_twins_agree_on_anything(message):
+    check_twins(*message)
+
+
+@pytest.mark.usefixtures("path")
+@either_side
+@pytest.mark.parametrize(
+    "grad",
+    [
+        torch.zeros(0),
+        torch.tensor([3.0]),
+        torch.tensor([0.0]),
+        torch.zeros(20_000),
+        torch.full((20_000,), -2.5),
+        torch.arange(20_000.0),
+        -torch.arange(20_000.0).flip(0),
+        torch.where(torch.arange(50_000) % 7001 == 0, 1.0, 0.0),
+        torch.full((9000,), 1e-44),
+        torch.cat([torch.full((10_000,), 3.0), torch.full((10_000,), -3.0)]),
+    ],
+    ids=[
+        "empty", "one", "one zero", "zeros", "equal", "ascending", "descending", "sparse",
+        "subnormal", "two sides equal",
+    ],
+)  # fmt: skip
+def test_twins_agree_on_special_gradients(grad, heavier):
+    for k in (1, 100):
+        check_one(grad, k, heavier)
+
+
+@pytest.mark.usefixtures("path")
+@every_dtype
+@either_side
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("numel", [1, 33, 20_000])
+def test_one_bad_number_anywhere_is_seen(dtype, heavier, bad, numel):
+    """It may lie between the samples, or in the tail behind the wide registers."""
+    for at in {0, numel // 2, numel - 1}:
+        grad = torch.randn(numel, generator=torch.Generator().manual_seed(3)).to(dtype)
+        grad[at] = bad
+        memory = memory_of([grad])
+        args = ([grad], memory, [], 0.0, *one_group(numel, max(1, numel // 100)), heavier)
+        assert not native.topk(*args)[2]
+        assert not reference.topk(*args)[2]
+
+
+def test_an_overflow_of_finite_numbers_is_seen():
+    large = torch.full((9000,), 3e38)
+    assert not ops.topk([large], [large], [], 0.0, *one_group(9000, 5), False)[2]
+
+
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_it_is_the_top_k(k):
+    """Without ties torch.topk finds the same."""
+    grad = torch.randn(30_000, generator=torch.Generator().manual_seed(k))
+    indices, values, _ = check_one(grad, k, False)
+    expected = grad.abs().topk(k).indices.sort().values
+    assert indices.tolist() == expected.tolist()
+    assert torch.equal(values, grad[expected])
+
+
+def test_the_first_of_equals_are_taken():
+    indices, _, _ = check_one(torch.full((30_000,), -1.0), 5, False)
+    assert indices.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_zeros_are_never_taken():
+    indices, values, _ = check_one(torch.tensor([0.0, 2.0, -0.0, 0.0]), 3, False)
+    assert indices.tolist() == [1]
+    assert values.tolist() == [2.0]
+
+
+def test_a_spike_after_a_quiet_start_is_found():
+    """The threshold must rise and fall with what comes; nothing is sampled at the spike."""
+    grad = torch.zeros(1_000_000)
+    grad[777_777], grad[-1] = 5.0, -6.0
+    indices, _, _ = check_one(grad, 3, False)
+    assert indices.tolist() == [777_777, 999_999]
+
+
+@pytest.mark.parametrize(
+    ("values", "k", "taken"),
+    [
+        ([3.0, -1.0, 3.0, -5.0], 2, [0, 2]),  # means 3 and -3: no, see below
+        ([3.0, -1.0, 3.0, -5.5], 2, [1, 3]),
+        ([1.0, 1.0, -9.0], 3, [2]),
+        ([2.0, -2.0], 1, [1]),
+    ],
+)
+def test_the_side_of_larger_mean_is_taken(values, k, taken):
+    grad = torch.tensor(values)
+    if taken == [0, 2]:
+        grad[3] = -4.0  # mean -2.5 against 3
+    assert check_one(grad, k, True)[0].tolist() == taken
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"residuals": []}, "residuals has 0 tensors, expected 1"),
+        ({"residuals": [torch.zeros(3)]}, r"residuals\[0\] has 3 elements, expected 4"),
+        ({"residuals": [torch.zeros(4).double()]}, "residuals has dtype Double, expected Float"),
+        ({"momenta": [torch.zeros(5)]}, r"momenta\[0\] has 5 elements, expected 4"),
+        ({"bounds": torch.tensor([0, 3])}, "bounds must run from 0 to 4"),
+        ({"bounds": torch.tensor([0, 5, 4]), "groups": torch.tensor([0, 0])}, "must ascend"),
+        ({"groups": torch.tensor([1])}, r"groups\[0\] is 1, expected -1 or an index into ks"),
+        ({"ks": torch.tensor([0])}, "ks must be positive"),
+        ({"grads": [torch.zeros(4, dtype=torch.int32)]}, "has dtype Int, expected float32"),
+        ({"grads": []}, "at least one tensor"),
+    ],
+)
+def test_bad_arguments_are_named(change, words):
+    good = {
+        "grads": [torch.ones(4)],
+        "residuals": [torch.zeros(4)],
+        "momenta": [],
+        "momentum": 0.0,
+        "bounds": torch.tensor([0, 4]),
+        "groups": torch.tensor([0]),
+        "ks": torch.tensor([2]),
+        "heavier": False,
+    }
+    with pytest.raises(RuntimeError, match=words):
+        native.topk(**(good | change))
+
+
+@every_dtype
+@pytest.mark.parametrize("momentum", [False, True])
+def test_opcheck(dtype, momentum):
+    grad = torch.arange(-5, 6).to(dtype)
+    memory = memory_of([grad])
+    args = ([grad], memory, memory if momentum else [], 0.9, *one_group(11, 3), True)
+    torch.library.opcheck(native.topk.default, args)
