@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from cifar10 import Images, load_cifar10
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
+
+from cifar10 import Images, load_cifar10
 
 CONTEXT = 64  # bytes in one window
 BLOCK = 256  # windows in one block; every 20th block is held out

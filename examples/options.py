@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from traffic import BUILT_IN
-
 import ddp_compress as dc
+from traffic import BUILT_IN
 
 TASK_DEFAULTS: dict[str, dict[str, float]] = {
     "lm": {"steps": 2400, "batch_size": 4, "lr": 0.3},

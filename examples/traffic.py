@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-from models import count_parameters
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import ddp_compress as dc
+from models import count_parameters
 
 BUILT_IN = ("none", "fp16", "powersgd")
 POWERSGD_RANK = 4

@@ -18,15 +18,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from data import Samples, Split, image_task, text_task
-from models import ByteModel, ConvNet, count_parameters
-from options import fail, parse_args
-from report import Measurement, Report
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from tqdm import tqdm
+
+from data import Samples, Split, image_task, text_task
+from models import ByteModel, ConvNet, count_parameters
+from options import fail, parse_args
+from report import Measurement, Report
 from traffic import Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
 
 EVALUATIONS = 8  # points of the learning curve

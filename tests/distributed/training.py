@@ -14,11 +14,12 @@ from ddp_compress import CompressionState, compress_hook
 from tests.table import Row
 
 LEARNING_RATE = 0.05
-SEVERAL_BUCKETS = 0.001  # MiB: three buckets for `small_model` once DDP has rebuilt them
+SEVERAL_BUCKETS = 0.001  # MiB: two buckets for `small_model` once DDP has rebuilt them
+MANY_BUCKETS = 0.0002  # MiB: a bucket for almost every parameter
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """754 parameters, the same on every rank: weights in rows, a norm, biases."""
+    """755 parameters, the same on every rank: weights in rows, a norm, biases."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = nn.Sequential(

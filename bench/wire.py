@@ -1,0 +1,124 @@
+"""How small messages are: bits per position, and whole SBC messages on ResNet-50's shapes.
+
+    python bench/wire.py
+
+Sizes do not depend on the machine. Positions are uniformly random, so that the entropy H(p) / p
+bounds them from below; a message's 16-byte header is counted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import ddp_compress as dc
+from ddp_compress import ops
+
+HEADER_BITS = 128
+
+
+def entropy(density: float) -> float:
+    """Least bits a position costs on average when positions are random."""
+    other = 1 - density
+    return -(density * math.log2(density) + other * math.log2(other)) / density
+
+
+def random_positions(numel: int, k: int) -> Tensor:
+    """K distinct positions below N, ascending."""
+    found = torch.randint(numel, (k + k // 4,)).unique()
+    while len(found) < k:
+        found = torch.cat([found, torch.randint(numel, (k,))]).unique()
+    return found[torch.randperm(len(found))[:k]].sort().values.int()
+
+
+def positions_table(numels: list[int], densities: list[float]) -> Table:
+    """Bits a position, header included, and their ratio to the entropy bound."""
+    table = Table(title="Bits per position, random positions, message header included")
+    for column in ("N", "density", "bound", "Golomb-Rice", "x bound", "Elias-Fano", "x bound"):
+        table.add_column(column, justify="right")
+    for numel in numels:
+        for density in densities:
+            k = round(numel * density)
+            positions = random_positions(numel, k)
+            bound = entropy(density)
+            rice = 8 * len(ops.golomb_encode(positions, torch.tensor([0, numel])))
+            elias = 8 * len(ops.elias_fano_encode(positions, numel, k))
+            cells = [f"{numel:,}", f"{density:.1%}", f"{bound:.3f}"]
+            for bits in (rice, elias):
+                each = (bits + HEADER_BITS) / k
+                cells += [f"{each:.3f}", f"{each / bound:.4f}"]
+            table.add_row(*cells)
+    return table
+
+
+def resnet50() -> nn.Module:
+    """A module whose parameters have ResNet-50's names, order and shapes: 25.6 M."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, out: int, into: int, size: int) -> None:
+        shapes[f"{name}_conv"] = (out, into, size, size)
+        shapes[f"{name}_scale"] = shapes[f"{name}_shift"] = (out,)
+
+    conv("stem", 64, 3, 7)
+    into = 64
+    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
+        for block in range(blocks):
+            name = f"stage{stage}_block{block}"
+            conv(f"{name}_1", width, into, 1)
+            conv(f"{name}_2", width, width, 3)
+            conv(f"{name}_3", 4 * width, width, 1)
+            if block == 0:
+                conv(f"{name}_skip", 4 * width, into, 1)
+            into = 4 * width
+    shapes["head_weight"], shapes["head_bias"] = (1000, 2048), (1000,)
+    model = nn.Module()
+    for name, shape in shapes.items():
+        model.register_parameter(name, nn.Parameter(torch.empty(shape)))
+    return model
+
+
+def resnet_table(densities: list[float], steps: int) -> Table:
+    """Payload ratio of SBC, every parameter counted, with gradients of uneven scale."""
+    model = resnet50()
+    count = sum(p.numel() for p in model.parameters())
+    table = Table(title=f"SBC on ResNet-50's shapes, {count:,} parameters, all counted")
+    for column in ("density", "codec", "scope", "bits an entry", "payload bytes", "ratio"):
+        table.add_column(column, justify="right")
+    for density in densities:
+        for codec in ("golomb", "elias_fano", "raw"):
+            for scope in ("tensor", "model"):
+                recipe = dc.recipes.sbc(density, scope=scope, codec=codec)
+                state = dc.CompressionState(model, recipe)
+                for _ in range(steps):
+                    state.reduce(
+                        {
+                            name: torch.randn(p.shape) * p.numel() ** -0.25
+                            for name, p in model.named_parameters()
+                        }
+                    )
+                stats = state.stats
+                table.add_row(
+                    f"{density:.1%}",
+                    codec,
+                    scope,
+                    f"{stats.bits_per_nonzero:.3f}",
+                    f"{stats.payload_bits / 8 / stats.steps:,.0f}",
+                    f"{stats.ratio:.0f}",
+                )
+    return table
+
+
+def main() -> None:
+    """Print both tables."""
+    torch.manual_seed(0)
+    console = Console()
+    console.print(positions_table([10**6, 10**7, 10**8], [0.001, 0.01, 0.05]))
+    console.print(resnet_table([0.001, 0.01], steps=2))
+
+
+if __name__ == "__main__":
+    main()
