@@ -103,7 +103,9 @@ class Bench:
             means.repeat_interleave(torch.tensor([len(positions)])) for positions in decoded
         ]
         ops.accumulate(self.residual, self.grad, None, 0.0)
-        self.residual.index_add_(0, indices, means.repeat_interleave(counts), alpha=-1)
+        ops.scatter_add(
+            self.residual, 0, [indices], [means.repeat_interleave(counts)], -1.0
+        )
         ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
 
     def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:

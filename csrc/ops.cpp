@@ -1,4 +1,5 @@
-// Schemas and tensor checks. Every op checks what it was given here, then calls a raw-pointer kernel.
+// Schemas and tensor checks. Every op checks what it was given here, then calls a raw-pointer
+// kernel.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -84,8 +85,8 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
   STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
   STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
                   " tensors, expected ", grads.size());
-  STD_TORCH_CHECK(momenta.empty() || momenta.size() == grads.size(), "momenta has ",
-                  momenta.size(), " tensors, expected none or ", grads.size());
+  STD_TORCH_CHECK(momenta.empty() || momenta.size() == grads.size(), "momenta has ", momenta.size(),
+                  " tensors, expected none or ", grads.size());
   check(bounds, "bounds", ScalarType::Long);
   check(groups, "groups", ScalarType::Long);
   check(ks, "ks", ScalarType::Long);
@@ -125,8 +126,7 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
       chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
                         momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel()});
     auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, heavier);
-    result = {to_tensor(found.indices, ScalarType::Int),
-              to_tensor(found.values, memory_type(type)),
+    result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
               scalar<bool>(found.finite, ScalarType::Bool)};
   });
   return result;
@@ -213,8 +213,8 @@ void check_positions(const Tensor& indices, int64_t numel) {
 
 Tensor elias_fano_encode_cpu(const Tensor& indices, int64_t numel, int64_t k) {
   check_positions(indices, numel);
-  STD_TORCH_CHECK(indices.numel() <= k, "indices has ", indices.numel(),
-                  " entries, expected at most k = ", k);
+  STD_TORCH_CHECK(indices.numel() <= k && k <= numel, "indices has ", indices.numel(),
+                  " entries and numel is ", numel, ", expected k = ", k, " between them");
   Tensor out = empty_cpu(elias_fano_size(numel, k), ScalarType::Byte);
   elias_fano_encode(read<int32_t>(indices), indices.numel(), numel, k, write<uint8_t>(out));
   return out;
@@ -252,6 +252,7 @@ std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& b
                                              int64_t limit) {
   check(data, "data", ScalarType::Byte);
   check_bounds(bounds);
+  STD_TORCH_CHECK(limit >= 0, "limit must be 0 or more, got ", limit);
   std::vector<int32_t> indices;
   const int64_t status = golomb_decode(read<uint8_t>(data), data.numel(), read<int64_t>(bounds),
                                        bounds.numel() - 1, limit, indices);

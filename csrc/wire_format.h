@@ -26,11 +26,11 @@ namespace ddp_compress {
 
 // Negative results of the decoders; ops.py turns them into the words of a ValueError.
 enum DecodeError : int64_t {
-  kTruncated = -1,      // the bytes end before the positions do
-  kOutOfRange = -2,     // a position lies outside its tensor
-  kNotAscending = -3,   // positions must ascend strictly
-  kTooMany = -4,        // more positions than the layout can hold
-  kDirtyPadding = -5,   // unused bits must be zero
+  kTruncated = -1,     // the bytes end before the positions do
+  kOutOfRange = -2,    // a position lies outside its tensor
+  kNotAscending = -3,  // positions must ascend strictly
+  kTooMany = -4,       // more positions than the layout can hold
+  kDirtyPadding = -5,  // unused bits must be zero
 };
 
 inline uint64_t load_u64(const uint8_t* p) {

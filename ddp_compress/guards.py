@@ -7,8 +7,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+
+def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
+    """Raise for DDP options under which a step may never come to its last bucket.
+
+    Raises:
+        ValueError: the model was made with ``skip_all_reduce_unused_params``.
+    """
+    if getattr(model, "skip_all_reduce_unused_params", False):
+        raise ValueError(
+            "skip_all_reduce_unused_params=True may skip the last bucket, at which a compressed "
+            "step commits: make the DDP model without it"
+        )
 
 
 def refuse_unsupported_parameters(model: nn.Module) -> None:
@@ -62,6 +76,8 @@ def refuse_second_momentum(parameters: Iterable[Tensor], recipe: str) -> None:
     watched = {id(p): weakref.ref(p) for p in parameters}
 
     def check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if all(known() is None for known in watched.values()):
+            handle.remove()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 known = watched.get(id(parameter))

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from ddp_compress.exchange import Comm
-from ddp_compress.guards import refuse_second_momentum, refuse_unsupported_parameters
+from ddp_compress.guards import (
+    refuse_second_momentum,
+    refuse_unsupported_ddp,
+    refuse_unsupported_parameters,
+)
 from ddp_compress.layout import Layout
 from ddp_compress.message import Chunk
 from ddp_compress.recipe import Recipe
@@ -80,7 +84,10 @@ class CompressionState:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
         if flush_bytes < 1:
             raise ValueError(f"flush_bytes must be 1 or more, got {flush_bytes}")
-        bare = getattr(model, "module", model) if _is_ddp(model) else model
+        bare = model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            refuse_unsupported_ddp(model)
+            bare = model.module
         refuse_unsupported_parameters(bare)
         self.recipe = recipe
         self.process_group = process_group
@@ -301,7 +308,3 @@ def _printable(density: float | Schedule, step: int) -> str:
         return f"{density_at(density, step):.9g}"
     except (TypeError, ValueError):
         return "invalid"  # the step that asks for it raises
-
-
-def _is_ddp(model: nn.Module) -> bool:
-    return isinstance(model, nn.parallel.DistributedDataParallel)

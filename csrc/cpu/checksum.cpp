@@ -31,7 +31,7 @@ uint32_t checksum(const uint8_t* data, int64_t size) {
     sum += mix(word ^ (static_cast<uint32_t>(i + 1) * kGolden));
   }
   uint32_t tail = 0;
-  std::memcpy(&tail, data + 4 * words, static_cast<size_t>(size % 4));
+  if (size % 4) std::memcpy(&tail, data + 4 * words, static_cast<size_t>(size % 4));
   return sum + mix(tail ^ (static_cast<uint32_t>(words + 1) * kGolden));
 }
 

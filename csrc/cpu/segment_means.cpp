@@ -17,9 +17,12 @@ double exact_mean(const A* values, int64_t count) {
   std::frexp(largest, &exponent);
   const int shift = 31 - std::max(exponent, -900);  // keeps 2**shift a finite double
   const double scale = std::ldexp(1.0, shift);
+  // Adding and taking away 1.5 * 2**52 rounds to the nearest integer, halves to even, without a
+  // call; what is rounded is at most 2**31.
+  constexpr double kRound = 6755399441055744.0;
   int64_t sum = 0;
   for (int64_t i = 0; i < count; ++i)
-    sum += static_cast<int64_t>(std::nearbyint(static_cast<double>(values[i]) * scale));
+    sum += static_cast<int64_t>((static_cast<double>(values[i]) * scale + kRound) - kRound);
   return std::ldexp(static_cast<double>(sum) / static_cast<double>(count), -shift);
 }
 

@@ -41,26 +41,34 @@ constexpr int64_t kSmall = 8192;
 constexpr int64_t kBlock = 4096;  // elements scanned between two looks at the threshold
 constexpr int64_t kRun = 16;      // neighbours sampled together: one cache line of fp32
 
-// The k-th largest key (k counts from 1), by histograms of ever finer key ranges.
+// The k-th largest of some keys (k counts from 1), by histograms of ever finer key ranges.
 template <typename K>
-K kth_largest(std::vector<K> keys, int64_t k) {
+K kth_largest(const K* keys, int64_t count, int64_t k) {
   constexpr int kBits = 11;
-  while (keys.size() > 1024) {
+  std::vector<K> rest;  // the keys of the bin that holds the k-th
+  while (count > 1024) {
     K base = keys[0], top = keys[0];
-    for (K key : keys) {
-      base = std::min(base, key);
-      top = std::max(top, key);
+    for (int64_t i = 0; i < count; ++i) {
+      base = std::min(base, keys[i]);
+      top = std::max(top, keys[i]);
     }
     const int shift = std::max(0, static_cast<int>(std::bit_width(top - base)) - kBits);
-    std::array<int64_t, size_t{1} << kBits> histogram{};
-    for (K key : keys) ++histogram[(key - base) >> shift];
+    std::array<uint32_t, size_t{1} << kBits> histogram{};
+    for (int64_t i = 0; i < count; ++i) ++histogram[(keys[i] - base) >> shift];
     size_t bin = histogram.size() - 1;
     for (; histogram[bin] < k; --bin) k -= histogram[bin];
-    std::erase_if(keys, [=](K key) { return ((key - base) >> shift) != bin; });
-    if (shift == 0) return keys[0];
+    if (shift == 0) return base + static_cast<K>(bin);
+    std::vector<K> inside;
+    inside.reserve(histogram[bin]);
+    for (int64_t i = 0; i < count; ++i)
+      if (((keys[i] - base) >> shift) == bin) inside.push_back(keys[i]);
+    rest = std::move(inside);
+    keys = rest.data();
+    count = static_cast<int64_t>(rest.size());
   }
-  std::nth_element(keys.begin(), keys.begin() + (k - 1), keys.end(), std::greater<K>());
-  return keys[k - 1];
+  std::vector<K> few(keys, keys + count);
+  std::nth_element(few.begin(), few.begin() + (k - 1), few.end(), std::greater<K>());
+  return few[k - 1];
 }
 
 // Positions and values, in ascending position: what a scan found in one block.
@@ -112,17 +120,20 @@ class Candidates {
   // Keeps the k largest; of equals the first positions. Returns the smallest magnitude kept.
   Key<A> keep_largest() {
     if (count_ <= k_) return floor_ - 1;
-    std::vector<Key<A>> keys(static_cast<size_t>(count_));
-    std::transform(values(), values() + count_, keys.begin(), magnitude<A>);
-    const Key<A> kth = kth_largest(keys, k_);
-    int64_t ties = k_ - std::count_if(keys.begin(), keys.end(), [=](auto key) { return key > kth; });
-    const int64_t found = count_;
-    count_ = 0;
-    for (int64_t i = 0; i < found; ++i) {
+    const std::unique_ptr<Key<A>[]> keys(new Key<A>[static_cast<size_t>(count_)]);
+    std::transform(values(), values() + count_, keys.get(), magnitude<A>);
+    const Key<A> kth = kth_largest(keys.get(), count_, k_);
+    int64_t ties = k_;
+    for (int64_t i = 0; i < count_; ++i) ties -= keys[i] > kth;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count_; ++i) {
       const bool tie = keys[i] == kth;
-      push_if(keys[i] > kth || (tie && ties > 0), indices_[i], values_[i]);
+      indices_[kept] = indices_[i];
+      values_[kept] = values_[i];
+      kept += keys[i] > kth || (tie && ties > 0);
       ties -= tie;
     }
+    count_ = kept;
     return kth;
   }
 
@@ -168,9 +179,7 @@ struct Search {
     if (heavier) negative.prune();
   }
 
-  bool short_of_k() const {
-    return positive.short_of_k() || (heavier && negative.short_of_k());
-  }
+  bool short_of_k() const { return positive.short_of_k() || (heavier && negative.short_of_k()); }
 
   void restart(Key<A> positive_floor, Key<A> negative_floor) {
     positive.restart(positive_floor);
@@ -307,8 +316,7 @@ class Selector {
       for (; i < p.end; i += stride)
         for (int64_t j = i; j < std::min(i + kRun, p.end); ++j) {
           const A value = sources_[p.chunk][j];
-          (search.heavier && std::signbit(value) ? negative : positive)
-              .push_back(magnitude(value));
+          (search.heavier && std::signbit(value) ? negative : positive).push_back(magnitude(value));
         }
       skip = i - p.end;
     }
@@ -318,8 +326,9 @@ class Selector {
     search.restart(nth(positive, rank), nth(negative, rank));
   }
 
-  static Key<A> nth(std::vector<Key<A>>& keys, int64_t rank) {
-    return rank <= static_cast<int64_t>(keys.size()) ? kth_largest(std::move(keys), rank) : 1;
+  static Key<A> nth(const std::vector<Key<A>>& keys, int64_t rank) {
+    const auto count = static_cast<int64_t>(keys.size());
+    return rank <= count ? kth_largest(keys.data(), count, rank) : 1;
   }
 
   void scan(const std::vector<Piece>& pieces, Search<A>& search) const {
@@ -401,8 +410,7 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
     }
     result.indices.insert(result.indices.end(), chosen->indices(),
                           chosen->indices() + chosen->count());
-    result.values.insert(result.values.end(), chosen->values(),
-                         chosen->values() + chosen->count());
+    result.values.insert(result.values.end(), chosen->values(), chosen->values() + chosen->count());
   }
   return result;
 }
@@ -417,7 +425,7 @@ TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds
              : topk_impl<G, A, false>(chunks, mu, bounds, groups, params, ks, heavier);
 }
 
-#define INSTANTIATE(G, A)                                                                  \
+#define INSTANTIATE(G, A)                                                                   \
   template TopK<A> topk(const std::vector<Chunk<G, A>>&, A, const int64_t*, const int64_t*, \
                         int64_t, const int64_t*, bool);
 INSTANTIATE(float, float)

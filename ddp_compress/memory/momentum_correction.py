@@ -53,6 +53,6 @@ class MomentumCorrection:
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is exact."""
-        kept["residual"].index_add_(0, sent.indices, sent.values, alpha=-1)
+        ops.scatter_add(kept["residual"], 0, [sent.indices], [sent.values], -1.0)
         if not exact:
             kept["momentum"].index_fill_(0, sent.indices.long(), 0.0)

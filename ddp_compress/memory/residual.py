@@ -42,4 +42,4 @@ class Residual:
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
         """Take out what was sent. What quantization lost stays."""
-        kept["residual"].index_add_(0, sent.indices, sent.values, alpha=-1)
+        ops.scatter_add(kept["residual"], 0, [sent.indices], [sent.values], -1.0)

@@ -69,7 +69,7 @@ class Ranks:
         """
         outcomes = self.outcomes(world_size, function, *args, limit=limit)
         failed = [
-            f"--- rank {rank} of {world_size}:\n{outcome.trace or outcome.error!r}"
+            f"--- rank {rank} of {world_size}:\n{outcome.trace or repr(outcome.error)}"
             for rank, outcome in enumerate(outcomes)
             if outcome.error
         ]

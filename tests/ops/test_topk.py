@@ -63,9 +63,7 @@ def test_twins_agree_on_random_gradients(dtype, heavier, momentum, k):
     residual = memory_of([grad], seed=1)[0]
     momenta = memory_of([grad], seed=2) if momentum else []
     args = one_group(grad.numel(), k)
-    indices, _, finite = check_twins(
-        [grad], [residual], momenta, momentum or 0.0, *args, heavier
-    )
+    indices, _, finite = check_twins([grad], [residual], momenta, momentum or 0.0, *args, heavier)
     assert finite
     assert len(indices) <= k
 
