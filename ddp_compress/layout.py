@@ -107,7 +107,8 @@ class Plan:
     @cached_property
     def ks(self) -> Tensor:
         """The most entries every group may send, [G] int64: density of its elements, at least 1."""
-        return torch.tensor([entries(self.density, n) for n in self._group_sizes])
+        ks = [entries(self.density, n) for n in self._group_sizes]
+        return torch.tensor(ks, dtype=torch.int64)
 
     @cached_property
     def k(self) -> int:

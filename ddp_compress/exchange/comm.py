@@ -62,10 +62,14 @@ class Comm:
         self._capacities: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._next = 0
+        # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
+        # GIL, and destroying the group just then would deadlock (torch 2.13).
+        self._alive: list[Tensor] = []
 
     def begin_step(self) -> None:
         """Number the step's messages from 0 again."""
         self._next = 0
+        self._alive.clear()
 
     def agree(self, description: str) -> None:
         """Compare a description of the setting with every rank, before the first step.
@@ -138,6 +142,7 @@ class Comm:
         if self._alone:
             return [frame]
         everyone = frame.new_empty(self.world_size * len(frame))
+        self._alive += [everyone, frame]
         others = (self.world_size - 1) * len(frame)
         work = _all_gather_single(everyone, frame, group=self.group, async_op=True)
         self.stats.collective(sent=others, received=others)

@@ -104,7 +104,8 @@ class Ranks:
                 self._end()
                 raise TimeoutError(f"rank {rank} of {world_size} took more than {limit} seconds")
             outcomes.append(_receive(process, pipe))
-        self._workers = [worker for worker in self._workers if worker[0].is_alive()]
+        if any(outcome.error for outcome in outcomes):
+            self._end()
         return outcomes
 
     def close(self) -> None:
@@ -147,18 +148,32 @@ def _receive(process: BaseProcess, pipe: Connection) -> Outcome:
 def _work(pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    # A Gloo group that ends while its threads let go of a collective may wait for them with the
+    # GIL that they wait for (torch 2.13). So a group outlives its run by one run.
+    previous: dist.ProcessGroup | None = None
     while True:
         try:
-            job = pipe.recv_bytes()
+            job = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        pipe.send_bytes(_attempt(job))
+        outcome, group = _attempt(*job)
+        pipe.send_bytes(outcome)
+        if group is None:
+            os._exit(1)  # who knows what is still under way
+        previous = group  # noqa: F841
 
 
-def _attempt(job: bytes) -> bytes:
+def _attempt(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    rank: int,
+    world_size: int,
+    meeting: str,
+    limit: float,
+    timeout: float,
+) -> tuple[bytes, dist.ProcessGroup | None]:
+    faulthandler.dump_traceback_later(limit, file=sys.__stderr__)
     try:
-        function, args, rank, world_size, meeting, limit, timeout = pickle.loads(job)
-        faulthandler.dump_traceback_later(limit, file=sys.__stderr__)
         dist.init_process_group(
             "gloo",
             init_method=f"file://{meeting}",
@@ -166,15 +181,15 @@ def _attempt(job: bytes) -> bytes:
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
-        try:
-            return pickle.dumps(Outcome(value=function(*args)))
-        finally:
-            dist.destroy_process_group()
+        outcome = pickle.dumps(Outcome(value=function(*args)))
+        group = dist.group.WORLD
+        dist.destroy_process_group()
+        return outcome, group
     except BaseException as error:
         trace = traceback.format_exc()
         try:
-            return pickle.dumps(Outcome(error=error, trace=trace))
+            return pickle.dumps(Outcome(error=error, trace=trace)), None
         except Exception:
-            return pickle.dumps(Outcome(error=RuntimeError(repr(error)), trace=trace))
+            return pickle.dumps(Outcome(error=RuntimeError(repr(error)), trace=trace)), None
     finally:
         faulthandler.cancel_dump_traceback_later()

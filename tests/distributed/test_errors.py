@@ -1,0 +1,335 @@
+"""What goes wrong on one rank is an error on every rank, and costs nothing of the residual."""
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddp_compress import CompressionState, PeerError, compress_hook, recipes
+from ddp_compress.exchange import comm
+from ddp_compress.schedules import Schedule
+from ddp_compress.select import TopK
+from tests.distributed.training import (
+    MANY_BUCKETS,
+    backward,
+    descend,
+    loss,
+    memory,
+    small_model,
+    train,
+    weights,
+    wrap,
+)
+from tests.table import ROWS, Row, every_family, every_row
+
+GOOD_STEPS = 5
+
+
+def unlucky() -> bool:
+    """One rank in the middle, so that neither the first nor the last hides something."""
+    return dist.get_rank() == 1
+
+
+def failed_step(ddp, state: CompressionState, number: int) -> str:
+    """The error of a step that must fail and must leave the state alone."""
+    before = memory(state)
+    with pytest.raises((PeerError, ValueError)) as caught:
+        backward(ddp, number)
+    assert memory(state) == before
+    return str(caught.value)
+
+
+def still_in_step() -> None:
+    """The ranks can still talk: no collective is left without its peers."""
+    every = [None] * dist.get_world_size()
+    dist.all_gather_object(every, "here")
+    assert every == ["here"] * dist.get_world_size()
+
+
+# ----------------------------------------------------------------------------- ranks that differ
+
+
+def with_recipes(mine: Row, others: Row) -> str:
+    ddp, state = wrap(small_model(), mine if unlucky() else others)
+    message = failed_step(ddp, state, 0)
+    still_in_step()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "words"),
+    [
+        (Row(recipes.sbc(0.1)), Row(recipes.topk(0.1)), ["recipe topk", "recipe sbc"]),
+        (Row(recipes.sbc(0.1)), Row(recipes.sbc(0.2)), ["density 0.2", "density 0.1"]),
+        (Row(recipes.dgc(0.1, 0.5)), Row(recipes.dgc(0.1, 0.9)), ["momentum=0.9", "momentum=0.5"]),
+        (
+            Row(recipes.topk(0.1, value_dtype=torch.float16)),
+            Row(recipes.topk(0.1)),
+            ["float32", "float16"],
+        ),
+        (Row(recipes.sbc(0.1, "model")), Row(recipes.sbc(0.1)), ["scope tensor", "scope model"]),
+        (
+            Row(recipes.sbc(0.1, codec="raw")),
+            Row(recipes.sbc(0.1, codec="golomb")),
+            ["Golomb()", "Raw()"],
+        ),
+        (
+            Row(recipes.sbc(0.1), min_numel=7),
+            Row(recipes.sbc(0.1)),
+            ["min_numel 0", "min_numel 7"],
+        ),
+    ],
+    ids=["recipe", "density", "momentum", "value_dtype", "scope", "codec", "min_numel"],
+)
+def test_a_rank_that_compresses_otherwise_is_named_on_every_rank(ranks, mine, others, words):
+    for message in ranks.run(3, with_recipes, mine, others):
+        assert "rank 1 differs from rank 0" in message
+        first, second = message.split("rank 1: ")
+        assert words[0] in first
+        assert words[1] in second
+
+
+def with_flush_bytes() -> str:
+    ddp, state = wrap(small_model(), ROWS["sbc"], flush_bytes=1 if unlucky() else 1000)
+    return failed_step(ddp, state, 0)
+
+
+def test_a_rank_that_flushes_otherwise_is_named(ranks):
+    for message in ranks.run(2, with_flush_bytes):
+        assert "flush_bytes 1000" in message
+        assert "flush_bytes 1," in message
+
+
+class Until:
+    """A schedule that goes astray at step 5 on one rank; steps 5 to 15 are not announced."""
+
+    def __init__(self, astray: float) -> None:
+        self.astray = astray
+
+    def __call__(self, step: int) -> float:
+        return self.astray if step == GOOD_STEPS and unlucky() else 0.1
+
+
+def with_schedule(make: Callable[[Schedule], Row], astray: float, flush_bytes: int) -> str:
+    """The error; afterwards all goes on as if that step had not been."""
+    options = {"flush_bytes": flush_bytes, "bucket_cap_mb": MANY_BUCKETS}
+    density = Until(astray)
+    ddp, state = wrap(small_model(), make(density), **options)
+    train(ddp, range(GOOD_STEPS))
+    message = failed_step(ddp, state, 0)
+    still_in_step()
+
+    density.astray = 0.1
+    again, resumed = wrap(small_model(), make(0.1), **options)
+    again.module.load_state_dict(ddp.module.state_dict())
+    resumed.load_state_dict(state.state_dict())
+    clean, _ = wrap(small_model(), make(0.1), **options)
+    train(clean, range(GOOD_STEPS + 3))
+    train(again, range(GOOD_STEPS, GOOD_STEPS + 3))
+    assert weights(again) == weights(clean)
+    return message
+
+
+@pytest.mark.parametrize("flush_bytes", [1, 300, 256 * 1024])
+def test_a_schedule_that_diverges_later_is_named_on_every_rank(ranks, flush_bytes):
+    for message in ranks.run(2, with_schedule, topk_row, 0.2, flush_bytes):
+        assert "rank 0 has density 0.1" in message
+        assert "rank 1 has density 0.2" in message
+
+
+@pytest.mark.parametrize("flush_bytes", [1, 300, 256 * 1024])
+@pytest.mark.parametrize("astray", [float("nan"), 0.0, 1.5])
+def test_a_bad_density_on_one_rank_is_an_error_on_every_rank(ranks, astray, flush_bytes):
+    """Some ranks have sent messages by then that the unlucky one has not."""
+    for message in ranks.run(2, with_schedule, topk_row, astray, flush_bytes):
+        assert "rank 1 failed: ValueError: density schedule" in message
+        assert f"at step 5 must lie in (0, 1], got {astray}" in message
+
+
+def topk_row(density: float | Schedule) -> Row:
+    return Row(recipes.topk(density))
+
+
+def nan_schedule() -> str:
+    ddp, state = wrap(small_model(), Row(recipes.sbc(lambda step: float("nan"))))
+    return failed_step(ddp, state, 0)
+
+
+def test_a_nan_schedule_on_all_ranks_is_refused(ranks):
+    for message in ranks.run(2, nan_schedule):
+        assert "at step 0 must lie in (0, 1], got nan" in message
+
+
+# ----------------------------------------------------------------------------- a rank that fails
+
+
+def with_an_exception(row: Row, flush_bytes: int, call: int) -> str:
+    """Selection raises on one rank, at its first message or a later one."""
+    ddp, state = wrap(
+        small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS
+    )
+    train(ddp, range(3))
+    real, calls = TopK.__call__, []
+
+    def failing(self, *args):
+        calls.append(1)
+        if unlucky() and len(calls) == call:
+            raise MemoryError("no room for the positions")
+        return real(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TopK, "__call__", failing)
+        message = failed_step(ddp, state, 3)
+    still_in_step()
+    return message
+
+
+@pytest.mark.parametrize(("flush_bytes", "call"), [(256 * 1024, 1), (1, 1), (1, 3)])
+@pytest.mark.parametrize(
+    "row", [ROWS["topk"], ROWS["dgc"], ROWS["sbc-golomb"]], ids=["topk", "dgc", "sbc-golomb"]
+)
+def test_an_exception_on_one_rank_names_it_on_every_rank(ranks, row, flush_bytes, call):
+    for message in ranks.run(4, with_an_exception, row, flush_bytes, call):
+        assert message == "rank 1 failed: MemoryError: no room for the positions"
+
+
+def failing_backward() -> str:
+    """User code raises on every rank between two buckets; the next step starts afresh."""
+    ddp, state = wrap(small_model(), ROWS["topk"], flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    before = memory(state)
+
+    def stop(grad: Tensor) -> None:
+        raise KeyError("a bug of the user's")
+
+    handle = next(ddp.parameters()).register_hook(stop)
+    with pytest.raises(KeyError, match="a bug of the user's"):
+        backward(ddp, 3)
+    handle.remove()
+    assert memory(state) == before
+    given = {name: p.detach() for name, p in ddp.module.named_parameters()}
+    state.abandon_step()
+    return str(state.reduce(given)["4.bias"].tolist())
+
+
+def test_a_backward_that_raises_half_way_costs_nothing(ranks):
+    one, other = ranks.run(2, failing_backward)
+    assert one == other
+
+
+def dies() -> None:
+    ddp, _ = wrap(small_model(), ROWS["sbc"], flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    calls = []
+    real = TopK.__call__
+
+    def deadly(self, *args):
+        calls.append(1)
+        if unlucky() and len(calls) == 2:
+            os._exit(3)
+        return real(self, *args)
+
+    TopK.__call__ = deadly  # type: ignore[method-assign]
+    backward(ddp, 3)
+
+
+def test_the_death_of_a_rank_ends_the_others(ranks):
+    """With the error of the process group, within its timeout."""
+    start = time.monotonic()
+    outcomes = ranks.outcomes(3, dies, collective_timeout=5.0, limit=40)
+    assert [type(o.error) for o in outcomes] == [RuntimeError, ChildProcessError, RuntimeError]
+    assert time.monotonic() - start < 40
+
+
+# ------------------------------------------------------------------------------- bytes that change
+
+
+def cut(everyone: Tensor) -> None:
+    """The end of every frame is lost."""
+    frame = everyone.view(dist.get_world_size(), -1)
+    frame[1, frame.size(1) // 2 :] = 0
+
+
+def flip_first_bit(everyone: Tensor) -> None:
+    everyone.view(dist.get_world_size(), -1)[1, 0] ^= 1
+
+
+def flip_version(everyone: Tensor) -> None:
+    everyone.view(dist.get_world_size(), -1)[1, 15] ^= 0x20
+
+
+def flip_last_byte(everyone: Tensor) -> None:
+    everyone.view(dist.get_world_size(), -1)[1, -1] ^= 0x80
+
+
+def with_damage(row: Row, damage: Callable[[Tensor], None], message: int) -> str:
+    """All ranks receive the same damaged bytes in a message of the fourth step."""
+    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(5))
+    real, calls = comm._all_gather_single, []
+
+    class Damaged:
+        def __init__(self, work, everyone):
+            self.work, self.everyone = work, everyone
+
+        def wait(self):
+            self.work.wait()
+            damage(self.everyone)
+
+    def gather(everyone, frame, **options):
+        calls.append(1)
+        work = real(everyone, frame, **options)
+        return Damaged(work, everyone) if len(calls) == message else work
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comm, "_all_gather_single", gather)
+        return failed_step(ddp, state, 5)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_first_bit, flip_version, flip_last_byte])
+@pytest.mark.parametrize("row", [ROWS["topk"], ROWS["sbc"]], ids=["topk", "sbc"])
+def test_damaged_bytes_are_an_error_on_every_rank(ranks, row, damage):
+    words = "wire version 3, expected 1" if damage is flip_version else "message is corrupt"
+    for message in (1, 2):
+        for error in ranks.run(2, with_damage, row, damage, message):
+            assert error.startswith("rank 1: ")
+            assert words in error
+
+
+# --------------------------------------------------------------------------------- afterwards
+
+
+def recovers(row: Row) -> None:
+    """A state that met an error carries on, without DDP, as if it had not."""
+    states = [
+        CompressionState(small_model(), row.recipe, min_numel=row.min_numel) for _ in range(2)
+    ]
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    given = [
+        {n: torch.randn(p.shape, generator=generator) for n, p in small_model().named_parameters()}
+        for _ in range(4)
+    ]
+    real = TopK.__call__
+
+    def failing(self, *args):
+        if unlucky():
+            raise MemoryError
+        return real(self, *args)
+
+    for tensors in given:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TopK, "__call__", failing)
+            with pytest.raises(PeerError):
+                states[0].reduce(tensors)
+        means = [state.reduce(tensors) for state in states]
+        assert all(torch.equal(means[0][n], means[1][n]) for n in tensors)
+    assert memory(states[0]) == memory(states[1])
+
+
+@every_row
+def test_a_state_carries_on_after_an_error(ranks, row):
+    ranks.run(2, recovers, row)
