@@ -105,15 +105,19 @@ class Candidates {
     floor_ = std::clamp<Key<A>>(floor, 1, kInfinity<A>);
   }
 
-  // Takes an entry if `admit`, without a branch. At most kBlock calls between two prunes.
-  void push_if(bool admit, int32_t index, A value) {
-    indices_[count_] = index;
-    values_[count_] = value;
-    count_ += admit;
-  }
-
-  // Between blocks: too many candidates mean that the threshold can rise.
-  void prune() {
+  // Takes the hits of one block whose value is wanted, without a branch.
+  template <typename Wanted>
+  void take(const Hits<A>& hits, Wanted wanted) {
+    int32_t* const indices = indices_.get();
+    A* const values = values_.get();
+    int64_t count = count_;
+    for (int64_t i = 0; i < hits.count; ++i) {
+      indices[count] = hits.indices[i];
+      values[count] = hits.values[i];
+      count += wanted(hits.values[i]);
+    }
+    count_ = count;
+    // Too many candidates mean that the threshold can rise.
     if (count_ > capacity_) floor_ = keep_largest() + 1;
   }
 
@@ -167,16 +171,11 @@ struct Search {
   // Takes one block's hits. Only here is anything checked for being finite: what is not is a hit.
   void take(const Hits<A>& hits) {
     Key<A> largest = 0;
-    for (int64_t i = 0; i < hits.count; ++i) {
-      const A value = hits.values[i];
-      largest = std::max(largest, magnitude(value));
-      const bool other = heavier && std::signbit(value);
-      positive.push_if(!other, hits.indices[i], value);
-      if (heavier) negative.push_if(other, hits.indices[i], value);
-    }
+    for (int64_t i = 0; i < hits.count; ++i) largest = std::max(largest, magnitude(hits.values[i]));
     finite = finite && largest < kInfinity<A>;
-    positive.prune();
-    if (heavier) negative.prune();
+    if (!heavier) return positive.take(hits, [](A) { return true; });
+    positive.take(hits, [](A value) { return !std::signbit(value); });
+    negative.take(hits, [](A value) { return std::signbit(value); });
   }
 
   bool short_of_k() const { return positive.short_of_k() || (heavier && negative.short_of_k()); }
