@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,23 +68,33 @@ def check_optimizer(optimizer: Optimizer, recipe: str) -> None:
             )
 
 
-def refuse_second_momentum(parameters: Iterable[Tensor], recipe: str) -> None:
-    """Check the optimizer of these parameters at its next step, before it changes anything.
+def refuse_second_momentum(owner: object, parameters: Iterable[Tensor], recipe: str) -> None:
+    """Check the optimizers of these parameters before each of their steps, while ``owner`` lives.
+
+    Args:
+        owner: keeps the parameters alive.
+        parameters: whose momentum the recipe keeps.
+        recipe: its name.
 
     Raises:
         ValueError: later, from ``optimizer.step()``; see `check_optimizer`.
     """
-    watched = {id(p): weakref.ref(p) for p in parameters}
+    _watch_optimizers()
+    _watched[owner] = (recipe, frozenset(map(id, parameters)))
 
-    def check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if all(known() is None for known in watched.values()):
-            handle.remove()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                known = watched.get(id(parameter))
-                if known is not None and known() is parameter:
-                    check_optimizer(optimizer, recipe)
-                    handle.remove()
-                    return
 
-    handle = register_optimizer_step_pre_hook(check)
+# By owner: a recipe's name, and the ids of the parameters whose momentum it keeps.
+_watched: weakref.WeakKeyDictionary[object, tuple[str, frozenset[int]]]
+_watched = weakref.WeakKeyDictionary()
+
+
+@cache
+def _watch_optimizers() -> None:
+    """Once for the process: a hook must not remove itself while torch walks through them."""
+    register_optimizer_step_pre_hook(_check_watched)
+
+
+def _check_watched(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for recipe, ids in list(_watched.values()):
+        if any(id(p) in ids for group in optimizer.param_groups for p in group["params"]):
+            check_optimizer(optimizer, recipe)

@@ -102,7 +102,7 @@ class CompressionState:
         self._transaction: Transaction | None = None
         self._elements = 0
         if "momentum" in recipe.memory.tensors:
-            refuse_second_momentum(self._parameters, recipe.name)
+            refuse_second_momentum(self, self._parameters, recipe.name)
 
     def __repr__(self) -> str:
         kept = sum(self._sizes.values())

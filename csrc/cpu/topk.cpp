@@ -247,25 +247,18 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
   float* values = hits.values.data();
   int64_t count = hits.count;
   int64_t i = begin;
-  for (; i + 32 <= end; i += 32) {
-    __m256 value[4], hit[4];
-    for (int j = 0; j < 4; ++j) {
-      value[j] = source.load8(i + 8 * j);
-      hit[j] = _mm256_or_ps(_mm256_cmp_ps(value[j], above, _CMP_NLT_UQ),
-                            _mm256_cmp_ps(value[j], below, _CMP_NGT_UQ));
-    }
-    const __m256 any = _mm256_or_ps(_mm256_or_ps(hit[0], hit[1]), _mm256_or_ps(hit[2], hit[3]));
-    if (!_mm256_movemask_ps(any)) continue;
-    for (int j = 0; j < 4; ++j) {
-      const auto mask = static_cast<unsigned>(_mm256_movemask_ps(hit[j]));
-      const __m256i order =
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes[mask].data()));
-      const __m256i index =
-          _mm256_add_epi32(order, _mm256_set1_epi32(static_cast<int>(base + i + 8 * j)));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices + count), index);
-      _mm256_storeu_ps(values + count, _mm256_permutevar8x32_ps(value[j], order));
-      count += std::popcount(mask);
-    }
+  // No branch on a hit: at 1 % density a mispredicted one costs more than the stores.
+#pragma GCC unroll 4
+  for (; i + 8 <= end; i += 8) {
+    const __m256 value = source.load8(i);
+    const __m256 hit = _mm256_or_ps(_mm256_cmp_ps(value, above, _CMP_NLT_UQ),
+                                    _mm256_cmp_ps(value, below, _CMP_NGT_UQ));
+    const auto mask = static_cast<unsigned>(_mm256_movemask_ps(hit));
+    const __m256i order = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes[mask].data()));
+    const __m256i index = _mm256_add_epi32(order, _mm256_set1_epi32(static_cast<int>(base + i)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices + count), index);
+    _mm256_storeu_ps(values + count, _mm256_permutevar8x32_ps(value, order));
+    count += std::popcount(mask);
   }
   hits.count = count;
   scan_portable(source, i, end, base, search, hits);

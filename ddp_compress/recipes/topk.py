@@ -14,7 +14,7 @@ from ddp_compress.select import TopK
 
 def topk(
     density: float | Schedule = 0.01,
-    scope: Scope = "tensor",
+    scope: Scope = "model",
     codec: str = "elias_fano",
     value_dtype: torch.dtype = torch.float32,
 ) -> Recipe:
@@ -22,7 +22,8 @@ def topk(
 
     Args:
         density: share of the elements to send, or a schedule of it.
-        scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
+        scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``. Over the whole
+            model it keeps most of the gradient, but its one message waits for the last bucket.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
 
@@ -33,7 +34,7 @@ def topk(
 
     Example:
         >>> topk(density=0.01).select
-        TopK(density=0.01, scope='tensor')
+        TopK(density=0.01, scope='model')
     """
     return Recipe(
         "topk",

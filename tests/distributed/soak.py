@@ -56,12 +56,12 @@ def with_delays(row: Row, steps: int, longest: float, seed: int = 0) -> str:
 def poisoned_steps(row: Row, trials: int, seed: int = 0) -> str:
     """Between good steps, one rank meets inf or NaN somewhere; the weights at the end.
 
-    Checks on this rank that the step left memory and step bit for bit as they were and gave back
+    Every bucket is a message of its own. Checks on this rank that the step left memory and step bit for bit as they were and gave back
     NaN alone, and that the whole run equals one that never saw these steps.
     """
     chance = random.Random(seed)  # all ranks draw alike
-    ddp, state = wrap(small_model(), row, bucket_cap_mb=MANY_BUCKETS)
-    clean, _ = wrap(small_model(), row, bucket_cap_mb=MANY_BUCKETS)
+    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    clean, _ = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
     good = 0
     for model in (ddp, clean):
         train(model, [good])
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS], metavar="ROW")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    failed = False
     with Ranks(args.ranks) as ranks:
         for name in args.rows:
             for what, count, extra in (
@@ -117,12 +118,14 @@ def main() -> None:
                     start = time.perf_counter()
                     results = ranks.run(args.ranks, what, ROWS[name], count, *extra, limit=3600)
                     agree = "bit-identical" if len(set(results)) == 1 else "DIFFERENT"
+                    failed = failed or len(set(results)) > 1
                     seconds = time.perf_counter() - start
                     print(
                         f"{name:18} {what.__name__:15} {count:5} on {args.ranks} ranks: "
                         f"weights {agree}, {seconds:.0f} s",
                         flush=True,
                     )
+    raise SystemExit(failed)
 
 
 if __name__ == "__main__":

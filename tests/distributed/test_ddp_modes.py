@@ -30,7 +30,7 @@ TOPK = Row(recipes.topk(DENSITY))
 
 
 def check_simulation(
-    ddp: nn.Module, state: CompressionState, batches: list[list[list[int]]]
+    ddp: DistributedDataParallel, state: CompressionState, batches: list[list[list[int]]]
 ) -> None:
     """Parameters and this rank's residuals equal those of `simulate_topk`, bit for bit."""
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -79,6 +79,23 @@ def test_law_4_residuals_survive_every_way_of_bucketing(ranks, world_size, optio
     """A simulation that knows no buckets finds the same parameters and residuals."""
     several = ranks.run(world_size, through_ddp, options)
     assert all((count > 1) == (options != {"bucket_cap_mb": 25}) for count in several)
+
+
+def with_frozen_parameters() -> tuple[list[str], str]:
+    model = small_model()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    before = weights(model[0])
+    ddp, state = wrap(model, TOPK)
+    train(ddp, range(4))
+    assert weights(ddp.module[0]) == before
+    return sorted(state.state_dict()["tensors"]["residual"]), weights(ddp)
+
+
+def test_frozen_parameters_are_left_alone(ranks):
+    (kept, one), (_, other) = ranks.run(2, with_frozen_parameters)
+    assert kept == ["2.bias", "2.weight", "3.bias", "3.weight", "4.bias", "4.weight"]
+    assert one == other
 
 
 def accumulated_without_sync() -> None:
@@ -148,9 +165,7 @@ def with_unused_branches(choices: list[list[tuple[bool, bool]]]) -> None:
         backward(ddp, step)
         descend(ddp)
     kept = state.state_dict()["tensors"]["residual"]
-    for (name, now), then, total in zip(
-        ddp.module.named_parameters(), start, came, strict=True
-    ):
+    for (name, now), then, total in zip(ddp.module.named_parameters(), start, came, strict=True):
         rest = kept[name].view_as(total)
         for tensor in (total, rest):
             dist.all_reduce(tensor)
@@ -217,7 +232,7 @@ def ways_to_attach() -> list[str]:
     """Through `attach` by recipe and by name, and a state built before there is a group."""
     group = dist.group.WORLD
     model = small_model()
-    dist.group.WORLD = None  # type: ignore[assignment]
+    dist.group.WORLD = None
     assert not dist.is_initialized()
     early = CompressionState(model, recipes.sbc(0.1))
     dist.group.WORLD = group
@@ -265,7 +280,7 @@ def another_models_parameters() -> str:
     ddp = DistributedDataParallel(small_model())
     state = CompressionState(small_model(), recipes.sbc(0.1))
     ddp.register_comm_hook(state, compress_hook)
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(ValueError, match="are not of the model") as caught:
         backward(ddp, 0)
     return str(caught.value)
 

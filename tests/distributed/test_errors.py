@@ -9,22 +9,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddp_compress import CompressionState, PeerError, compress_hook, recipes
+from ddp_compress import CompressionState, PeerError, recipes
 from ddp_compress.exchange import comm
 from ddp_compress.schedules import Schedule
 from ddp_compress.select import TopK
 from tests.distributed.training import (
     MANY_BUCKETS,
     backward,
-    descend,
-    loss,
     memory,
     small_model,
     train,
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_row
 
 GOOD_STEPS = 5
 
@@ -91,6 +89,20 @@ def test_a_rank_that_compresses_otherwise_is_named_on_every_rank(ranks, mine, ot
         first, second = message.split("rank 1: ")
         assert words[0] in first
         assert words[1] in second
+
+
+def with_another_model() -> str:
+    state = CompressionState(torch.nn.Linear(5 if unlucky() else 4, 1), ROWS["sbc"].recipe)
+    with pytest.raises(PeerError) as caught:
+        state.reduce({"bias": torch.ones(1)})
+    still_in_step()
+    return str(caught.value)
+
+
+def test_a_rank_with_another_model_is_named(ranks):
+    for message in ranks.run(2, with_another_model):
+        assert "rank 1 differs from rank 0" in message
+        assert "parameters #" in message
 
 
 def with_flush_bytes() -> str:
@@ -169,9 +181,7 @@ def test_a_nan_schedule_on_all_ranks_is_refused(ranks):
 
 def with_an_exception(row: Row, flush_bytes: int, call: int) -> str:
     """Selection raises on one rank, at its first message or a later one."""
-    ddp, state = wrap(
-        small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS
-    )
+    ddp, state = wrap(small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS)
     train(ddp, range(3))
     real, calls = TopK.__call__, []
 

@@ -1,5 +1,7 @@
 """Statistics count what really went into collectives."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -43,14 +45,12 @@ def test_bytes_are_those_that_went_into_collectives(ranks, row, world_size):
 
 def collectives_of_every_step(codec: str, flush_bytes: int) -> list[int]:
     row = Row(recipes.sbc(0.05, codec=codec))
-    ddp, state = wrap(
-        small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS
-    )
+    ddp, state = wrap(small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS)
     counts = [0]
     for number in range(12):
         train(ddp, [number])
         counts.append(state.stats.collectives)
-    return [after - before for before, after in zip(counts[:-1], counts[1:], strict=True)]
+    return [after - before for before, after in pairwise(counts)]
 
 
 @pytest.mark.parametrize("codec", ["elias_fano", "raw"])

@@ -62,7 +62,7 @@ def descend(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= LEARNING_RATE * parameter.grad
+                parameter.sub_(parameter.grad, alpha=LEARNING_RATE)
 
 
 def train(ddp: nn.Module, numbers: Iterable[int], dtype: torch.dtype = torch.float32) -> None:

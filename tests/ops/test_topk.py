@@ -1,5 +1,5 @@
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -25,8 +25,12 @@ def path(request, monkeypatch):
 def memory_of(grads: list[Tensor], seed: int = 0) -> list[Tensor]:
     """Random memory beside gradients: fp32, or fp64 for fp64."""
     generator = torch.Generator().manual_seed(seed)
-    wide = torch.float64 if grads[0].dtype == torch.float64 else torch.float32
-    return [torch.randn(g.numel(), generator=generator).to(wide) for g in grads]
+    return [
+        torch.randn(g.numel(), generator=generator).to(
+            torch.float64 if g.dtype == torch.float64 else torch.float32
+        )
+        for g in grads
+    ]
 
 
 def one_group(numel: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,8 +109,7 @@ def messages(draw):
 
     def tensors(kind):
         flat = draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes)))
-        pieces = zip(edges[:-1], edges[1:], strict=True)
-        return [torch.tensor(flat[begin:end], dtype=kind) for begin, end in pieces]
+        return [torch.tensor(flat[begin:end], dtype=kind) for begin, end in pairwise(edges)]
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     groups, count = [], 0
@@ -167,8 +170,8 @@ def test_one_bad_number_anywhere_is_seen(dtype, heavier, bad, numel):
     for at in {0, numel // 2, numel - 1}:
         grad = torch.randn(numel, generator=torch.Generator().manual_seed(3)).to(dtype)
         grad[at] = bad
-        memory = memory_of([grad])
-        args = ([grad], memory, [], 0.0, *one_group(numel, max(1, numel // 100)), heavier)
+        memory, none = memory_of([grad]), memory_of([])
+        args = ([grad], memory, none, 0.0, *one_group(numel, max(1, numel // 100)), heavier)
         assert not native.topk(*args)[2]
         assert not reference.topk(*args)[2]
 

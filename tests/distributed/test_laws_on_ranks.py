@@ -76,7 +76,7 @@ def grads_of_every_step(row: Row) -> list[str]:
 
 
 @every_row
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_law_2_ranks_agree_bit_for_bit_and_so_do_runs(ranks, row, world_size):
     first = same_everywhere(ranks.run(world_size, grads_of_every_step, row))
     again = same_everywhere(ranks.run(world_size, grads_of_every_step, row))
@@ -95,9 +95,9 @@ def beside_all_reduce(row: Row, dtype: torch.dtype) -> None:
         tolerance = 4 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # of values
         for ours, theirs in zip(grads(ddp), grads(plain), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        descend(plain)
         with torch.no_grad():  # the next step starts from one point
             for ours, theirs in zip(ddp.parameters(), plain.parameters(), strict=True):
-                theirs -= 0.05 * theirs.grad
                 ours.copy_(theirs)
 
 
@@ -196,6 +196,30 @@ def clean_run(row: Row) -> str:
     ddp, _ = wrap(small_model(), row)
     train(ddp, range(4))
     return weights(ddp)
+
+
+def with_grad_scaler() -> tuple[list[float], str, int]:
+    """The fourth step overflows on rank 1 alone."""
+    ddp, state = wrap(small_model(), ROWS["sbc"])
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    scales = []
+    for number in range(6):
+        optimizer.zero_grad()
+        bad = torch.inf if number == 3 and dist.get_rank() == 1 else 1.0
+        scaler.scale(loss(ddp, dist.get_rank(), number) * bad).backward()
+        before = weights(ddp)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (weights(ddp) == before) == (number == 3)
+        scales.append(scaler.get_scale())
+    return scales, weights(ddp), state.stats.aborted
+
+
+def test_law_8_grad_scaler_skips_the_step_on_every_rank(ranks):
+    scales, _, aborted = same_everywhere(ranks.run(2, with_grad_scaler))
+    assert scales == [1024.0] * 3 + [512.0] * 3
+    assert aborted == 1
 
 
 def overflow_of_a_residual() -> tuple[bool, bool]:

@@ -1,0 +1,326 @@
+"""Bad input gets an error that names what is wrong and what was expected."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import optimizer as optimizers
+
+from ddp_compress import CompressionState, recipes
+from ddp_compress.layout import Layout, Plan
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+
+
+# ----------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["topk", "dgc", "sbc"])
+def test_density_outside_its_range(name, density):
+    with pytest.raises(ValueError, match=r"density must lie in \(0, 1\], got"):
+        recipes.by_name(name, density=density)
+
+
+@pytest.mark.parametrize("density", [True, "0.1", None])
+def test_density_of_another_type(density):
+    with pytest.raises(TypeError, match="density must be a number, got"):
+        recipes.topk(density)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("huffman", {}, "recipe must be one of dgc, sbc, topk; got 'huffman'"),
+        ("sbc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
+        ("topk", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
+        ("dgc", {"value_dtype": torch.int8}, "value_dtype must be one of torch.float32, .*int8"),
+        ("dgc", {"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ("dgc", {"momentum": float("nan")}, r"momentum must lie in \[0, 1\), got nan"),
+    ],
+)
+def test_unknown_names(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        recipes.by_name(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"start_step": -1}, "start_step must be 0 or more, got -1"),
+        ({"min_numel": -5}, "min_numel must be 0 or more, got -5"),
+        ({"flush_bytes": 0}, "flush_bytes must be 1 or more, got 0"),
+    ],
+)
+def test_arguments_of_a_state(options, words):
+    with pytest.raises(ValueError, match=words):
+        CompressionState(model(), recipes.sbc(0.1), **options)
+
+
+def test_a_name_is_no_recipe():
+    with pytest.raises(TypeError, match=r"must be a ddp_compress Recipe .* got str"):
+        CompressionState(model(), "sbc")
+
+
+# -------------------------------------------------------------------------------------- parameters
+
+
+def test_complex_parameters_are_refused_by_name():
+    net = model()
+    net.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"phase is complex .*torch\.complex64"):
+        CompressionState(net, recipes.sbc(0.1))
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_refused_by_name(layer):
+    net = nn.ModuleDict({"words": layer(5, 2, sparse=True)})
+    with pytest.raises(ValueError, match=r"words.weight has sparse gradients.*use sparse=False"):
+        CompressionState(net, recipes.sbc(0.1))
+
+
+def test_frozen_complex_parameters_are_no_matter():
+    net = model()
+    net.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64), requires_grad=False)
+    CompressionState(net, recipes.sbc(0.1))
+
+
+def test_reduce_names_what_does_not_fit():
+    state = CompressionState(nn.Linear(4, 2), recipes.sbc(0.1))
+    with pytest.raises(ValueError, match="weight has 7 elements, expected 8"):
+        state.reduce({"weight": torch.ones(7)})
+    with pytest.raises(KeyError, match="wait"):
+        state.reduce({"wait": torch.ones(7)})
+    assert state.step == 0
+
+
+def test_a_state_refuses_parameters_of_another_model():
+    state = CompressionState(nn.Linear(4, 2), recipes.sbc(0.1))
+    with pytest.raises(ValueError, match=r"first of shape \(9, 9\), are not of the model"):
+        state.layout([nn.Parameter(torch.zeros(9, 9))])
+
+
+@pytest.mark.parametrize("scope", ["tensor", "bucket", "model"])
+def test_a_message_beyond_31_bits_is_refused(scope):
+    half = Layout(("weight",), (2**30,))
+    Plan((half,), scope, 0.001)
+    with pytest.raises(ValueError, match="message of 2147483648 elements is too large"):
+        Plan((half, half), scope, 0.001)
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+def trained_state(recipe=None) -> CompressionState:
+    state = CompressionState(nn.Linear(4, 2), recipe or recipes.dgc(0.25))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        state.reduce({"weight": torch.randn(2, 4, generator=generator)})
+    return state
+
+
+def change(path: list[str], value: object):
+    def apply(saved):
+        for key in path[:-1]:
+            saved = saved[key]
+        saved[path[-1]] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda saved: saved.pop("step"), "checkpoint lacks step"),
+        (change(["format"], 2), "format 2, expected 1"),
+        (change(["recipe"], "sbc"), "of recipe 'sbc', expected 'dgc'"),
+        (change(["step"], -1), "step -1, expected an int of 0 or more"),
+        (change(["step"], 1.5), "step 1.5, expected an int"),
+        (change(["step"], True), "step True, expected an int"),
+        (change(["stats", "speed"], 3), "unknown statistics: .*speed"),
+        (change(["stats"], None), "statistics"),
+        (lambda saved: saved["tensors"].pop("momentum"), r"keeps \['residual'\], expected"),
+        (change(["tensors"], None), "tensors"),
+        (change(["tensors", "residual"], None), "residual"),
+        (
+            change(["tensors", "residual", "wait"], torch.zeros(8)),
+            "residual of wait, which is no parameter",
+        ),
+        (
+            change(["tensors", "residual", "weight"], torch.zeros(7)),
+            r"residual of weight has shape \(7,\), expected \(8,\)",
+        ),
+        (
+            change(["tensors", "momentum", "weight"], torch.zeros(2, 4)),
+            r"momentum of weight has shape \(2, 4\), expected \(8,\)",
+        ),
+        (
+            change(["tensors", "residual", "weight"], torch.zeros(8, dtype=torch.float16)),
+            "residual of weight has dtype torch.float16, expected float32 or float64",
+        ),
+        (
+            change(["tensors", "residual", "weight"], torch.full((8,), torch.nan)),
+            "residual of weight is not finite",
+        ),
+        (change(["tensors", "residual", "weight"], [0.0] * 8), "is a list, expected a tensor"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):
+    state = trained_state()
+    saved = trained_state().state_dict()
+    before = copy.deepcopy(state.state_dict())
+    damage(saved)
+    with pytest.raises(ValueError, match=words):
+        state.load_state_dict(saved)
+    after = state.state_dict()
+    for slot, tensors in before.pop("tensors").items():
+        assert torch.equal(after["tensors"][slot]["weight"], tensors["weight"])
+    after.pop("tensors")
+    assert after == before
+
+
+def test_a_checkpoint_is_not_loaded_within_a_step():
+    state = trained_state()
+    state.push(torch.ones(8), Layout(("weight",), (8,)), last=False)
+    with pytest.raises(RuntimeError, match="between the buckets of a step"):
+        state.load_state_dict(trained_state().state_dict())
+
+
+def test_a_checkpoint_is_a_copy():
+    state = trained_state()
+    saved = state.state_dict()
+    fresh = CompressionState(nn.Linear(4, 2), recipes.dgc(0.25))
+    fresh.load_state_dict(saved)
+    saved["tensors"]["residual"]["weight"].fill_(9.0)
+    for loaded in (state, fresh):
+        assert 9.0 not in loaded.state_dict()["tensors"]["residual"]["weight"]
+
+
+# ---------------------------------------------------------------------------------- second momentum
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.SGD([{"params": p[:1], "momentum": 0.0}, {"params": p[1:]}],
+                                  lr=0.1, momentum=0.5),
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        lambda p: torch.optim.RMSprop(p, momentum=0.1),
+    ],
+    ids=["SGD", "a group", "Adam", "AdamW", "RMSprop"],
+)  # fmt: skip
+def test_a_second_momentum_is_refused_before_anything_changes(make):
+    net = model()
+    state = CompressionState(net, recipes.dgc(0.1))
+    optimizer = make(list(net.parameters()))
+    net(torch.ones(6)).sum().backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    for _ in range(2):  # and it stays refused
+        with pytest.raises(
+            ValueError, match=r"dgc keeps the momentum itself, but \w+ has a second"
+        ):
+            optimizer.step()
+        assert all(map(torch.equal, before, net.parameters()))
+        assert not optimizer.state
+    assert state.step == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.RMSprop(p, lr=0.1),
+        lambda p: torch.optim.Adam(p, betas=(0.0, 0.99)),
+    ],
+    ids=["SGD", "RMSprop", "Adam without"],
+)
+def test_an_optimizer_without_momentum_steps(make):
+    net = model()
+    state = CompressionState(net, recipes.dgc(0.1))
+    optimizer = make(net.parameters())
+    net(torch.ones(6)).sum().backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.step()
+    optimizer.step()
+    assert not any(map(torch.equal, before, net.parameters()))
+    assert state.step == 0
+
+
+@pytest.mark.parametrize("recipe", [recipes.topk(0.1), recipes.sbc(0.1)], ids=lambda r: r.name)
+def test_other_recipes_take_any_optimizer(recipe):
+    net = model()
+    state = CompressionState(net, recipe)
+    net(torch.ones(6)).sum().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).step()
+    assert state.step == 0
+
+
+def test_two_states_with_momentum_of_their_own_live_side_by_side():
+    """As in a GAN: the optimizers of both step, whichever comes first."""
+    nets = [model(), model()]
+    states = [CompressionState(net, recipes.dgc(0.1)) for net in nets]
+    for net in nets:
+        net(torch.ones(6)).sum().backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+    assert [state.step for state in states] == [0, 0]
+
+
+def test_other_models_keep_their_momentum():
+    net, other = model(), model()
+    state = CompressionState(net, recipes.dgc(0.1))
+    other(torch.ones(6)).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9).step()
+    assert state.step == 0
+
+
+def test_a_momentum_that_comes_later_is_refused_too():
+    """As OneCycleLR's, which cycles it."""
+    net = model()
+    state = CompressionState(net, recipes.dgc(0.1))
+    net(torch.ones(6)).sum().backward()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(ValueError, match=r"second one of 0\.9"):
+        optimizer.step()
+    assert state.step == 0
+
+
+def test_a_model_may_be_used_again_without_its_state():
+    net = model()
+    state = CompressionState(net, recipes.dgc(0.1))
+    del state
+    gc.collect()
+    net(torch.ones(6)).sum().backward()
+    before = next(net.parameters()).detach().clone()
+    torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).step()
+    assert not torch.equal(before, next(net.parameters()))
+
+
+def test_nothing_is_left_behind_when_the_model_is_gone():
+    """A refused optimizer keeps no model alive, and other optimizers step as before."""
+    net = model()
+    state = CompressionState(net, recipes.dgc(0.1))
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(6)).sum().backward()
+    with pytest.raises(ValueError, match="second"):
+        optimizer.step()
+    parameter, its_state = weakref.ref(next(net.parameters())), weakref.ref(state)
+    del net, state, optimizer
+    gc.collect()
+    assert parameter() is None
+    assert its_state() is None
+    assert len(optimizers._global_optimizer_pre_hooks) <= 1
+    other = model()
+    other(torch.ones(6)).sum().backward()
+    again = torch.optim.Adam(other.parameters())
+    again.step()
+    assert again.state
