@@ -26,16 +26,17 @@ class Row:
 
 
 ROWS = {
-    "topk": Row(topk(0.1)),
+    "topk": Row(topk(0.1, "tensor")),
     "topk-golomb-fp16": Row(topk(0.05, "bucket", "golomb", torch.float16)),
     "topk-raw-bf16": Row(topk(0.2, "model", "raw", torch.bfloat16), min_numel=20),
     "topk-warmup": Row(topk(exponential_warmup(0.02, steps=5), "bucket")),
-    "dgc": Row(dgc(0.1, momentum=0.9)),
+    "dgc": Row(dgc(0.1, 0.9, "tensor")),
     "dgc-golomb": Row(dgc(0.03, 0.5, "model", "golomb"), min_numel=20),
     "dgc-fp16": Row(dgc(exponential_warmup(0.05, steps=4), 0.9, "bucket", value_dtype=torch.half)),
-    "sbc": Row(sbc(0.1)),
+    "sbc": Row(sbc(0.1, "tensor")),
     "sbc-golomb": Row(sbc(0.03, "bucket", "golomb")),
     "sbc-raw": Row(sbc(0.02, "model", "raw"), min_numel=20),
+    "sbc-momentum": Row(sbc(0.05, "tensor", "golomb", momentum=0.9)),
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

@@ -124,7 +124,7 @@ def test_law_4_parameters_may_change_their_order(row):
 @pytest.mark.parametrize("flush_bytes", [1, 100, 10**6])
 def test_chunks_make_the_same_step_however_they_are_sent(flush_bytes):
     """Messages gather chunks until they are full; that changes no number."""
-    row = Row(recipes.topk(0.1))
+    row = Row(recipes.topk(0.1, "tensor"))
     whole = state_of(row)
     pieces = CompressionState(Model(), row.recipe, flush_bytes=flush_bytes)
     for step in range(4):
@@ -139,7 +139,7 @@ def test_chunks_make_the_same_step_however_they_are_sent(flush_bytes):
 
 
 def test_nothing_is_done_before_the_last_chunk():
-    state = state_of(Row(recipes.topk(0.1)))
+    state = state_of(Row(recipes.topk(0.1, "tensor")))
     flat = torch.ones(600)
     first = state.push(flat, Layout(("a",), (600,)), last=False)
     assert not first.done()

@@ -3,7 +3,7 @@
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import AllGather
 from ddp_compress.layout import Scope
-from ddp_compress.memory import Residual
+from ddp_compress.memory import MomentumCorrection, Residual
 from ddp_compress.quantize import Means
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule
@@ -14,6 +14,7 @@ def sbc(
     density: float | Schedule = 0.001,
     scope: Scope = "tensor",
     codec: str = "elias_fano",
+    momentum: float = 0.0,
 ) -> Recipe:
     """Send where the heavier-sided largest entries are, and their mean.
 
@@ -24,11 +25,13 @@ def sbc(
         density: share of the elements to send, or a schedule of it.
         scope: what one selection and one mean run over: ``"tensor"``, ``"bucket"`` or ``"model"``.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
+        momentum: in [0, 1). SBC compresses updates that hold their momentum already, and masks it
+            where it sends (supplement A): give the momentum here, and 0 to the optimizer.
 
     Raises:
         ValueError: an argument lies outside its range.
 
-    Source: Sattler et al., Sparse Binary Compression (2018), Alg. 2-4.
+    Source: Sattler et al., Sparse Binary Compression (2018), Alg. 2-4 and supplement A.
 
     Example:
         >>> sbc(density=0.001).quantize
@@ -36,7 +39,7 @@ def sbc(
     """
     return Recipe(
         "sbc",
-        Residual(),
+        MomentumCorrection(momentum) if momentum else Residual(),
         HeavierSide(density, scope),
         Means(),
         by_name(codec),

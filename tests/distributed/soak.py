@@ -56,8 +56,9 @@ def with_delays(row: Row, steps: int, longest: float, seed: int = 0) -> str:
 def poisoned_steps(row: Row, trials: int, seed: int = 0) -> str:
     """Between good steps, one rank meets inf or NaN somewhere; the weights at the end.
 
-    Every bucket is a message of its own. Checks on this rank that the step left memory and step bit for bit as they were and gave back
-    NaN alone, and that the whole run equals one that never saw these steps.
+    Every bucket is a message of its own. Checks on this rank that the step left memory and step
+    bit for bit as they were and gave back NaN alone, and that the whole run equals one that never
+    saw these steps.
     """
     chance = random.Random(seed)  # all ranks draw alike
     ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)

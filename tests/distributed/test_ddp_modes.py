@@ -26,7 +26,7 @@ from tests.distributed.training import (
 from tests.table import ROWS, Row, every_row
 
 DENSITY = 0.1
-TOPK = Row(recipes.topk(DENSITY))
+TOPK = Row(recipes.topk(DENSITY, "tensor"))
 
 
 def check_simulation(

@@ -69,7 +69,11 @@ def with_recipes(mine: Row, others: Row) -> str:
             Row(recipes.topk(0.1)),
             ["float32", "float16"],
         ),
-        (Row(recipes.sbc(0.1, "model")), Row(recipes.sbc(0.1)), ["scope tensor", "scope model"]),
+        (
+            Row(recipes.sbc(0.1, "model")),
+            Row(recipes.sbc(0.1, "tensor")),
+            ["scope tensor", "scope model"],
+        ),
         (
             Row(recipes.sbc(0.1, codec="raw")),
             Row(recipes.sbc(0.1, codec="golomb")),
@@ -163,7 +167,7 @@ def test_a_bad_density_on_one_rank_is_an_error_on_every_rank(ranks, astray, flus
 
 
 def topk_row(density: float | Schedule) -> Row:
-    return Row(recipes.topk(density))
+    return Row(recipes.topk(density, "tensor"))
 
 
 def nan_schedule() -> str:

@@ -44,7 +44,7 @@ def test_bytes_are_those_that_went_into_collectives(ranks, row, world_size):
 
 
 def collectives_of_every_step(codec: str, flush_bytes: int) -> list[int]:
-    row = Row(recipes.sbc(0.05, codec=codec))
+    row = Row(recipes.sbc(0.05, "tensor", codec))
     ddp, state = wrap(small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS)
     counts = [0]
     for number in range(12):
@@ -84,7 +84,7 @@ def test_exact_parameters_are_counted():
     """A header of 16 bytes, 4 for every exact number, and no positions."""
     grads = {"4.bias": torch.ones(3)}
     assert payload_of(Row(recipes.sbc(0.1), min_numel=10), grads) == (8 * (16 + 3 * 4), 3)
-    bits, nonzeros = payload_of(Row(recipes.sbc(1.0)), grads)
+    bits, nonzeros = payload_of(Row(recipes.sbc(1.0, "tensor")), grads)
     assert nonzeros == 3
     assert bits < 8 * (16 + 3 * 4)
 
