@@ -17,7 +17,7 @@ def native_kernels() -> Extension:
     """The extension `ddp_compress._C`: schemas in csrc/ops.cpp, kernels in csrc/cpu."""
     return CppExtension(
         "ddp_compress._C",
-        sources=[*csrc("*.cpp"), *csrc("cpu/*.cpp")],
+        sources=[*csrc("*.cpp"), *csrc("cpu/*.cpp")],  # csrc/cuda/*.cu will join them
         depends=csrc("**/*.h"),
         # No fused multiply-add: every machine must round alike, or ranks would drift apart.
         extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", STABLE_ABI],

@@ -52,7 +52,7 @@ class Bench:
         self.fresh = torch.randn(numel) ** 3
         self.grad = self.fresh.clone()
         self.residual = torch.randn(numel) ** 3
-        self.momentum = torch.zeros(numel)
+        self.momentum = torch.randn(numel)
         self.zeros = torch.zeros(numel)
         self.out = torch.zeros(numel)
         self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
@@ -103,9 +103,7 @@ class Bench:
             means.repeat_interleave(torch.tensor([len(positions)])) for positions in decoded
         ]
         ops.accumulate(self.residual, self.grad, None, 0.0)
-        ops.scatter_add(
-            self.residual, 0, [indices], [means.repeat_interleave(counts)], -1.0
-        )
+        ops.scatter_add(self.residual, 0, [indices], [means.repeat_interleave(counts)], -1.0)
         ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
 
     def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:

@@ -30,7 +30,8 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
     """Raise for parameters whose gradients cannot be compressed.
 
     Raises:
-        ValueError: a parameter is complex, or its module asks for sparse gradients.
+        ValueError: a parameter is complex or not on the CPU, or its module asks for sparse
+            gradients.
 
     Example:
         >>> refuse_unsupported_parameters(nn.Embedding(3, 2, sparse=True))
@@ -43,6 +44,11 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
             raise ValueError(
                 f"{name} is complex ({parameter.dtype}), which cannot be compressed: keep it as a "
                 "real parameter with a last dimension of 2 and use torch.view_as_complex"
+            )
+        if parameter.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{name} is on {parameter.device}, but the kernels run on the CPU alone so far: "
+                "keep the model on the CPU, or use another hook"
             )
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
@@ -84,8 +90,9 @@ def refuse_second_momentum(owner: object, parameters: Iterable[Tensor], recipe: 
 
 
 # By owner: a recipe's name, and the ids of the parameters whose momentum it keeps.
-_watched: weakref.WeakKeyDictionary[object, tuple[str, frozenset[int]]]
-_watched = weakref.WeakKeyDictionary()
+_watched: weakref.WeakKeyDictionary[object, tuple[str, frozenset[int]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @cache

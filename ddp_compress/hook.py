@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
 from ddp_compress.recipe import Recipe
-from ddp_compress.state import CompressionState
+from ddp_compress.state import FLUSH_BYTES, CompressionState
 
 
 def compress_hook(
@@ -44,6 +44,7 @@ def attach(
     process_group: dist.ProcessGroup | None = None,
     start_step: int = 0,
     min_numel: int = 0,
+    flush_bytes: int = FLUSH_BYTES,
     **options: Any,
 ) -> CompressionState:
     """Register compression on a DDP model: the one line that an existing script adds.
@@ -54,6 +55,7 @@ def attach(
         process_group: the ranks to exchange with; None for the model's own group.
         start_step: see `CompressionState`.
         min_numel: see `CompressionState`.
+        flush_bytes: see `CompressionState`.
         options: for a recipe given by name, its arguments.
 
     Returns:
@@ -74,8 +76,6 @@ def attach(
         recipe = recipes.by_name(recipe, **options)
     elif options:
         raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
-    state = CompressionState(
-        model, recipe, process_group or model.process_group, start_step, min_numel
-    )
+    state = CompressionState(model, recipe, process_group, start_step, min_numel, flush_bytes)
     model.register_comm_hook(state, compress_hook)
     return state

@@ -94,20 +94,22 @@ class Plan:
     @cached_property
     def bounds(self) -> Tensor:
         """Offsets of the P parameters, [P + 1] int64, from 0 to N."""
-        sizes = (size for layout in self.layouts for size in layout.sizes)
-        return torch.tensor(list(accumulate(sizes, initial=0)))
+        return torch.tensor(list(accumulate(self._sizes, initial=0)))
 
     @cached_property
     def groups(self) -> Tensor:
         """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
-        owner = self._param_groups
-        used = {group: i for i, group in enumerate(sorted({g for g in owner if g >= 0}))}
-        return torch.tensor([used.get(g, -1) for g in owner], dtype=torch.int64)
+        number = {group: i for i, group in enumerate(self._group_ends)}
+        return torch.tensor([number.get(g, -1) for g in self._owners], dtype=torch.int64)
 
     @cached_property
     def ks(self) -> Tensor:
         """The most entries every group may send, [G] int64: density of its elements, at least 1."""
-        ks = [entries(self.density, n) for n in self._group_sizes]
+        sizes = dict.fromkeys(self._group_ends, 0)
+        for owner, size in zip(self._owners, self._sizes, strict=True):
+            if owner >= 0:
+                sizes[owner] += size
+        ks = [entries(self.density, size) for size in sizes.values()]
         return torch.tensor(ks, dtype=torch.int64)
 
     @cached_property
@@ -118,9 +120,7 @@ class Plan:
     @cached_property
     def group_ends(self) -> Tensor:
         """The position behind every group's last parameter, [G] int32."""
-        ends = self.bounds[1:]
-        last = [int(ends[self.groups == g].max()) for g in range(len(self._group_sizes))]
-        return torch.tensor(last, dtype=torch.int32)
+        return torch.tensor(list(self._group_ends.values()), dtype=torch.int32)
 
     @cached_property
     def exact(self) -> Tensor:
@@ -139,24 +139,28 @@ class Plan:
         ends = torch.searchsorted(indices, self.group_ends)
         return ends.diff(prepend=ends.new_zeros(1))
 
-    @property
-    def _param_groups(self) -> list[int]:
-        """A group number for every parameter, with gaps; -1 for exact and empty ones."""
-        owner: list[int] = []
-        for chunk, layout in enumerate(self.layouts):
-            for size in layout.sizes:
-                number = {"tensor": len(owner), "bucket": chunk, "model": 0}[self.scope]
-                owner.append(-1 if size == 0 or size < self.min_numel else number)
-        return owner
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [size for layout in self.layouts for size in layout.sizes]
 
     @cached_property
-    def _group_sizes(self) -> list[int]:
-        sizes = self.bounds.diff()
-        count = int(self.groups.max()) + 1 if len(self.groups) else 0
-        return [int(sizes[self.groups == g].sum()) for g in range(count)]
+    def _owners(self) -> list[int]:
+        """A group for every parameter, ascending, with gaps; -1 for exact and empty ones."""
+        owners: list[int] = []
+        for chunk, layout in enumerate(self.layouts):
+            for size in layout.sizes:
+                owner = {"tensor": len(owners), "bucket": chunk, "model": 0}[self.scope]
+                owners.append(-1 if size == 0 or size < self.min_numel else owner)
+        return owners
+
+    @cached_property
+    def _group_ends(self) -> dict[int, int]:
+        """By group, in order: the position behind its last parameter."""
+        ends = accumulate(self._sizes)
+        return {owner: end for owner, end in zip(self._owners, ends, strict=True) if owner >= 0}
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def plan(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: int) -> Plan:
     """The `Plan` for these arguments, kept between steps because most steps repeat it."""
     return Plan(layouts, scope, density, min_numel)

@@ -15,13 +15,23 @@ from ddp_compress.layout import Layout, Plan, Sparse
 class Chunk:
     """One flat gradient [N] with its layout and the memory that belongs to it.
 
-    Its future is completed with the averaged gradient when the step commits.
+    Its future is completed with the averaged gradient when the step commits. Parameters known to
+    be `idle` send nothing in this step.
     """
 
     grad: Tensor
     layout: Layout
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    idle: list[bool] | None = None
     future: torch.futures.Future[Tensor] = field(default_factory=torch.futures.Future)
+
+    def find_idle(self) -> None:
+        """Mark the parameters whose gradient is all zero.
+
+        With ``find_unused_parameters`` DDP throws away the result for a parameter that no rank
+        used. Whoever has no gradient for it must send nothing, or that would be lost.
+        """
+        self.idle = [not part.any() for part in self.grad.split(list(self.layout.sizes))]
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,18 @@ class Message:
         return [chunk.grad for chunk in self.chunks]
 
     @property
+    def groups(self) -> Tensor:
+        """The plan's groups [P], -1 also for parameters that are idle on this rank."""
+        idle = [
+            flag
+            for chunk in self.chunks
+            for flag in chunk.idle or [False] * len(chunk.layout.sizes)
+        ]
+        return (
+            self.plan.groups.masked_fill(torch.tensor(idle), -1) if any(idle) else self.plan.groups
+        )
+
+    @property
     def memory_dtype(self) -> torch.dtype:
         """The dtype of memory and of decoded values: fp32, or fp64 for fp64 gradients."""
         return memory_dtype(self.chunks[0].grad.dtype)
@@ -47,9 +69,9 @@ class Message:
         """The memory, chunk by chunk."""
         return [chunk.kept for chunk in self.chunks]
 
-    def exact_values(self, momentum: float) -> Tensor:
-        """The accumulated gradient at the plan's exact positions: [D], in the gradient's dtype."""
-        positions = Sparse(self.plan.exact, self.plan.exact)
+    def values_at(self, indices: Tensor, momentum: float) -> Tensor:
+        """The accumulated gradient at ascending positions [K], in memory's dtype."""
+        positions = Sparse(indices, indices)
         parts = []
         for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
             here = positions.within(start, len(chunk.grad)).indices.long()
@@ -57,13 +79,15 @@ class Message:
             if "momentum" in chunk.kept:
                 value = momentum * chunk.kept["momentum"][here] + value
             parts.append(chunk.kept["residual"][here] + value)
-        exact = torch.cat(parts)
-        dtype = self.chunks[0].grad.dtype
-        if exact.dtype == dtype:
-            return exact
-        limit = torch.finfo(dtype).max
-        # What rounding loses stays in the residual; NaN and inf stay what they are.
-        return torch.where(exact.isfinite(), exact.clamp(-limit, limit), exact).to(dtype)
+        return torch.cat(parts)
+
+    def clamped(self, values: Tensor) -> Tensor:
+        """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
+
+        What is cut off stays in memory, because only what is sent leaves it.
+        """
+        limit = min(torch.finfo(self.chunks[0].grad.dtype).max, torch.finfo(torch.float32).max)
+        return values.clamp(-limit, limit)
 
 
 @dataclass(frozen=True)
@@ -86,8 +110,22 @@ class Delivery:
 def memory_dtype(grad: torch.dtype) -> torch.dtype:
     """The dtype that memory of such gradients is kept in.
 
+    Raises:
+        ValueError: such gradients cannot be compressed.
+
     Example:
         >>> memory_dtype(torch.bfloat16)
         torch.float32
     """
-    return torch.float64 if grad == torch.float64 else torch.float32
+    if grad not in _MEMORY_DTYPES:
+        expected = ", ".join(map(str, _MEMORY_DTYPES))
+        raise ValueError(f"gradient has dtype {grad}, expected one of {expected}")
+    return _MEMORY_DTYPES[grad]
+
+
+_MEMORY_DTYPES = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+}

@@ -14,14 +14,18 @@ from ddp_compress import reference
 
 
 def _load_native() -> bool:
-    """Load the extension that stands beside this file; say so, once, where there is none."""
+    """Load the extension that stands beside this file; say so, once, where that fails."""
+    why = "they were not built"
     for library in Path(__file__).parent.glob("_C*"):
         if library.suffix in {".so", ".pyd", ".dylib"}:
-            torch.ops.load_library(library)
-            return True
+            try:
+                torch.ops.load_library(library)
+                return True
+            except OSError as error:
+                why = str(error)
     warnings.warn(
-        "ddp_compress was built without its native kernels: it runs on plain PyTorch, correct but "
-        "many times slower. Install a C++ compiler and install the package again.",
+        f"ddp_compress runs without its native kernels ({why}): correct, but many times slower. "
+        "Install a C++ compiler and install the package again.",
         stacklevel=2,
     )
     return False

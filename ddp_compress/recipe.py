@@ -5,7 +5,7 @@ gradient ─► memory + select ─► quantize ─► codec ─► exchange ─
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,13 +48,7 @@ class Select(Protocol):
     def scope(self) -> Scope:
         """What one selection runs over."""
 
-    def __call__(
-        self,
-        grads: Sequence[Tensor],
-        kept: Sequence[Mapping[str, Tensor]],
-        memory: Memory,
-        plan: Plan,
-    ) -> tuple[Sparse, bool]:
+    def __call__(self, message: Message, memory: Memory) -> tuple[Sparse, bool]:
         """The entries to send, and whether everything seen was finite. Writes nothing."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,11 +61,12 @@ def check_density(value: float, name: str) -> float:
         >>> check_density(0.5, "density")
         0.5
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and 0.0 < value <= 1.0):
+    number = float(value)
+    if not 0.0 < number <= 1.0:
         raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
-    return float(value)
+    return number
 
 
 def density_at(density: float | Schedule, step: int) -> float:

@@ -20,12 +20,13 @@ from ddp_compress.guards import (
 from ddp_compress.layout import Layout
 from ddp_compress.message import Chunk
 from ddp_compress.recipe import Recipe
-from ddp_compress.schedules import Schedule, density_at
+from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.store import ParameterStore
 from ddp_compress.transaction import Settings, Transaction
 
 FORMAT = 1  # of state_dict()
+FLUSH_BYTES = 256 * 1024
 
 
 class CompressionState:
@@ -40,7 +41,7 @@ class CompressionState:
     Args:
         model: the DDP module or the bare one. Its parameters name the state's tensors.
         recipe: see `ddp_compress.recipes`.
-        process_group: the ranks to exchange with; None for the default group.
+        process_group: the ranks to exchange with; None for the DDP module's group, or the default.
         start_step: the step that density schedules start from.
         min_numel: parameters with fewer elements are exact: they travel dense, in the gradient's
             dtype, inside the same messages. Raise it when the few hundred numbers of biases and
@@ -72,43 +73,53 @@ class CompressionState:
         process_group: dist.ProcessGroup | None = None,
         start_step: int = 0,
         min_numel: int = 0,
-        flush_bytes: int = 256 * 1024,
+        flush_bytes: int = FLUSH_BYTES,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise TypeError(
                 f"recipe must be a ddp_compress Recipe such as recipes.sbc(density=0.001), "
                 f"got {type(recipe).__name__}"
             )
-        for name, value in (("start_step", start_step), ("min_numel", min_numel)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
-        if flush_bytes < 1:
-            raise ValueError(f"flush_bytes must be 1 or more, got {flush_bytes}")
-        bare = model
+        check_count("start_step", start_step, least=0)
+        check_count("min_numel", min_numel, least=0)
+        check_count("flush_bytes", flush_bytes, least=1)
+        bare, find_unused = model, False
         if isinstance(model, nn.parallel.DistributedDataParallel):
             refuse_unsupported_ddp(model)
-            bare = model.module
+            bare, process_group = model.module, process_group or model.process_group
+            find_unused = model.find_unused_parameters
         refuse_unsupported_parameters(bare)
         self.recipe = recipe
         self.process_group = process_group
         self.step = start_step
         self.stats = Stats()
-        self._names = {id(p): name for name, p in bare.named_parameters(remove_duplicate=True)}
-        self._sizes = {name: p.numel() for name, p in bare.named_parameters()}
-        self._parameters = list(bare.parameters())  # keeps the ids above valid
+        self._parameters = dict(bare.named_parameters())
         self._store = ParameterStore(recipe.memory.tensors)
-        self._settings = Settings(recipe, min_numel, flush_bytes)
+        self._settings = Settings(recipe, min_numel, flush_bytes, find_unused)
         self._comm: Comm | None = None
         self._transaction: Transaction | None = None
-        self._elements = 0
-        if "momentum" in recipe.memory.tensors:
-            refuse_second_momentum(self, self._parameters, recipe.name)
+        self._know_parameters()
+
+    def _know_parameters(self) -> None:
+        self._names = {id(p): name for name, p in self._parameters.items()}
+        if "momentum" in self.recipe.memory.tensors:
+            refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what cannot leave the process: its group, and a step under way."""
+        gone = {"process_group": None, "_comm": None, "_transaction": None, "_names": None}
+        return self.__dict__ | gone
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        self._know_parameters()
 
     def __repr__(self) -> str:
-        kept = sum(self._sizes.values())
+        elements = sum(p.numel() for p in self._parameters.values())
         return (
             f"CompressionState(recipe={self.recipe!r}, step={self.step}, "
-            f"parameters={len(self._sizes)} ({kept} elements), ratio={self.stats.ratio:.1f})"
+            f"parameters={len(self._parameters)} of {elements} elements, "
+            f"ratio={self.stats.ratio:.1f})"
         )
 
     # ------------------------------------------------------------------ the way of a gradient
@@ -132,11 +143,8 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        if self._transaction is None:
-            self._transaction = Transaction(self._settings, self._store, self._bind(), self.step)
         chunk = Chunk(flat, layout)
-        self._transaction.add(chunk)
-        self._elements += flat.numel()
+        self._under_way().add(chunk)
         if last:
             self._finish()
         return chunk.future
@@ -151,19 +159,34 @@ class CompressionState:
             For each the mean over ranks of what they sent, shaped as given.
 
         Raises:
-            KeyError: a name is not a parameter of the model.
-            ValueError: a size does not fit.
+            PeerError: on every rank, where the tensors of one are not of this model, of several
+                dtypes, or none.
         """
-        for name, tensor in tensors.items():
-            if tensor.numel() != self._sizes[name]:
-                raise ValueError(
-                    f"{name} has {tensor.numel()} elements, expected {self._sizes[name]}"
-                )
-        layout = Layout(tuple(tensors), tuple(t.numel() for t in tensors.values()))
+        self.abandon_step()
+        try:
+            layout = self._layout_of(tensors)
+        except Exception as error:
+            self._under_way().fail(error)
+            self._finish()
+            raise
         flat = torch.cat([t.detach().flatten() for t in tensors.values()])
         mean = self.push(flat, layout, last=True).wait()
         parts = mean.split(list(layout.sizes))
         return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}
+
+    def _layout_of(self, tensors: Mapping[str, Tensor]) -> Layout:
+        if not tensors:
+            raise ValueError("tensors must hold at least one tensor")
+        for name, tensor in tensors.items():
+            if name not in self._parameters:
+                raise KeyError(f"{name} is no parameter of the model")
+            expected = self._parameters[name].numel()
+            if tensor.numel() != expected:
+                raise ValueError(f"{name} has {tensor.numel()} elements, expected {expected}")
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        if len(dtypes) > 1:
+            raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
+        return Layout(tuple(tensors), tuple(t.numel() for t in tensors.values()))
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -184,13 +207,17 @@ class CompressionState:
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
         self._transaction = None
-        self._elements = 0
+
+    def _under_way(self) -> Transaction:
+        """The step under way; a new one where there is none."""
+        if self._transaction is None:
+            self._transaction = Transaction(self._settings, self._store, self._bind(), self.step)
+        return self._transaction
 
     def _finish(self) -> None:
-        assert self._transaction is not None
-        elements = self._elements
+        transaction = self._under_way()
         try:
-            committed = self._transaction.finish()
+            committed = transaction.finish()
         finally:
             self.abandon_step()
         if not committed:
@@ -199,28 +226,31 @@ class CompressionState:
         self.step += 1
         world_size = self._bind().world_size
         self.stats.steps += 1
-        self.stats.elements += elements
-        self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * elements
+        self.stats.elements += transaction.elements
+        self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * transaction.elements
 
     def _bind(self) -> Comm:
         """Meet the other ranks, once: a state may be built before the process group."""
-        if self._comm is None:
+        if self._comm is None or self._comm.outdated:
             comm = Comm(self.process_group, self.stats)
-            comm.agree(self._description())
+            try:
+                density = density_at(self.recipe.select.density, self.step)
+            except Exception:
+                density = 1.0  # the step's message will tell every rank
+            comm.agree(self._description(density), density)
             self._comm = comm
         return self._comm
 
-    def _description(self) -> str:
+    def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
         recipe, settings = self.recipe, self._settings
-        steps = [self.step, *(self.step + 2**i for i in range(0, 21, 2))]
-        density = sorted({_printable(recipe.select.density, step) for step in steps})
-        shapes = zlib.crc32(repr(sorted(self._sizes.items())).encode())
+        sizes = sorted((name, p.numel()) for name, p in self._parameters.items())
+        parameters = zlib.crc32(repr(sizes).encode())
         return (
-            f"recipe {recipe.name}, density {' '.join(density)}, scope {recipe.select.scope}, "
+            f"recipe {recipe.name}, density {density:.9g}, scope {recipe.select.scope}, "
             f"{recipe.memory}, {recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{shapes:08x}"
+            f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}"
         )
 
     # ---------------------------------------------------------------------------- checkpoints
@@ -258,7 +288,8 @@ class CompressionState:
         self._store.load(saved["tensors"])
         self.step = saved["step"]
         self.stats = stats
-        self._comm = None  # the ranks must agree again
+        if self._comm is not None:
+            self._comm.stats = stats
 
     def _checked(self, saved: Mapping[str, Any]) -> Stats:
         missing = {"format", "recipe", "step", "stats", "tensors"} - set(saved)
@@ -270,6 +301,9 @@ class CompressionState:
             raise ValueError(
                 f"checkpoint is of recipe {saved['recipe']!r}, expected {self.recipe.name!r}"
             )
+        for key, what in (("tensors", "tensors"), ("stats", "statistics")):
+            if not isinstance(saved[key], Mapping):
+                raise ValueError(f"checkpoint's {what} are {saved[key]!r}, expected a mapping")
         step, tensors = saved["step"], saved["tensors"]
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
@@ -278,6 +312,8 @@ class CompressionState:
                 f"checkpoint keeps {sorted(tensors)}, expected {sorted(self._store.slots)}"
             )
         for slot, by_name in tensors.items():
+            if not isinstance(by_name, Mapping):
+                raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
             for name, tensor in by_name.items():
                 self._check_tensor(f"{slot} of {name}", name, tensor)
         try:
@@ -286,14 +322,14 @@ class CompressionState:
             raise ValueError(f"checkpoint has unknown statistics: {error}") from None
 
     def _check_tensor(self, what: str, name: str, tensor: Any) -> None:
-        if name not in self._sizes:
+        if name not in self._parameters:
             raise ValueError(f"checkpoint holds {what}, which is no parameter of the model")
         if not isinstance(tensor, Tensor):
             raise ValueError(f"checkpoint's {what} is a {type(tensor).__name__}, expected a tensor")
-        if tensor.shape != (self._sizes[name],):
+        expected = (self._parameters[name].numel(),)
+        if tensor.shape != expected:
             raise ValueError(
-                f"checkpoint's {what} has shape {tuple(tensor.shape)}, "
-                f"expected ({self._sizes[name]},)"
+                f"checkpoint's {what} has shape {tuple(tensor.shape)}, expected {expected}"
             )
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -303,8 +339,9 @@ class CompressionState:
             raise ValueError(f"checkpoint's {what} is not finite")
 
 
-def _printable(density: float | Schedule, step: int) -> str:
-    try:
-        return f"{density_at(density, step):.9g}"
-    except (TypeError, ValueError):
-        return "invalid"  # the step that asks for it raises
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise an error that names an argument which is no integer of ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")

@@ -19,7 +19,8 @@ class Stats:
             carries each rank's message to W - 1 others, so it counts W - 1 times.
         received_bytes: bytes that this rank took from collectives: W - 1 messages each.
         dense_bytes: bytes that a ring all-reduce of fp32 would have sent, 2 (W - 1) / W * 4 N.
-        collectives: collective calls.
+        collectives: collective calls. The one exchange of settings before the first step is not
+            counted.
     """
 
     steps: int = 0

@@ -40,7 +40,7 @@ class ParameterStore:
         The tensors are the store's own: what is written to them stays.
         """
         arena = self._arenas.get(layout)
-        if arena is None:
+        if arena is None or any(t.dtype != dtype or t.device != device for t in arena.values()):
             arena = {slot: self._gather(slot, layout, dtype, device) for slot in self.slots}
             moved = set(layout.names)
             self._arenas = {

@@ -10,7 +10,7 @@ import torch
 from ddp_compress import ops
 from ddp_compress.exchange import Comm
 from ddp_compress.exchange.comm import Work
-from ddp_compress.layout import plan
+from ddp_compress.layout import MAX_NUMEL, Plan, plan
 from ddp_compress.message import Chunk, Delivery, Message, memory_dtype
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
@@ -24,6 +24,7 @@ class Settings:
     recipe: Recipe
     min_numel: int
     flush_bytes: int
+    find_unused: bool
 
 
 class Transaction:
@@ -47,20 +48,37 @@ class Transaction:
         self._open: dict[tuple[torch.dtype, torch.device], list[Chunk]] = {}
         self._sent: list[tuple[Sequence[Chunk], _Running]] = []
         self._failure: Exception | None = None
+        self._density = 0.0
+        self.elements = 0
         comm.begin_step()
+        try:
+            self._density = density_at(settings.recipe.select.density, step)
+        except Exception as error:
+            self.fail(error)
 
     def add(self, chunk: Chunk) -> None:
         """Put a chunk into the open message of its kind; send the message when it is full.
 
         An error waits: the message that is due next carries it to every rank.
         """
-        key = (chunk.grad.dtype, chunk.grad.device)
-        self._open.setdefault(key, []).append(chunk)
+        self.elements += chunk.grad.numel()
+        if self._settings.find_unused:
+            chunk.find_idle()
+        message = self._open.setdefault((chunk.grad.dtype, chunk.grad.device), [])
         try:
-            if self._is_full(self._open[key]):
-                self._send(self._open.pop(key))
+            if self._is_too_large([*message, chunk]):
+                self._send(message.copy())
+                message.clear()
+            message.append(chunk)
+            if self._is_full(message):
+                self._send(message.copy())
+                message.clear()
         except Exception as error:
-            self._failure = self._failure or error
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Let the next message tell every rank of an error."""
+        self._failure = self._failure or error
 
     def finish(self) -> bool:
         """Send what is open, wait for every rank, commit.
@@ -72,7 +90,10 @@ class Transaction:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
         for chunks in self._open.values():
-            self._send(chunks)
+            if chunks:
+                self._send(chunks)
+        if self._failure and not self._sent:
+            self._send([])
         outcomes = [running.complete() for _, running in self._sent]
         if self._failure:
             raise self._failure
@@ -85,21 +106,26 @@ class Transaction:
         return finite
 
     def _is_full(self, chunks: Sequence[Chunk]) -> bool:
-        recipe = self._settings.recipe
-        if recipe.select.scope == "model":
+        if self._settings.recipe.select.scope == "model":
             return False
-        message = self._message(chunks)
-        size = recipe.codec.size(message.plan) + recipe.quantize.size(message.plan)
-        size += len(message.plan.exact) * chunks[0].grad.dtype.itemsize
-        return size >= self._settings.flush_bytes
+        return sum(map(self._bytes, chunks)) >= self._settings.flush_bytes
 
-    def _message(self, chunks: Sequence[Chunk]) -> Message:
-        select = self._settings.recipe.select
+    def _is_too_large(self, chunks: Sequence[Chunk]) -> bool:
+        if self._settings.recipe.select.scope == "model":
+            return False
+        return sum(len(chunk.grad) for chunk in chunks) > MAX_NUMEL
+
+    def _bytes(self, chunk: Chunk) -> int:
+        """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
+        recipe = self._settings.recipe
+        alone = self._plan([chunk], self._comm.density)
+        exact = len(alone.exact) * chunk.grad.dtype.itemsize
+        return recipe.codec.size(alone) + recipe.quantize.size(alone) + exact
+
+    def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
         layouts = tuple(chunk.layout for chunk in chunks)
-        density = density_at(select.density, self._step)
-        return Message(
-            chunks, plan(layouts, select.scope, density, self._settings.min_numel), self._step
-        )
+        scope = self._settings.recipe.select.scope
+        return plan(layouts, scope, density, self._settings.min_numel)
 
     def _send(self, chunks: Sequence[Chunk]) -> None:
         exchange: Generator[Work, None, list[Delivery] | None]
@@ -110,7 +136,8 @@ class Transaction:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
             recipe = self._settings.recipe
-            exchange = recipe.exchange.run(self._message(chunks), recipe, self._comm)
+            message = Message(chunks, self._plan(chunks, self._density), self._step)
+            exchange = recipe.exchange.run(message, recipe, self._comm)
         except Exception as error:
             exchange = self._comm.report(error)
         self._sent.append((chunks, _Running(exchange)))

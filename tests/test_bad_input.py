@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as optimizers
 
-from ddp_compress import CompressionState, recipes
+from ddp_compress import CompressionState, PeerError, recipes
 from ddp_compress.layout import Layout, Plan
 
 
@@ -92,10 +92,14 @@ def test_frozen_complex_parameters_are_no_matter():
 
 def test_reduce_names_what_does_not_fit():
     state = CompressionState(nn.Linear(4, 2), recipes.sbc(0.1))
-    with pytest.raises(ValueError, match="weight has 7 elements, expected 8"):
-        state.reduce({"weight": torch.ones(7)})
-    with pytest.raises(KeyError, match="wait"):
-        state.reduce({"wait": torch.ones(7)})
+    for tensors, words in (
+        ({"weight": torch.ones(7)}, "weight has 7 elements, expected 8"),
+        ({"wait": torch.ones(7)}, "wait is no parameter of the model"),
+        ({"weight": torch.ones(8), "bias": torch.ones(2).half()}, "float16.*expected one"),
+        ({}, "at least one tensor"),
+    ):
+        with pytest.raises(PeerError, match=words):
+            state.reduce(tensors)
     assert state.step == 0
 
 

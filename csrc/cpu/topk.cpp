@@ -97,7 +97,8 @@ class Candidates {
 
   Key<A> floor() const { return floor_; }
   A threshold() const { return std::bit_cast<A>(floor_); }
-  bool short_of_k() const { return count_ < k_; }
+  // Whether a scan from a lower threshold might find more.
+  bool short_of_k() const { return floor_ > 1 && count_ < k_; }
 
   // Starts over, admitting magnitudes from `floor` up. Zeros are never admitted.
   void restart(Key<A> floor) {
@@ -285,8 +286,7 @@ class Selector {
   void find(const std::vector<Piece>& pieces, int64_t numel, int64_t k, Search<A>& search) const {
     guess(pieces, numel, k, search);
     scan(pieces, search);
-    const bool guessed = search.positive.floor() > 1 || search.negative.floor() > 1;
-    if (guessed && search.finite && search.short_of_k()) {
+    if (search.finite && search.short_of_k()) {
       search.restart(1, 1);
       scan(pieces, search);
     }
@@ -331,6 +331,7 @@ class Selector {
         const int64_t end = std::min(begin + kBlock, p.end);
         scan_block(sources_[p.chunk], begin, end, p.base, search, hits);
         if (hits.count) search.take(hits);
+        if (!search.finite) return;
       }
   }
 
@@ -392,7 +393,7 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
     const Group& group = cut_groups[static_cast<size_t>(g)];
     Search<A> search(ks[g], heavier);
     selector.find(group.pieces, group.numel, ks[g], search);
-    result.finite = result.finite && search.finite;
+    if (!search.finite) return {{}, {}, false};
 
     const Candidates<A>* chosen = &search.positive;
     if (heavier) {

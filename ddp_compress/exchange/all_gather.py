@@ -66,17 +66,18 @@ class AllGather:
 
 def _encode(message: Message, recipe: Recipe, comm: Comm) -> Tensor | None:
     """The body, or None where a gradient is not finite."""
-    sparse, finite = recipe.select(message.grads, message.kept, recipe.memory, message.plan)
-    exact = message.exact_values(recipe.memory.momentum)
+    sparse, finite = recipe.select(message, recipe.memory)
+    exact = message.values_at(message.plan.exact, recipe.memory.momentum)
     if not (finite and exact.isfinite().all()):
         return None
+    exact = message.clamped(exact).to(message.grads[0].dtype)
     comm.stats.nonzeros += len(sparse) + len(exact)
     counts = message.plan.counts(sparse.indices)
     return torch.cat(
         [
             exact.view(torch.uint8),
             recipe.codec.encode(sparse.indices, message.plan),
-            recipe.quantize.encode(sparse.values, counts),
+            recipe.quantize.encode(message.clamped(sparse.values), counts),
         ]
     )
 

@@ -50,6 +50,10 @@ class Comm:
         group: the process group; None for the default one. Without torch.distributed this rank
             is alone.
         stats: where to count.
+
+    Attributes:
+        density: the latest that all ranks are known to share. What must come out alike on every
+            rank before the ranks have met, such as where a message ends, depends on it alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None, stats: Stats) -> None:
@@ -58,6 +62,7 @@ class Comm:
         alone = not dist.is_initialized()
         self.rank = 0 if alone else dist.get_rank(group)
         self.world_size = 1 if alone else dist.get_world_size(group)
+        self.density = 1.0
         self._alone = alone
         self._capacities: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
@@ -66,17 +71,23 @@ class Comm:
         # GIL, and destroying the group just then would deadlock (torch 2.13).
         self._alive: list[Tensor] = []
 
+    @property
+    def outdated(self) -> bool:
+        """Whether torch.distributed was set up since this rank believed itself alone."""
+        return self._alone and dist.is_initialized()
+
     def begin_step(self) -> None:
         """Number the step's messages from 0 again."""
         self._next = 0
         self._alive.clear()
 
-    def agree(self, description: str) -> None:
-        """Compare a description of the setting with every rank, before the first step.
+    def agree(self, description: str, density: float) -> None:
+        """Compare a description of the setting, density included, before the first step.
 
         Raises:
             PeerError: on every rank, where one differs.
         """
+        self.density = density
         if self._alone:
             return
         every: list[str] = [""] * self.world_size
@@ -124,6 +135,7 @@ class Comm:
             opened = [self._open(rank, frame) for rank, frame in enumerate(frames)]
         self._plan_capacity(slot, longest)
         self._check_alike([header for header, _ in opened])
+        self.density = density
         return opened
 
     def report(self, error: Exception) -> Generator[Work, None, None]:

@@ -1,5 +1,6 @@
 """Algorithms from the literature, each a short file that names its parts."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ddp_compress.recipe import Recipe
@@ -9,9 +10,15 @@ from ddp_compress.recipes.topk import topk
 
 __all__ = ["dgc", "sbc", "topk"]
 
+RECIPES: dict[str, Callable[..., Recipe]] = {"dgc": dgc, "sbc": sbc, "topk": topk}
+
 
 def by_name(name: str, **options: Any) -> Recipe:
     """Make a recipe by its name.
+
+    Args:
+        name: one of `RECIPES`.
+        options: the arguments of that recipe.
 
     Raises:
         ValueError: no recipe has this name.
@@ -21,7 +28,6 @@ def by_name(name: str, **options: Any) -> Recipe:
         >>> by_name("sbc", density=0.001).name
         'sbc'
     """
-    if name not in __all__:
-        raise ValueError(f"recipe must be one of {', '.join(__all__)}; got {name!r}")
-    recipe: Recipe = globals()[name](**options)
-    return recipe
+    if name not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {name!r}")
+    return RECIPES[name](**options)

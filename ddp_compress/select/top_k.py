@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
 from ddp_compress import ops
-from ddp_compress.layout import SCOPES, Plan, Scope, Sparse
+from ddp_compress.layout import SCOPES, Scope, Sparse
 from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:
+    from ddp_compress.message import Message
     from ddp_compress.recipe import Memory
 
 
@@ -26,7 +24,7 @@ class TopK:
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.
         scope: ``"tensor"`` holds the density in every parameter, ``"bucket"`` over a bucket,
-            ``"model"`` over all parameters.
+            ``"model"`` over all parameters (of one dtype).
 
     Raises:
         ValueError: an argument lies outside its range.
@@ -47,21 +45,16 @@ class TopK:
         if self.scope not in SCOPES:
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {self.scope!r}")
 
-    def __call__(
-        self,
-        grads: Sequence[Tensor],
-        kept: Sequence[Mapping[str, Tensor]],
-        memory: Memory,
-        plan: Plan,
-    ) -> tuple[Sparse, bool]:
+    def __call__(self, message: Message, memory: Memory) -> tuple[Sparse, bool]:
         """Select from ``residual + (mu * momentum + grad)`` in one pass that writes nothing."""
+        kept, plan = message.kept, message.plan
         indices, values, finite = ops.topk(
-            grads,
+            message.grads,
             [tensors["residual"] for tensors in kept],
             [tensors["momentum"] for tensors in kept if "momentum" in tensors],
             memory.momentum,
             plan.bounds,
-            plan.groups,
+            message.groups,
             plan.ks,
             self.heavier,
         )

@@ -175,7 +175,7 @@ def test_encoder_refuses_what_are_no_positions(indices):
 
 
 def test_encoder_refuses_more_positions_than_slots():
-    with pytest.raises(RuntimeError, match="at most k = 1"):
+    with pytest.raises(RuntimeError, match="expected k = 1 between them"):
         native.elias_fano_encode(positions(0, 1), 8, 1)
 
 

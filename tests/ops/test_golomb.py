@@ -64,7 +64,7 @@ def altered(draw):
             data[bit // 8] ^= 1 << bit % 8
     data = data[: draw(st.integers(0, len(data)) | st.just(len(data)))]
     data += draw(st.binary(max_size=9))
-    limit = len(indices) + draw(st.integers(-2, 200))
+    limit = max(0, len(indices) + draw(st.integers(-2, 200)))
     return torch.tensor(list(data), dtype=torch.uint8), bounds, limit
 
 
