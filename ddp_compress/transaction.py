@@ -30,7 +30,7 @@ class Settings:
 class Transaction:
     """The chunks of one step on their way.
 
-    Memory is only read until `commit`, so an error or an abort at any time before leaves it whole
+    Memory is only read until `finish` commits, so an error or an abort at any time before leaves it whole
     by doing nothing.
 
     Args:
@@ -66,7 +66,7 @@ class Transaction:
             chunk.find_idle()
         message = self._open.setdefault((chunk.grad.dtype, chunk.grad.device), [])
         try:
-            if self._is_too_large([*message, chunk]):
+            if message and self._is_too_large([*message, chunk]):
                 self._send(message.copy())
                 message.clear()
             message.append(chunk)

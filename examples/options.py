@@ -12,7 +12,7 @@ import ddp_compress as dc
 from traffic import BUILT_IN
 
 TASK_DEFAULTS: dict[str, dict[str, float]] = {
-    "lm": {"steps": 2400, "batch_size": 4, "lr": 0.3},
+    "lm": {"steps": 1800, "batch_size": 4, "lr": 0.3},
     "image": {"steps": 600, "batch_size": 16, "lr": 0.05},
 }
 
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
-    add("--steps", type=positive_int, help="(default: lm 2400, image 600)")
+    add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
     add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")
     add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
     add("--momentum", type=momentum, default=0.9, help="of SGD, or of DGC (default: 0.9)")
