@@ -30,8 +30,8 @@ class Settings:
 class Transaction:
     """The chunks of one step on their way.
 
-    Memory is only read until `finish` commits, so an error or an abort at any time before leaves it whole
-    by doing nothing.
+    Memory is only read until `finish` commits, so an error or an abort at any time before leaves it
+    whole by doing nothing.
 
     Args:
         settings: see `Settings`.
