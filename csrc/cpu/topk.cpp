@@ -299,7 +299,7 @@ class Selector {
   void guess(const std::vector<Piece>& pieces, int64_t numel, int64_t k, Search<A>& search) const {
     search.restart(1, 1);
     if (numel < kSmall) return;
-    const int64_t wanted = std::clamp<int64_t>(numel / 64, 1024, 16384);
+    const int64_t wanted = std::clamp<int64_t>(numel / 256, 1024, 16384);
     const int64_t stride = numel / (wanted / kRun);
     std::vector<Key<A>> positive, negative;
     int64_t skip = 0;
