@@ -32,6 +32,9 @@ def dgc(
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
 
+    Returns:
+        The recipe: frozen configuration, for `attach` or `CompressionState`.
+
     Raises:
         ValueError: an argument lies outside its range.
 

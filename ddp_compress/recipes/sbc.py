@@ -19,7 +19,8 @@ def sbc(
     """Send where the heavier-sided largest entries are, and their mean.
 
     Of each tensor the k largest positive and the k most negative entries compete; the side with
-    the larger mean is sent, as positions and that one mean. The rest stays in the residual.
+    the larger mean is sent, as positions and that one mean. The rest stays in the residual:
+    ``r += g; r[sent] -= mean``.
 
     Args:
         density: share of the elements to send, or a schedule of it.
@@ -27,6 +28,9 @@ def sbc(
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         momentum: in [0, 1). SBC compresses updates that hold their momentum already, and masks it
             where it sends (supplement A): give the momentum here, and 0 to the optimizer.
+
+    Returns:
+        The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
         ValueError: an argument lies outside its range.

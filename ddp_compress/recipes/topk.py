@@ -20,12 +20,17 @@ def topk(
 ) -> Recipe:
     """Send the entries of largest magnitude; what is left is added to the next gradient.
 
+    ``r += g``; the ``max(1, round(density * N))`` largest ``|r|`` are sent and leave ``r``.
+
     Args:
         density: share of the elements to send, or a schedule of it.
         scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``. Over the whole
             model it keeps most of the gradient, but its one message waits for the last bucket.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
+
+    Returns:
+        The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
         ValueError: an argument lies outside its range.
