@@ -94,12 +94,16 @@ class Transaction:
                 self._send(chunks)
         if self._failure and not self._sent:
             self._send([])
-        outcomes = [running.complete() for _, running in self._sent]
+        waiting = [running for _, running in self._sent]
+        while waiting:  # in turns, so that the messages' round trips overlap
+            for running in waiting:
+                running.advance()
+            waiting = [running for running in waiting if not running.done]
         if self._failure:
             raise self._failure
-        finite = None not in outcomes
-        for (message, _), deliveries in zip(self._sent, outcomes, strict=True):
-            self._settle(message, deliveries if finite else None)
+        finite = all(running.outcome is not None for _, running in self._sent)
+        for message, running in self._sent:
+            self._settle(message, running.outcome if finite else None)
         for message, _ in self._sent:
             for chunk in message:
                 chunk.future.set_result(chunk.grad)
@@ -171,18 +175,15 @@ class _Running:
 
     def __init__(self, exchange: Generator[Work, None, list[Delivery] | None]) -> None:
         self._exchange = exchange
-        self._done = False
-        self._outcome: list[Delivery] | None = None
-        self._advance()
+        self.done = False
+        self.outcome: list[Delivery] | None = None
+        self.advance()
 
-    def complete(self) -> list[Delivery] | None:
-        """Wait until it ends; what it brought."""
-        while not self._done:
-            self._advance()
-        return self._outcome
-
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Go on to the next collective, or to the end and its outcome."""
+        if self.done:
+            return
         try:
             next(self._exchange)
         except StopIteration as end:
-            self._done, self._outcome = True, end.value
+            self.done, self.outcome = True, end.value
