@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,10 @@ class ParameterStore:
             slot: {name: view.clone() for name, view in views.items()}
             for slot, views in self._views.items()
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The tensors alone: a copy must not lose that they lie in an arena, so it makes its own."""
+        return {"slots": self.slots, "_views": self.state_dict(), "_arenas": {}}
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Replace all that is kept by copies of checked tensors, by slot and parameter."""

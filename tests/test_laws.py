@@ -1,6 +1,8 @@
 """The laws of DESIGN.md §9 on one rank, where every number is in sight."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -276,3 +278,21 @@ def test_a_warm_up_sends_less_and_less():
     state = CompressionState(Model(), recipes.topk(exponential_warmup(0.01, steps=5)))
     counts = [int(state.reduce({"a": random_grads(i)["a"]})["a"].count_nonzero()) for i in range(7)]
     assert counts == [150, 79, 41, 22, 11, 6, 6]
+
+
+# ------------------------------------------------------------------------------ law 4, in one piece
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@every_row
+def test_law_4_a_state_may_be_copied_whole(row, copied):
+    """As DDP does with the hooks of a model that is pickled or deep-copied."""
+    state = state_of(row)
+    for step in range(3):
+        state.reduce(random_grads(step))
+    twin = copied(state)
+    assert_same(kept(twin), kept(state))
+    for step in range(3, 6):
+        assert_same(twin.reduce(random_grads(step)), state.reduce(random_grads(step)))
+    assert_same(kept(twin), kept(state))
+    assert twin.stats == state.stats
