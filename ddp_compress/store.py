@@ -61,7 +61,7 @@ class ParameterStore:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """The tensors alone: a copy must not lose that they lie in an arena, so it makes its own."""
+        """The tensors alone, without their arenas: a copy arranges its own."""
         return {"slots": self.slots, "_views": self.state_dict(), "_arenas": {}}
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
