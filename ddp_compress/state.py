@@ -292,6 +292,8 @@ class CompressionState:
             self._comm.stats = stats
 
     def _checked(self, saved: Mapping[str, Any]) -> Stats:
+        if not isinstance(saved, Mapping):
+            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
         missing = {"format", "recipe", "step", "stats", "tensors"} - set(saved)
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
@@ -316,6 +318,11 @@ class CompressionState:
                 raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
             for name, tensor in by_name.items():
                 self._check_tensor(f"{slot} of {name}", name, tensor)
+        for name, count in saved["stats"].items():
+            if isinstance(count, bool) or not isinstance(count, (int, float)):
+                raise ValueError(
+                    f"checkpoint's statistics have {name} {count!r}, expected a number"
+                )
         try:
             return Stats(**saved["stats"])
         except TypeError as error:

@@ -148,6 +148,7 @@ def change(path: list[str], value: object):
         (change(["step"], True), "step True, expected an int"),
         (change(["stats", "speed"], 3), "unknown statistics: .*speed"),
         (change(["stats"], None), "statistics"),
+        (change(["stats", "steps"], "x"), "statistics have steps 'x', expected a number"),
         (lambda saved: saved["tensors"].pop("momentum"), r"keeps \['residual'\], expected"),
         (change(["tensors"], None), "tensors"),
         (change(["tensors", "residual"], None), "residual"),
@@ -328,3 +329,8 @@ def test_nothing_is_left_behind_when_the_model_is_gone():
     again = torch.optim.Adam(other.parameters())
     again.step()
     assert again.state
+
+
+def test_a_checkpoint_is_a_mapping():
+    with pytest.raises(ValueError, match="checkpoint is a NoneType, expected a mapping"):
+        trained_state().load_state_dict(None)
