@@ -125,12 +125,11 @@ class Plan:
     @cached_property
     def exact(self) -> Tensor:
         """The positions that always travel, [D] int32."""
+        ends = accumulate(self._sizes)
         spans = [
-            torch.arange(int(begin), int(end), dtype=torch.int32)
-            for begin, end, group in zip(
-                self.bounds[:-1], self.bounds[1:], self.groups, strict=True
-            )
-            if group < 0
+            torch.arange(end - size, end, dtype=torch.int32)
+            for owner, size, end in zip(self._owners, self._sizes, ends, strict=True)
+            if owner < 0
         ]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int32)
 

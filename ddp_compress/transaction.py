@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -45,7 +45,7 @@ class Transaction:
         self._store = store
         self._comm = comm
         self._step = step
-        self._open: dict[tuple[torch.dtype, torch.device], list[Chunk]] = {}
+        self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
         self._sent: list[tuple[Sequence[Chunk], _Running]] = []
         self._failure: Exception | None = None
         self._density = 0.0
@@ -64,15 +64,14 @@ class Transaction:
         self.elements += chunk.grad.numel()
         if self._settings.find_unused:
             chunk.find_idle()
-        message = self._open.setdefault((chunk.grad.dtype, chunk.grad.device), [])
+        draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
+        waits = self._settings.recipe.select.scope == "model"  # for the last chunk
         try:
-            if message and self._is_too_large([*message, chunk]):
-                self._send(message.copy())
-                message.clear()
-            message.append(chunk)
-            if self._is_full(message):
-                self._send(message.copy())
-                message.clear()
+            if not waits and draft.numel and draft.numel + len(chunk.grad) > MAX_NUMEL:
+                self._send(draft.take())
+            draft.add(chunk, 0 if waits else self._bytes(chunk))
+            if draft.bytes >= self._settings.flush_bytes:
+                self._send(draft.take())
         except Exception as error:
             self.fail(error)
 
@@ -89,9 +88,9 @@ class Transaction:
         Raises:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
-        for chunks in self._open.values():
-            if chunks:
-                self._send(chunks)
+        for draft in self._drafts.values():
+            if draft.chunks:
+                self._send(draft.take())
         if self._failure and not self._sent:
             self._send([])
         waiting = [running for _, running in self._sent]
@@ -108,16 +107,6 @@ class Transaction:
             for chunk in message:
                 chunk.future.set_result(chunk.grad)
         return finite
-
-    def _is_full(self, chunks: Sequence[Chunk]) -> bool:
-        if self._settings.recipe.select.scope == "model":
-            return False
-        return sum(map(self._bytes, chunks)) >= self._settings.flush_bytes
-
-    def _is_too_large(self, chunks: Sequence[Chunk]) -> bool:
-        if self._settings.recipe.select.scope == "model":
-            return False
-        return sum(len(chunk.grad) for chunk in chunks) > MAX_NUMEL
 
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
@@ -168,6 +157,25 @@ def _commit(chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory
             [entries.values for entries in delivery.received],
             delivery.scale,
         )
+
+
+@dataclass
+class _Draft:
+    """A message that still takes chunks; its size in elements and, about, in bytes."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    numel: int = 0
+    bytes: int = 0
+
+    def add(self, chunk: Chunk, size: int) -> None:
+        self.chunks.append(chunk)
+        self.numel += len(chunk.grad)
+        self.bytes += size
+
+    def take(self) -> list[Chunk]:
+        """Its chunks, leaving it empty."""
+        chunks, self.chunks, self.numel, self.bytes = self.chunks, [], 0, 0
+        return chunks
 
 
 class _Running:

@@ -356,10 +356,10 @@ struct Group {
 // Cuts the message into groups of pieces; neighbouring parameters of one group become one piece.
 template <typename G, typename A>
 std::vector<Group> cut(const std::vector<Chunk<G, A>>& chunks, const int64_t* bounds,
-                       const int64_t* groups, int64_t params, int64_t* group_count) {
-  *group_count = 0;
-  for (int64_t p = 0; p < params; ++p) *group_count = std::max(*group_count, groups[p] + 1);
-  std::vector<Group> result(static_cast<size_t>(*group_count));
+                       const int64_t* groups, int64_t params) {
+  int64_t count = 0;
+  for (int64_t p = 0; p < params; ++p) count = std::max(count, groups[p] + 1);
+  std::vector<Group> result(static_cast<size_t>(count));
   size_t chunk = 0;
   int64_t base = 0;
   for (int64_t p = 0; p < params; ++p) {
@@ -387,12 +387,10 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
                   const int64_t* groups, int64_t params, const int64_t* ks, bool heavier) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
   TopK<A> result;
-  int64_t count;
-  const auto cut_groups = cut(chunks, bounds, groups, params, &count);
-  for (int64_t g = 0; g < count; ++g) {
-    const Group& group = cut_groups[static_cast<size_t>(g)];
-    Search<A> search(ks[g], heavier);
-    selector.find(group.pieces, group.numel, ks[g], search);
+  for (const Group& group : cut(chunks, bounds, groups, params)) {
+    const int64_t k = *ks++;
+    Search<A> search(k, heavier);
+    selector.find(group.pieces, group.numel, k, search);
     if (!search.finite) return {{}, {}, false};
 
     const Candidates<A>* chosen = &search.positive;
