@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from ddp_compress import ops
 
 Scope = Literal["tensor", "bucket", "model"]
 SCOPES = ("tensor", "bucket", "model")
@@ -40,6 +43,40 @@ class Layout:
     def numel(self) -> int:
         """Elements in all."""
         return sum(self.sizes)
+
+
+class Space(Protocol):
+    """Where a list of positions may lie: all that a codec must know. A `Plan` is one."""
+
+    @property
+    def bounds(self) -> Tensor:
+        """Offsets of the parameters, [P + 1] int64, from 0."""
+
+    @property
+    def numel(self) -> int:
+        """Positions in all."""
+
+    @property
+    def k(self) -> int:
+        """The most positions in a list."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """A `Space` for an exact count of positions, known to both sides.
+
+    Example:
+        >>> Room(torch.tensor([0, 600, 602]), k=5).numel
+        602
+    """
+
+    bounds: Tensor
+    k: int
+
+    @property
+    def numel(self) -> int:
+        """Positions in all."""
+        return int(self.bounds[-1])
 
 
 @dataclass(frozen=True)
@@ -133,8 +170,24 @@ class Plan:
         ]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int32)
 
-    def counts(self, indices: Tensor) -> Tensor:
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the P parameters."""
+        return tuple(name for layout in self.layouts for name in layout.names)
+
+    @cached_property
+    def everything(self) -> Tensor | None:
+        """The positions [K] int32 of all but the exact parameters; None where none is exact."""
+        if not len(self.exact):
+            return None
+        exact = torch.zeros(self.numel, dtype=torch.bool)
+        exact[self.exact.long()] = True
+        return (~exact).nonzero().flatten().int()
+
+    def counts(self, indices: Tensor | None) -> Tensor:
         """How many of the ascending positions [K] lie in every group: [G] int64."""
+        if indices is None:
+            return self.ks
         ends = torch.searchsorted(indices, self.group_ends)
         return ends.diff(prepend=ends.new_zeros(1))
 
@@ -175,18 +228,75 @@ def entries(density: float, numel: int) -> int:
     return min(numel, max(1, math.floor(density * numel + 0.5)))
 
 
+def span(indices: Tensor, start: int, numel: int) -> slice:
+    """Which of the ascending positions [K] lie in ``[start, start + numel)``.
+
+    Example:
+        >>> span(torch.tensor([1, 4, 5, 9]), start=4, numel=3)
+        slice(1, 3, None)
+    """
+    edges = torch.tensor([start, start + numel], dtype=torch.int64)
+    begin, end = torch.searchsorted(indices, edges).tolist()
+    return slice(begin, end)
+
+
 @dataclass(frozen=True)
 class Sparse:
-    """Entries of a message: positions [K] (int32, ascending) and their values [K]."""
+    """Entries of a message: positions [K] (int32, ascending) and their values [K].
 
-    indices: Tensor
+    Without positions the values are those of all positions, [N].
+    """
+
+    indices: Tensor | None
     values: Tensor
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.values)
 
     def within(self, start: int, numel: int) -> Sparse:
         """The entries of ``[start, start + numel)``, as positions from ``start``."""
-        edges = torch.tensor([start, start + numel], dtype=torch.int64)
-        begin, end = torch.searchsorted(self.indices, edges).tolist()
-        return Sparse(self.indices[begin:end] - start, self.values[begin:end])
+        if self.indices is None:
+            return Sparse(None, self.values[start : start + numel])
+        here = span(self.indices, start, numel)
+        return Sparse(self.indices[here] - start, self.values[here])
+
+    def write_to(self, out: Tensor) -> None:
+        """``out[positions] = values`` on a flat tensor [N]."""
+        if self.indices is None:
+            out.copy_(self.values)
+        else:
+            out[self.indices.long()] = self.values.to(out.dtype)
+
+    def zero_in(self, out: Tensor) -> None:
+        """``out[positions] = 0`` on a flat tensor [N]."""
+        if self.indices is None:
+            out.zero_()
+        else:
+            out.index_fill_(0, self.indices.long(), 0.0)
+
+
+def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) -> None:
+    """``out += scale * entries`` for list after list.
+
+    Args:
+        out: [n], positions ``[start, start + n)`` of the message. Half types are summed in fp32
+            and rounded once.
+        start: see ``out``.
+        lists: entries of the whole message, all with positions or all without.
+        scale: factor of every value.
+
+    Example:
+        >>> out = torch.zeros(3)
+        >>> add_entries(out, 1, [Sparse(torch.tensor([0, 2], dtype=torch.int32), torch.ones(2))], 0.5)
+        >>> out
+        tensor([0.0000, 0.5000, 0.0000])
+    """
+    positions = [entries.indices for entries in lists if entries.indices is not None]
+    if positions or not lists:
+        ops.scatter_add(out, start, positions, [entries.values for entries in lists], scale)
+        return
+    wide = out.to(lists[0].values.dtype)
+    for entries in lists:
+        wide.add_(entries.within(start, len(out)).values, alpha=scale)
+    if wide is not out:
+        out.copy_(wide)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ddp_compress.layout import Layout, Plan, Sparse
+from ddp_compress.layout import Layout, Plan, Sparse, span
 
 
 @dataclass
@@ -36,11 +36,19 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Message:
-    """Chunks of one dtype that travel together."""
+    """Chunks of one dtype that travel together.
+
+    Args:
+        chunks: in order.
+        plan: what the message may hold.
+        step: of the state.
+        momentum: factor of the kept momentum in this step; 0 where none is kept.
+    """
 
     chunks: Sequence[Chunk]
     plan: Plan
     step: int
+    momentum: float = 0.0
 
     @property
     def grads(self) -> list[Tensor]:
@@ -48,16 +56,20 @@ class Message:
         return [chunk.grad for chunk in self.chunks]
 
     @property
-    def groups(self) -> Tensor:
-        """The plan's groups [P], -1 also for parameters that are idle on this rank."""
-        idle = [
+    def idle(self) -> Tensor | None:
+        """Which of the P parameters are idle on this rank, bool; None where none is."""
+        flags = [
             flag
             for chunk in self.chunks
             for flag in chunk.idle or [False] * len(chunk.layout.sizes)
         ]
-        return (
-            self.plan.groups.masked_fill(torch.tensor(idle), -1) if any(idle) else self.plan.groups
-        )
+        return torch.tensor(flags) if any(flags) else None
+
+    @property
+    def groups(self) -> Tensor:
+        """The plan's groups [P], -1 also for parameters that are idle on this rank."""
+        idle = self.idle
+        return self.plan.groups if idle is None else self.plan.groups.masked_fill(idle, -1)
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -69,17 +81,36 @@ class Message:
         """The memory, chunk by chunk."""
         return [chunk.kept for chunk in self.chunks]
 
-    def values_at(self, indices: Tensor, momentum: float) -> Tensor:
-        """The accumulated gradient at ascending positions [K], in memory's dtype."""
-        positions = Sparse(indices, indices)
+    def values_at(self, indices: Tensor) -> Tensor:
+        """The accumulated gradient at ascending positions [K], in memory's dtype; 0 where idle."""
         parts = []
-        for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
-            here = positions.within(start, len(chunk.grad)).indices.long()
+        for here, chunk in self._places(indices):
             value = chunk.grad[here].to(self.memory_dtype)
             if "momentum" in chunk.kept:
-                value = momentum * chunk.kept["momentum"][here] + value
+                value = self.momentum * chunk.kept["momentum"][here] + value
             parts.append(chunk.kept["residual"][here] + value)
-        return torch.cat(parts)
+        values, idle = torch.cat(parts), self.idle
+        if idle is None:
+            return values
+        of_param = torch.searchsorted(self.plan.bounds, indices.long(), right=True) - 1
+        return values.masked_fill(idle[of_param], 0.0)
+
+    def kept_at(self, name: str, indices: Tensor) -> Tensor:
+        """A tensor of the memory at ascending positions [K]."""
+        return torch.cat([chunk.kept[name][here] for here, chunk in self._places(indices)])
+
+    def _places(self, indices: Tensor) -> Iterator[tuple[Tensor, Chunk]]:
+        """For every chunk, which of its elements are at these positions."""
+        for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
+            yield indices[span(indices, start, len(chunk.grad))].long() - start, chunk
+
+    def accumulated(self) -> Tensor:
+        """The accumulated gradient [N], in memory's dtype."""
+        return torch.cat([_accumulated(chunk, self.momentum) for chunk in self.chunks])
+
+    def is_finite(self) -> bool:
+        """Whether the accumulated gradient is finite everywhere."""
+        return all(_is_finite(chunk, self.momentum) for chunk in self.chunks)
 
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
@@ -88,6 +119,39 @@ class Message:
         """
         limit = min(torch.finfo(self.chunks[0].grad.dtype).max, torch.finfo(torch.float32).max)
         return values.clamp(-limit, limit)
+
+
+def _accumulated(chunk: Chunk, momentum: float) -> Tensor:
+    grad = chunk.grad.to(chunk.kept["residual"].dtype)
+    if "momentum" in chunk.kept:
+        grad = momentum * chunk.kept["momentum"] + grad
+    return chunk.kept["residual"] + grad
+
+
+def _is_finite(chunk: Chunk, momentum: float) -> bool:
+    """In one pass over what is summed; only where the sum of their maxima overflows in another."""
+    if not len(chunk.grad):
+        return True
+    terms = [chunk.grad, *(chunk.kept[n] for n in ("residual", "momentum") if n in chunk.kept)]
+    largest = sum(max(-float(low), float(high)) for low, high in map(torch.aminmax, terms))
+    if largest < torch.finfo(chunk.kept["residual"].dtype).max:
+        return True
+    return bool(_accumulated(chunk, momentum).isfinite().all())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rank would send.
+
+    Args:
+        entries: positions and accumulated values.
+        finite: whether everything seen was finite; where not, the rest has no meaning.
+        writes: entries to write into kept tensors, by name, if the step commits.
+    """
+
+    entries: Sparse
+    finite: bool
+    writes: Mapping[str, Sparse] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,12 +163,14 @@ class Delivery:
         received: entries to add, in rank order.
         scale: factor of every received value, 1/W for a mean.
         exact: whether these are the entries that travel at every step.
+        writes: entries to write into kept tensors, by name.
     """
 
     sent: Sparse
     received: Sequence[Sparse]
     scale: float
     exact: bool = False
+    writes: Mapping[str, Sparse] = field(default_factory=dict)
 
 
 def memory_dtype(grad: torch.dtype) -> torch.dtype:

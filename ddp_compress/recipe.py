@@ -9,28 +9,33 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
-from ddp_compress.layout import Plan, Scope, Sparse
+from ddp_compress.layout import Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
-    from ddp_compress.exchange.comm import Comm, Work
-    from ddp_compress.message import Delivery, Message
+    from ddp_compress.exchange.channel import Channel
+    from ddp_compress.exchange.comm import Work
+    from ddp_compress.message import Delivery, Message, Selection
+
+
+Tensors = Mapping[str, torch.dtype | None]
+"""Tensors kept for every parameter, each as large as it: name and dtype, None for memory's."""
 
 
 class Memory(Protocol):
     """What a rank keeps of the gradients it has not sent."""
 
     @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the tensors kept for every parameter, each as large as the parameter."""
+    def tensors(self) -> Tensors:
+        """What is kept: "residual", and "momentum" where there is one."""
 
-    @property
-    def momentum(self) -> float:
-        """Factor of the kept momentum; 0 where none is kept."""
+    def momentum_at(self, step: int) -> float:
+        """Factor of the kept momentum in a step; 0 where none is kept."""
 
-    def retain(self, kept: Mapping[str, Tensor], grad: Tensor) -> None:
+    def retain(self, kept: Mapping[str, Tensor], grad: Tensor, momentum: float) -> None:
         """Move the gradient [N] into memory, leaving zeros."""
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
@@ -48,41 +53,64 @@ class Select(Protocol):
     def scope(self) -> Scope:
         """What one selection runs over."""
 
-    def __call__(self, message: Message, memory: Memory) -> tuple[Sparse, bool]:
-        """The entries to send, and whether everything seen was finite. Writes nothing."""
+    @property
+    def tensors(self) -> Tensors:
+        """What is kept from step to step."""
+
+    def __call__(self, message: Message) -> Selection:
+        """The entries to send. Writes nothing."""
 
 
 class Quantize(Protocol):
     """The values on the wire, for positions that the receiver knows."""
 
+    @property
+    def tensors(self) -> Tensors:
+        """What is kept from step to step, to guess values: at most one tensor."""
+
     def size(self, plan: Plan) -> int:
         """The most bytes that `encode` gives."""
 
-    def encode(self, values: Tensor, counts: Tensor) -> Tensor:
+    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """Bytes of the values [K], with ``counts`` [G] of them in every group."""
 
-    def decode(self, data: Tensor, counts: Tensor) -> Tensor:
+    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The values [K] again, fp32; ValueError where the bytes do not fit the counts."""
+
+    def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
+        """The next guess [K], after the mean over ranks is known."""
 
 
 class Codec(Protocol):
     """Positions on the wire."""
 
-    def size(self, plan: Plan) -> int:
+    def size(self, space: Space) -> int:
         """The most bytes that `encode` gives."""
 
-    def encode(self, indices: Tensor, plan: Plan) -> Tensor:
+    def encode(self, indices: Tensor, space: Space) -> Tensor:
         """Bytes of the ascending positions [K], int32."""
 
-    def decode(self, data: Tensor, plan: Plan) -> tuple[Tensor, int]:
+    def decode(self, data: Tensor, space: Space) -> tuple[Tensor, int]:
         """The positions again, and the bytes they took; ValueError where the bytes are bad."""
 
 
 class Exchange(Protocol):
     """The only part that knows of other ranks. It orders the other parts' work."""
 
+    @property
+    def tensors(self) -> Tensors:
+        """What is kept from step to step."""
+
+    @property
+    def many_phase(self) -> bool:
+        """Whether a collective waits for an earlier one's result.
+
+        One phase is launched from the hook. Many run on the state's worker thread, on a process
+        group of their own, message after message.
+        """
+
     def run(
-        self, message: Message, recipe: Recipe, comm: Comm
+        self, message: Message, recipe: Recipe, channel: Channel
     ) -> Generator[Work, None, list[Delivery] | None]:
         """Send a message and return what to add on this rank, or None to abort the step.
 
@@ -115,3 +143,9 @@ class Recipe:
     quantize: Quantize
     codec: Codec
     exchange: Exchange
+
+    @property
+    def tensors(self) -> Tensors:
+        """What all parts together keep for every parameter."""
+        parts = (self.memory, self.select, self.quantize, self.exchange)
+        return {name: dtype for part in parts for name, dtype in part.tensors.items()}

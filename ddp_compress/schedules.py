@@ -78,3 +78,16 @@ def density_at(density: float | Schedule, step: int) -> float:
     if callable(density):
         return check_density(density(step), f"density schedule {density!r} at step {step}")
     return check_density(density, "density")
+
+
+def momentum_at(momentum: float | Schedule, step: int) -> float:
+    """The momentum at a step, checked.
+
+    Raises:
+        ValueError: it lies outside [0, 1), or is NaN.
+    """
+    name = f"momentum schedule {momentum!r} at step {step}" if callable(momentum) else "momentum"
+    value = momentum(step) if callable(momentum) else momentum
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+    return float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import Tensor, nn
 from torch.futures import Future
 
-from ddp_compress.exchange import Comm
+from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
     refuse_second_momentum,
     refuse_unsupported_ddp,
@@ -94,10 +95,15 @@ class CompressionState:
         self.step = start_step
         self.stats = Stats()
         self._parameters = dict(bare.named_parameters())
-        self._store = ParameterStore(recipe.memory.tensors)
+        self._store = ParameterStore(recipe.tensors)
         self._settings = Settings(recipe, min_numel, flush_bytes, find_unused)
         self._comm: Comm | None = None
         self._transaction: Transaction | None = None
+        self._start()
+
+    def _start(self) -> None:
+        """What every copy of a state makes anew."""
+        self._worker = Worker() if self.recipe.exchange.many_phase else None
         self._know_parameters()
 
     def _know_parameters(self) -> None:
@@ -107,12 +113,13 @@ class CompressionState:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone = {"process_group": None, "_comm": None, "_transaction": None, "_names": None}
+        gone = {"process_group": None, "_comm": None, "_transaction": None}
+        gone |= {"_names": None, "_worker": None}
         return self.__dict__ | gone
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
-        self._know_parameters()
+        self._start()
 
     def __repr__(self) -> str:
         elements = sum(p.numel() for p in self._parameters.values())
@@ -206,12 +213,28 @@ class CompressionState:
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
+        if self._transaction is not None:
+            self._transaction.abandon()
         self._transaction = None
+
+    def close(self) -> None:
+        """End the state's thread and process group, where its recipe needs them.
+
+        A script need not call it: both end with ``destroy_process_group`` and the interpreter.
+        Call it where states come and go, after the last step on every rank.
+        """
+        self.abandon_step()
+        if self._worker is not None:
+            self._worker.close()
+        if self._comm is not None:
+            self._comm.close()
 
     def _under_way(self) -> Transaction:
         """The step under way; a new one where there is none."""
         if self._transaction is None:
-            self._transaction = Transaction(self._settings, self._store, self._bind(), self.step)
+            self._transaction = Transaction(
+                self._settings, self._store, self._bind(), self._worker, self.step
+            )
         return self._transaction
 
     def _finish(self) -> None:
@@ -219,7 +242,7 @@ class CompressionState:
         try:
             committed = transaction.finish()
         finally:
-            self.abandon_step()
+            self._transaction = None
         if not committed:
             self.stats.aborted += 1
             return
@@ -232,7 +255,7 @@ class CompressionState:
     def _bind(self) -> Comm:
         """Meet the other ranks, once: a state may be built before the process group."""
         if self._comm is None or self._comm.outdated:
-            comm = Comm(self.process_group, self.stats)
+            comm = Comm(self.process_group, self.stats, self.recipe.exchange.many_phase)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:
@@ -246,9 +269,14 @@ class CompressionState:
         recipe, settings = self.recipe, self._settings
         sizes = sorted((name, p.numel()) for name, p in self._parameters.items())
         parameters = zlib.crc32(repr(sizes).encode())
+        others = {f.name: getattr(recipe.select, f.name) for f in fields(recipe.select)}
+        others.pop("density", None)
+        select = ", ".join(f"{name}={value}" for name, value in others.items())
         return (
-            f"recipe {recipe.name}, density {density:.9g}, scope {recipe.select.scope}, "
-            f"{recipe.memory}, {recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
+            f"recipe {recipe.name}, density {density:.9g}, "
+            f"{type(recipe.memory).__name__}(momentum={recipe.memory.momentum_at(self.step):.9g}), "
+            f"{type(recipe.select).__name__}({select}), "
+            f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
             f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}"
         )
@@ -290,6 +318,7 @@ class CompressionState:
         self.stats = stats
         if self._comm is not None:
             self._comm.stats = stats
+            self._comm.known.clear()
 
     def _checked(self, saved: Mapping[str, Any]) -> Stats:
         if not isinstance(saved, Mapping):
@@ -309,15 +338,15 @@ class CompressionState:
         step, tensors = saved["step"], saved["tensors"]
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
-        if set(tensors) != set(self._store.slots):
+        if set(tensors) != set(self._store.tensors):
             raise ValueError(
-                f"checkpoint keeps {sorted(tensors)}, expected {sorted(self._store.slots)}"
+                f"checkpoint keeps {sorted(tensors)}, expected {sorted(self._store.tensors)}"
             )
         for slot, by_name in tensors.items():
             if not isinstance(by_name, Mapping):
                 raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
             for name, tensor in by_name.items():
-                self._check_tensor(f"{slot} of {name}", name, tensor)
+                self._check_tensor(slot, name, tensor)
         for name, count in saved["stats"].items():
             if isinstance(count, bool) or not isinstance(count, (int, float)):
                 raise ValueError(
@@ -328,7 +357,8 @@ class CompressionState:
         except TypeError as error:
             raise ValueError(f"checkpoint has unknown statistics: {error}") from None
 
-    def _check_tensor(self, what: str, name: str, tensor: Any) -> None:
+    def _check_tensor(self, slot: str, name: str, tensor: Any) -> None:
+        what = f"{slot} of {name}"
         if name not in self._parameters:
             raise ValueError(f"checkpoint holds {what}, which is no parameter of the model")
         if not isinstance(tensor, Tensor):
@@ -338,9 +368,12 @@ class CompressionState:
             raise ValueError(
                 f"checkpoint's {what} has shape {tuple(tensor.shape)}, expected {expected}"
             )
-        if tensor.dtype not in (torch.float32, torch.float64):
+        special = self.recipe.tensors[slot]
+        allowed = (special,) if special else (torch.float32, torch.float64)
+        if tensor.dtype not in allowed:
+            expected_dtypes = " or ".join(str(dtype) for dtype in allowed)
             raise ValueError(
-                f"checkpoint's {what} has dtype {tensor.dtype}, expected float32 or float64"
+                f"checkpoint's {what} has dtype {tensor.dtype}, expected {expected_dtypes}"
             )
         if not tensor.isfinite().all():
             raise ValueError(f"checkpoint's {what} is not finite")

@@ -15,9 +15,12 @@ class Stats:
         elements: gradient elements handled, N summed over steps.
         nonzeros: entries this rank sent.
         payload_bits: bits this rank encoded, header included: what papers call uplink.
+        position_bits, value_bits: the parts of it that say where entries are and what they are
+            worth, after entropy coding; the rest is headers and agreement.
         sent_bytes: bytes that left this rank in collectives, padding included. An all-gather
-            carries each rank's message to W - 1 others, so it counts W - 1 times.
-        received_bytes: bytes that this rank took from collectives: W - 1 messages each.
+            carries each rank's message to W - 1 others, so it counts W - 1 times. An all-reduce
+            counts as the ring that it is.
+        received_bytes: bytes that this rank took from collectives.
         dense_bytes: bytes that a ring all-reduce of fp32 would have sent, 2 (W - 1) / W * 4 N.
         collectives: collective calls. The one exchange of settings before the first step is not
             counted.
@@ -28,6 +31,8 @@ class Stats:
     elements: int = 0
     nonzeros: int = 0
     payload_bits: int = 0
+    position_bits: int = 0
+    value_bits: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     dense_bytes: float = 0.0

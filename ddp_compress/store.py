@@ -18,20 +18,20 @@ class ParameterStore:
     with their parameter: when a layout is new they are copied into its order.
 
     Args:
-        slots: names of the tensors kept for every parameter.
+        tensors: the tensors kept for every parameter, by name: a dtype, or None for memory's.
 
     Example:
-        >>> store = ParameterStore(("residual",))
+        >>> store = ParameterStore({"residual": None})
         >>> flat = store.arrange(Layout(("a", "b"), (1, 2)), torch.float32, torch.device("cpu"))
         >>> _ = flat["residual"].copy_(torch.tensor([1.0, 2.0, 3.0]))
         >>> store.arrange(Layout(("b", "a"), (2, 1)), torch.float32, torch.device("cpu"))
         {'residual': tensor([2., 3., 1.])}
     """
 
-    def __init__(self, slots: tuple[str, ...]) -> None:
-        self.slots = slots
+    def __init__(self, tensors: Mapping[str, torch.dtype | None]) -> None:
+        self.tensors = tensors
         self._arenas: dict[Layout, dict[str, Tensor]] = {}
-        self._views: dict[str, dict[str, Tensor]] = {slot: {} for slot in slots}
+        self._views: dict[str, dict[str, Tensor]] = {slot: {} for slot in tensors}
 
     def arrange(
         self, layout: Layout, dtype: torch.dtype, device: torch.device
@@ -41,8 +41,11 @@ class ParameterStore:
         The tensors are the store's own: what is written to them stays.
         """
         arena = self._arenas.get(layout)
-        if arena is None or any(t.dtype != dtype or t.device != device for t in arena.values()):
-            arena = {slot: self._gather(slot, layout, dtype, device) for slot in self.slots}
+        dtypes = {slot: special or dtype for slot, special in self.tensors.items()}
+        if arena is None or any(
+            t.dtype != dtypes[slot] or t.device != device for slot, t in arena.items()
+        ):
+            arena = {slot: self._gather(slot, layout, dtypes[slot], device) for slot in dtypes}
             moved = set(layout.names)
             self._arenas = {
                 known: flat for known, flat in self._arenas.items() if not moved & set(known.names)
@@ -62,14 +65,14 @@ class ParameterStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """The tensors alone, without their arenas: a copy arranges its own."""
-        return {"slots": self.slots, "_views": self.state_dict(), "_arenas": {}}
+        return {"tensors": self.tensors, "_views": self.state_dict(), "_arenas": {}}
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Replace all that is kept by copies of checked tensors, by slot and parameter."""
         self._arenas = {}
         self._views = {
             slot: {name: t.detach().clone() for name, t in tensors[slot].items()}
-            for slot in self.slots
+            for slot in self.tensors
         }
 
     def _gather(

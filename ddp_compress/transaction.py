@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from ddp_compress import ops
-from ddp_compress.exchange import Comm
-from ddp_compress.exchange.comm import Work
-from ddp_compress.layout import MAX_NUMEL, Plan, plan
+from ddp_compress.exchange import Channel, Comm, Worker
+from ddp_compress.exchange.worker import Exchanging
+from ddp_compress.layout import MAX_NUMEL, Plan, add_entries, plan
 from ddp_compress.message import Chunk, Delivery, Message, memory_dtype
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
@@ -37,22 +38,32 @@ class Transaction:
         settings: see `Settings`.
         store: where memory is kept.
         comm: the other ranks.
+        worker: runs exchanges of many phases; None where there are none.
         step: the step's number.
     """
 
-    def __init__(self, settings: Settings, store: ParameterStore, comm: Comm, step: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: ParameterStore,
+        comm: Comm,
+        worker: Worker | None,
+        step: int,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._comm = comm
+        self._worker = worker
         self._step = step
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
-        self._sent: list[tuple[Sequence[Chunk], _Running]] = []
+        self._sent: list[_Sent] = []
         self._failure: Exception | None = None
-        self._density = 0.0
+        self._density = self._momentum = 0.0
         self.elements = 0
         comm.begin_step()
         try:
             self._density = density_at(settings.recipe.select.density, step)
+            self._momentum = settings.recipe.memory.momentum_at(step)
         except Exception as error:
             self.fail(error)
 
@@ -93,20 +104,27 @@ class Transaction:
                 self._send(draft.take())
         if self._failure and not self._sent:
             self._send([])
-        waiting = [running for _, running in self._sent]
+        waiting = [sent.running for sent in self._sent]
         while waiting:  # in turns, so that the messages' round trips overlap
             for running in waiting:
                 running.advance()
             waiting = [running for running in waiting if not running.done]
         if self._failure:
             raise self._failure
-        finite = all(running.outcome is not None for _, running in self._sent)
-        for message, running in self._sent:
-            self._settle(message, running.outcome if finite else None)
-        for message, _ in self._sent:
-            for chunk in message:
+        finite = all(sent.running.outcome is not None for sent in self._sent)
+        for sent in self._sent:
+            self._settle(sent.chunks, sent.running.outcome if finite else None)
+            if finite:
+                sent.channel.commit()
+        for sent in self._sent:
+            for chunk in sent.chunks:
                 chunk.future.set_result(chunk.grad)
         return finite
+
+    def abandon(self) -> None:
+        """Give up a step that never came to its last chunk."""
+        for sent in self._sent:
+            sent.running.abandon()
 
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
@@ -121,19 +139,31 @@ class Transaction:
         return plan(layouts, scope, density, self._settings.min_numel)
 
     def _send(self, chunks: Sequence[Chunk]) -> None:
-        exchange: Generator[Work, None, list[Delivery] | None]
+        recipe, number = self._settings.recipe, len(self._sent)
         try:
             if self._failure:
                 raise self._failure
             for chunk in chunks:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
-            recipe = self._settings.recipe
-            message = Message(chunks, self._plan(chunks, self._density), self._step)
-            exchange = recipe.exchange.run(message, recipe, self._comm)
+            message = Message(
+                chunks, self._plan(chunks, self._density), self._step, self._momentum
+            )
+            setting = (recipe.name, self._momentum, recipe.quantize, recipe.codec, recipe.exchange)
+            setting = (*setting, message.plan.digest)
+            channel = Channel(self._comm, number, self._density, setting, self._step)
+            exchange: Exchanging = recipe.exchange.run(message, recipe, channel)
         except Exception as error:
-            exchange = self._comm.report(error)
-        self._sent.append((chunks, _Running(exchange)))
+            channel = Channel(self._comm, number, 0.0, None, self._step)
+            exchange = channel.report(error)
+        self._sent.append(_Sent(chunks, channel, self._launch(exchange)))
+
+    def _launch(self, exchange: Exchanging) -> _Running:
+        if self._worker is None:
+            return _InTurns(exchange)
+        before = self._sent[-1].running if self._sent else None
+        after = before.future if isinstance(before, _InOrder) else None
+        return _InOrder(self._worker.submit(exchange, after))
 
     def _settle(self, chunks: Sequence[Chunk], deliveries: list[Delivery] | None) -> None:
         start = 0
@@ -141,22 +171,22 @@ class Transaction:
             if deliveries is None:
                 chunk.grad.fill_(torch.nan)
             else:
-                _commit(chunk, start, deliveries, self._settings.recipe.memory)
+                _commit(chunk, start, deliveries, self._settings.recipe.memory, self._momentum)
             start += len(chunk.grad)
 
 
-def _commit(chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory) -> None:
+def _commit(
+    chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory, momentum: float
+) -> None:
     """Write memory, and the averaged gradient in the place of this rank's own."""
-    memory.retain(chunk.kept, chunk.grad)
+    memory.retain(chunk.kept, chunk.grad, momentum)
+    numel = len(chunk.grad)
     for delivery in deliveries:
-        memory.release(chunk.kept, delivery.sent.within(start, len(chunk.grad)), delivery.exact)
-        ops.scatter_add(
-            chunk.grad,
-            start,
-            [entries.indices for entries in delivery.received],
-            [entries.values for entries in delivery.received],
-            delivery.scale,
-        )
+        for entries in delivery.sent:
+            memory.release(chunk.kept, entries.within(start, numel), delivery.exact)
+        add_entries(chunk.grad, start, delivery.received, delivery.scale)
+        for name, entries in delivery.writes.items():
+            entries.within(start, numel).write_to(chunk.kept[name])
 
 
 @dataclass
@@ -178,10 +208,23 @@ class _Draft:
         return chunks
 
 
-class _Running:
-    """An exchange under way, launched up to its first collective."""
+class _Running(Protocol):
+    """An exchange under way."""
 
-    def __init__(self, exchange: Generator[Work, None, list[Delivery] | None]) -> None:
+    done: bool
+    outcome: list[Delivery] | None
+
+    def advance(self) -> None:
+        """Go on to the next collective, or to the end and its outcome."""
+
+    def abandon(self) -> None:
+        """Begin nothing that has not begun."""
+
+
+class _InTurns:
+    """An exchange of one phase, launched here and now."""
+
+    def __init__(self, exchange: Exchanging) -> None:
         self._exchange = exchange
         self.done = False
         self.outcome: list[Delivery] | None = None
@@ -195,3 +238,33 @@ class _Running:
             next(self._exchange)
         except StopIteration as end:
             self.done, self.outcome = True, end.value
+
+    def abandon(self) -> None:
+        """Its collective is under way; nothing else would begin."""
+
+
+class _InOrder:
+    """An exchange of many phases, on the worker's thread."""
+
+    def __init__(self, future: Future[list[Delivery] | None]) -> None:
+        self.future = future
+        self.done = False
+        self.outcome: list[Delivery] | None = None
+
+    def advance(self) -> None:
+        """Wait for its end."""
+        self.outcome = self.future.result()
+        self.done = True
+
+    def abandon(self) -> None:
+        """Take it from the queue, if its turn has not come."""
+        self.future.cancel()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A message on its way."""
+
+    chunks: Sequence[Chunk]
+    channel: Channel
+    running: _Running

@@ -4,95 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange.comm import Comm, Work
-from ddp_compress.exchange.frame import NONFINITE
+from ddp_compress.exchange import entries
+from ddp_compress.exchange.channel import Channel
+from ddp_compress.exchange.comm import Work
 from ddp_compress.layout import Sparse
 from ddp_compress.message import Delivery, Message
+from ddp_compress.stats import Stats
 
 if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe
+    from ddp_compress.recipe import Recipe, Tensors
 
 
 @dataclass(frozen=True)
 class AllGather:
     """Select, quantize, encode, gather; decode every rank in rank order and take the mean.
 
-    One collective a message. A rank sends one message and receives W - 1, so traffic grows with W.
-    The body is: exact values in the gradient's dtype, positions, values.
+    One collective a message, and no error but the compression's own. A rank sends one message and
+    receives W - 1, so traffic grows with W. The body is: exact values in the gradient's dtype,
+    positions, values.
 
     Example:
         >>> AllGather()
         AllGather()
     """
 
+    many_phase: ClassVar[bool] = False
+    tensors: ClassVar[Tensors] = {}
+
     def run(
-        self, message: Message, recipe: Recipe, comm: Comm
+        self, message: Message, recipe: Recipe, channel: Channel
     ) -> Generator[Work, None, list[Delivery] | None]:
         """See `recipe.Exchange.run`."""
-        plan = message.plan
-        try:
-            body = _encode(message, recipe, comm)
-        except Exception as error:  # whatever it is, the other ranks must hear of it
-            yield from comm.report(error)
-            raise
-        answers = yield from comm.share(
-            plan.density,
-            (recipe.name, recipe.memory, recipe.quantize, recipe.codec, plan.digest),
-            message.step,
-            NONFINITE if body is None else 0,
-            torch.empty(0, dtype=torch.uint8) if body is None else body,
-        )
-        if any(header.flags & NONFINITE for header, _ in answers):
+        answers = yield from channel.share(lambda: _encode(message, recipe, channel.stats))
+        if answers is None:
             return None
         selected, exact = [], []
-        for rank, (_, answer) in enumerate(answers):
+        for rank, answer in enumerate(answers):
             try:
-                entries, dense = _decode(answer, message, recipe)
+                sparse, dense = _decode(answer, message, recipe)
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
-            selected.append(entries)
+            selected.append(sparse)
             exact.append(dense)
-        scale = 1.0 / comm.world_size
-        deliveries = [Delivery(selected[comm.rank], selected, scale)]
-        if len(plan.exact):
-            deliveries.append(Delivery(exact[comm.rank], exact, scale, exact=True))
+        scale = 1.0 / channel.world_size
+        deliveries = [Delivery([selected[channel.rank]], selected, scale)]
+        if len(message.plan.exact):
+            deliveries.append(Delivery([exact[channel.rank]], exact, scale, exact=True))
         return deliveries
 
 
-def _encode(message: Message, recipe: Recipe, comm: Comm) -> Tensor | None:
+def _encode(message: Message, recipe: Recipe, stats: Stats) -> Tensor | None:
     """The body, or None where a gradient is not finite."""
-    sparse, finite = recipe.select(message, recipe.memory)
-    exact = message.values_at(message.plan.exact, recipe.memory.momentum)
-    if not (finite and exact.isfinite().all()):
+    selection = entries.select(message, recipe)
+    if not selection.finite:
         return None
-    exact = message.clamped(exact).to(message.grads[0].dtype)
-    comm.stats.nonzeros += len(sparse) + len(exact)
-    counts = message.plan.counts(sparse.indices)
-    return torch.cat(
-        [
-            exact.view(torch.uint8),
-            recipe.codec.encode(sparse.indices, message.plan),
-            recipe.quantize.encode(message.clamped(sparse.values), counts),
-        ]
-    )
+    exact = message.clamped(message.values_at(message.plan.exact)).to(message.grads[0].dtype)
+    stats.nonzeros += len(exact)
+    selected = entries.encode(selection.entries, message.plan, recipe, stats)
+    return torch.cat([exact.view(torch.uint8), selected])
 
 
 def _decode(body: Tensor, message: Message, recipe: Recipe) -> tuple[Sparse, Sparse]:
-    """Selected and exact entries of one rank's body, checked against what the plan allows."""
+    """Selected and exact entries of one rank's body."""
     plan, dtype = message.plan, message.grads[0].dtype
     exact_bytes = len(plan.exact) * dtype.itemsize
     if len(body) < exact_bytes:
         raise ValueError(f"exact values: got {len(body)} bytes, expected {exact_bytes}")
-    exact = body[:exact_bytes].clone().view(dtype)
-    indices, used = recipe.codec.decode(body[exact_bytes:], plan)
-    counts = plan.counts(indices)
-    if (counts > plan.ks).any() or int(counts.sum()) != len(indices):
-        raise ValueError("positions: more than a group may send, or outside every group")
-    values = recipe.quantize.decode(body[exact_bytes + used :], counts)
-    wide = message.memory_dtype
-    return Sparse(indices, values.to(wide)), Sparse(plan.exact, exact.to(wide))
+    exact = body[:exact_bytes].clone().view(dtype).to(message.memory_dtype)
+    selected = entries.decode(body[exact_bytes:], plan, recipe, message.memory_dtype)
+    return selected, Sparse(plan.exact, exact)

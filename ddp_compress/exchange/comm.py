@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Generator
-from typing import Protocol
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddp_compress.exchange.frame import (
-    ANNOUNCED,
-    FAILED,
-    HEADER_BYTES,
-    Header,
-    announce,
-    body_text,
-    padded,
-    seal,
-    text_body,
-    unseal,
-)
 from ddp_compress.stats import Stats
-
-# torch 2.13 renamed it; the old name warns there.
-_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Work(Protocol):
@@ -41,32 +26,32 @@ class PeerError(RuntimeError):
 class Comm:
     """One rank's view of its process group, for the messages of one state.
 
-    Every rank sends frames of one size, the *capacity*, which all ranks work out alike from the
-    headers they have all seen. A rank whose frame does not fit announces its length, and all
-    follow with one larger collective. So messages of any size meet, and steady sizes cost one
-    collective.
-
     Args:
         group: the process group; None for the default one. Without torch.distributed this rank
             is alone.
         stats: where to count.
+        private: whether collectives run on a group of their own, made when the ranks first
+            meet, because a thread beside the caller's launches them.
 
     Attributes:
         density: the latest that all ranks are known to share. What must come out alike on every
             rank before the ranks have met, such as where a message ends, depends on it alone.
+        capacities: bytes of the next frame, by its place in a step; alike on every rank.
+        known: what the last step taught of each of its messages, by number: setting and findings.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, stats: Stats) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, stats: Stats, private: bool) -> None:
+        alone = not dist.is_initialized()
         self.group = group
         self.stats = stats
-        alone = not dist.is_initialized()
         self.rank = 0 if alone else dist.get_rank(group)
         self.world_size = 1 if alone else dist.get_world_size(group)
         self.density = 1.0
+        self.capacities: dict[object, int] = {}
+        self.known: dict[int, tuple[int, dict[str, Any]]] = {}
+        self._lengths: dict[object, int] = {}
         self._alone = alone
-        self._capacities: dict[int, int] = {}
-        self._lengths: dict[int, int] = {}
-        self._next = 0
+        self._private = private and not alone
         # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
         # GIL, and destroying the group just then would deadlock (torch 2.13).
         self._alive: list[Tensor] = []
@@ -77,9 +62,8 @@ class Comm:
         return self._alone and dist.is_initialized()
 
     def begin_step(self) -> None:
-        """Number the step's messages from 0 again."""
-        self._next = 0
-        self._alive.clear()
+        """Let go of the last step's tensors."""
+        self._alive = []
 
     def agree(self, description: str, density: float) -> None:
         """Compare a description of the setting, density included, before the first step.
@@ -98,95 +82,71 @@ class Comm:
                     f"ranks must compress alike, but rank {rank} differs from rank 0:\n"
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
                 )
+        if self._private:
+            self.group = _twin(self.group)
 
-    def share(
-        self, density: float, setting: object, step: int, flags: int, body: Tensor
-    ) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
-        """Gather every rank's body.
+    def close(self) -> None:
+        """Destroy the private group. The ranks need not do it together."""
+        if self._private and self.group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(self.group)
 
-        Args:
-            density: of this step; ranks must agree.
-            setting: anything whose repr ranks must share: recipe and layout.
-            step: of the state; ranks must agree.
-            flags: see `frame`.
-            body: [B], uint8; B may differ between ranks.
-
-        Returns:
-            Header and body of each of the W ranks, in rank order.
-
-        Raises:
-            PeerError: on every rank, where one failed or differs.
-            ValueError: a message is corrupt.
-        """
-        slot, self._next = self._next, self._next + 1
-        fingerprint = zlib.crc32(repr(setting).encode()) & 0xFFFF
-        mine = seal(Header(density, fingerprint, step, flags, HEADER_BYTES + len(body)), body)
-        self.stats.payload_bits += 8 * len(mine)
-
-        capacity = self._capacities.get(slot, HEADER_BYTES)
-        fits = len(mine) <= capacity
-        frames = yield from self._all_gather(
-            padded(mine, capacity) if fits else announce(mine, capacity)
-        )
-        opened = [self._open(rank, frame) for rank, frame in enumerate(frames)]
-        longest = max(header.length for header, _ in opened)
-        if any(header.flags & ANNOUNCED for header, _ in opened):
-            frames = yield from self._all_gather(padded(mine, longest))
-            opened = [self._open(rank, frame) for rank, frame in enumerate(frames)]
-        self._plan_capacity(slot, longest)
-        self._check_alike([header for header, _ in opened])
-        self.density = density
-        return opened
-
-    def report(self, error: Exception) -> Generator[Work, None, None]:
-        """Take part in a message that this rank failed to build, and tell every rank why.
-
-        Raises:
-            PeerError: always, on every rank, from ``error``.
-        """
-        body = text_body(f"{type(error).__name__}: {error}")
-        try:
-            yield from self.share(0.0, None, 0, FAILED, body)
-        except PeerError as known:
-            raise known from error
-
-    def _all_gather(self, frame: Tensor) -> Generator[Work, None, list[Tensor]]:
-        if self._alone:
-            return [frame]
-        everyone = frame.new_empty(self.world_size * len(frame))
-        self._alive += [everyone, frame]
-        others = (self.world_size - 1) * len(frame)
-        work = _all_gather_single(everyone, frame, group=self.group, async_op=True)
-        self.stats.collective(sent=others, received=others)
-        yield work
-        work.wait()
-        return list(everyone.split(len(frame)))
-
-    def _open(self, rank: int, frame: Tensor) -> tuple[Header, Tensor]:
-        try:
-            header, body = unseal(frame)
-        except ValueError as error:
-            raise ValueError(f"rank {rank}: {error}") from None
-        if header.flags & FAILED and not header.flags & ANNOUNCED:
-            raise PeerError(f"rank {rank} failed: {body_text(body)}")
-        return header, body
-
-    def _plan_capacity(self, slot: int, longest: int) -> None:
+    def plan_capacity(self, slot: object, longest: int) -> None:
         """Steady sizes get exactly what they need; varying ones 3 % of room."""
         steady = self._lengths.get(slot) == longest
         self._lengths[slot] = longest
-        self._capacities[slot] = longest if steady else longest + longest // 32
+        self.capacities[slot] = longest if steady else longest + longest // 32
 
-    def _check_alike(self, headers: list[Header]) -> None:
-        def setting(header: Header) -> str:
-            return (
-                f"density {header.density:.6g}, step {header.step} (mod 256), "
-                f"recipe and layout #{header.fingerprint:04x}"
-            )
+    def all_to_all(
+        self, bodies: Sequence[Tensor], sizes: Sequence[int]
+    ) -> Generator[Work, None, list[Tensor]]:
+        """Send a body to every rank.
 
-        for rank, header in enumerate(headers):
-            if setting(header) != setting(headers[0]):
-                raise PeerError(
-                    f"ranks must compress alike, but rank {rank} differs from rank 0: rank 0 has "
-                    f"{setting(headers[0])}; rank {rank} has {setting(header)}"
-                )
+        At a few ranks this is also the quickest all-gather: Gloo's own passes messages round a
+        ring, whose latency grows with the ranks.
+
+        Args:
+            bodies: W of uint8, in rank order.
+            sizes: bytes to come from every rank, [W].
+
+        Returns:
+            What every rank sent to this one.
+        """
+        if self._alone:
+            return list(bodies)
+        mine = torch.cat(list(bodies))
+        theirs = mine.new_empty(sum(sizes))
+        lengths = [len(body) for body in bodies]
+        self._alive += [mine, theirs]
+        work = dist.all_to_all_single(
+            theirs, mine, list(sizes), lengths, group=self.group, async_op=True
+        )
+        self.stats.collective(
+            sent=len(mine) - lengths[self.rank], received=len(theirs) - sizes[self.rank]
+        )
+        yield work
+        work.wait()
+        return list(theirs.split(list(sizes)))
+
+    def all_reduce(self, tensor: Tensor) -> Generator[Work, None, Tensor]:
+        """The sum over ranks, in place, the same bits on every rank."""
+        if self._alone:
+            return tensor
+        self._alive.append(tensor)
+        work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        ring = 2 * (self.world_size - 1) * tensor.nbytes // self.world_size
+        self.stats.collective(sent=ring, received=ring)
+        yield work
+        work.wait()
+        return tensor
+
+
+def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """A new group of the same ranks, backend and timeout; all of them make it together."""
+    parent = group or dist.group.WORLD
+    assert parent is not None
+    return dist.new_group(
+        dist.get_process_group_ranks(parent),
+        timeout=parent._get_backend(torch.device("cpu")).options._timeout,
+        backend=dist.get_backend(parent),
+        use_local_synchronization=True,
+    )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ddp_compress import ops
-
-if TYPE_CHECKING:
-    from ddp_compress.layout import Sparse
+from ddp_compress.layout import Sparse, add_entries
+from ddp_compress.schedules import Schedule, momentum_at
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class MomentumCorrection:
     plain momentum SGD. The optimizer itself must run without momentum.
 
     Args:
-        momentum: mu, in [0, 1).
+        momentum: mu, in [0, 1), or a schedule of it.
 
     Raises:
         ValueError: the momentum lies outside its range.
@@ -33,26 +31,30 @@ class MomentumCorrection:
 
     Example:
         >>> MomentumCorrection(0.9).tensors
-        ('residual', 'momentum')
+        {'residual': None, 'momentum': None}
     """
 
-    momentum: float = 0.9
+    momentum: float | Schedule = 0.9
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.momentum) and 0.0 <= self.momentum < 1.0):
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
+        if not callable(self.momentum):
+            momentum_at(self.momentum, 0)
 
     @property
-    def tensors(self) -> tuple[str, ...]:
+    def tensors(self) -> Mapping[str, torch.dtype | None]:
         """The velocity that was not sent, and the momentum."""
-        return ("residual", "momentum")
+        return {"residual": None, "momentum": None}
 
-    def retain(self, kept: Mapping[str, Tensor], grad: Tensor) -> None:
+    def momentum_at(self, step: int) -> float:
+        """The factor in a step."""
+        return momentum_at(self.momentum, step)
+
+    def retain(self, kept: Mapping[str, Tensor], grad: Tensor, momentum: float) -> None:
         """Move the gradient into momentum and residual, leaving zeros."""
-        ops.accumulate(kept["residual"], grad, kept["momentum"], self.momentum)
+        ops.accumulate(kept["residual"], grad, kept["momentum"], momentum)
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is exact."""
-        ops.scatter_add(kept["residual"], 0, [sent.indices], [sent.values], -1.0)
+        add_entries(kept["residual"], 0, [sent], -1.0)
         if not exact:
-            kept["momentum"].index_fill_(0, sent.indices.long(), 0.0)
+            sent.zero_in(kept["momentum"])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ddp_compress import ops
-
-if TYPE_CHECKING:
-    from ddp_compress.layout import Sparse
+from ddp_compress.layout import Sparse, add_entries
 
 
 @dataclass(frozen=True)
@@ -23,23 +21,22 @@ class Residual:
 
     Example:
         >>> Residual().tensors
-        ('residual',)
+        {'residual': None}
     """
 
     @property
-    def tensors(self) -> tuple[str, ...]:
+    def tensors(self) -> Mapping[str, torch.dtype | None]:
         """The residual alone."""
-        return ("residual",)
+        return {"residual": None}
 
-    @property
-    def momentum(self) -> float:
+    def momentum_at(self, step: int) -> float:
         """None is kept."""
         return 0.0
 
-    def retain(self, kept: Mapping[str, Tensor], grad: Tensor) -> None:
+    def retain(self, kept: Mapping[str, Tensor], grad: Tensor, momentum: float) -> None:
         """Move the gradient into the residual: ``r += g``, ``g = 0``."""
         ops.accumulate(kept["residual"], grad, None, 0.0)
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
         """Take out what was sent. What quantization lost stays."""
-        ops.scatter_add(kept["residual"], 0, [sent.indices], [sent.values], -1.0)
+        add_entries(kept["residual"], 0, [sent], -1.0)

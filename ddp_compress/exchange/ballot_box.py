@@ -1,0 +1,237 @@
+"""Every rank votes for positions; the most voted are the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.exchange import ballot, entries
+from ddp_compress.exchange.channel import Channel
+from ddp_compress.exchange.comm import Work
+from ddp_compress.exchange.shared_mask import Mask
+from ddp_compress.layout import Room, Sparse
+from ddp_compress.message import Message
+from ddp_compress.reference.ballot import salts, shift_salts
+from ddp_compress.shards import Shards, shards
+
+if TYPE_CHECKING:
+    from ddp_compress.recipe import Recipe
+
+Count = Literal["auto", "gather", "sharded"]
+
+BIN_BITS = 25  # of a key; 2**32 keys for each number of votes fall into 128 bins
+PHASE_BYTES = 128 * 1024  # what a 1 Gbit/s link moves in the millisecond that a phase takes
+
+
+@dataclass(frozen=True)
+class BallotBox:
+    """The K most voted positions, exactly, the same on all ranks; ties fall by a seeded hash.
+
+    A position's key is its number of votes and, below that, a hash of seed, step and place. The K
+    largest keys win. With ``random`` the key is the largest of as many hashes as it has votes:
+    then the K largest are a draw without replacement whose chances are as the votes.
+
+    There is no server. Either every rank gathers every ballot and counts (``"gather"``: one
+    collective, W - 1 ballots), or every rank counts the positions that it owns, a histogram of
+    keys over all ranks tells where the K-th lies, and the winners are gathered (``"sharded"``: four
+    collectives, about two ballots at any W). Both find the same mask.
+
+    Args:
+        random: whether the draw is random.
+        seed: of the hash.
+        count: ``"gather"``, ``"sharded"``, or ``"auto"`` for whichever sends fewer bytes, a
+            collective counting as 128 kB.
+
+    Raises:
+        ValueError: another ``count``.
+
+    Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020), Alg. 1 and 2.
+
+    Example:
+        >>> BallotBox(seed=1)
+        BallotBox(random=False, seed=1, count='auto')
+    """
+
+    random: bool = False
+    seed: int = 0
+    count: Count = "auto"
+
+    def __post_init__(self) -> None:
+        if self.count not in ("auto", "gather", "sharded"):
+            raise ValueError(f"count must be 'auto', 'gather' or 'sharded', got {self.count!r}")
+
+    def run(
+        self, message: Message, recipe: Recipe, channel: Channel
+    ) -> Generator[Work, None, Mask | None]:
+        """See `shared_mask.Agree.run`."""
+        size, others = recipe.codec.size(message.plan), channel.world_size - 1
+        sharded = 2 * size * others // channel.world_size + 3 * PHASE_BYTES
+        gathers = self.count == "gather" or (self.count == "auto" and size * others <= sharded)
+        poll = (_Gathered if gathers else _Sharded)(message, recipe, channel, self)
+        return (yield from poll.run())
+
+
+class _Poll:
+    """One vote, as one rank sees it."""
+
+    def __init__(self, message: Message, recipe: Recipe, channel: Channel, box: BallotBox) -> None:
+        self.message = message
+        self.plan = message.plan
+        self.recipe = recipe
+        self.channel = channel
+        self.box = box
+        self.salts = salts(message.plan.names, box.seed, message.step)
+        self.writes: Mapping[str, Sparse] = {}
+
+    def vote(self) -> Tensor | None:
+        """The positions that this rank votes for; None where a gradient is not finite."""
+        selection = entries.select(self.message, self.recipe)
+        self.writes = selection.writes
+        return selection.entries.indices if selection.finite else None
+
+    def write(self, votes: list[Tensor], bounds: list[Tensor]) -> list[Tensor]:
+        """The bytes of this rank's ballots."""
+        last = self._last("written", len(votes))
+        self._remember("written", votes)
+        bodies = [
+            ballot.encode(*each, self.recipe.codec)
+            for each in zip(votes, last, bounds, strict=True)
+        ]
+        self.channel.stats.position_bits += sum(8 * len(body) for body in bodies)
+        return bodies
+
+    def read(self, bodies: list[Tensor], bounds: Tensor) -> list[Tensor]:
+        """The ballots of all ranks."""
+        last = self._last("read", len(bodies))
+        votes = []
+        for rank, body in enumerate(bodies):
+            try:
+                votes.append(ballot.decode(body, last[rank], bounds, self.recipe.codec))
+            except ValueError as error:
+                raise ValueError(f"rank {rank}: {error}") from None
+        self._remember("read", votes)
+        return votes
+
+    def keys(self, ballots: list[Tensor], bounds: Tensor, salts: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions voted for [U], and their keys."""
+        positions, votes = ops.tally(ballots)
+        voters = self.channel.world_size
+        return positions, ops.vote_keys(positions, votes, bounds, salts, voters, self.box.random)
+
+    def _last(self, what: str, count: int) -> list[Tensor | None]:
+        """The ballots of the last step, where they can be known."""
+        return self.channel.known.get(f"{type(self).__name__} {what}", [None] * count)
+
+    def _remember(self, what: str, ballots: list[Tensor]) -> None:
+        if self.recipe.select.tensors:  # the next ballot follows from this one
+            self.channel.learned[f"{type(self).__name__} {what}"] = ballots
+
+
+class _Gathered(_Poll):
+    """Every rank gathers every ballot."""
+
+    def run(self) -> Generator[Work, None, Mask | None]:
+        bodies = yield from self.channel.share(self._ballot)
+        if bodies is None:
+            return None
+        return Mask(self.channel.attempt(lambda: self._winners(bodies)), self.writes)
+
+    def _ballot(self) -> Tensor | None:
+        vote = self.vote()
+        return None if vote is None else self.write([vote], [self.plan.bounds])[0]
+
+    def _winners(self, bodies: list[Tensor]) -> Tensor:
+        ballots = self.read(bodies, self.plan.bounds)
+        positions, keys = self.keys(ballots, self.plan.bounds, self.salts)
+        return positions[ops.largest(keys, self.plan.k)]
+
+
+class _Sharded(_Poll):
+    """Every rank counts the positions that it owns."""
+
+    def run(self) -> Generator[Work, None, Mask | None]:
+        channel = self.channel
+        self._cut = shards(self.plan, channel.world_size)
+        bodies = yield from channel.route(self._ballots)
+        if bodies is None:
+            return None
+        histogram = yield from channel.sum(
+            lambda: self._count(bodies), channel.world_size << (32 - BIN_BITS)
+        )
+        edge, places = _edge(histogram, self.plan.k)
+        answers = yield from channel.share(lambda: self._won(edge))
+        assert answers is not None, "all was finite when ballots were sent"
+        return Mask(channel.attempt(lambda: self._winners(answers, places)), self.writes)
+
+    def _ballots(self) -> list[Tensor] | None:
+        vote = self.vote()
+        if vote is None:
+            return None
+        parts = self._cut.split(Sparse(vote, vote))
+        votes = [part.indices for part in parts if part.indices is not None]
+        return self.write(votes, [plan.bounds for plan in self._cut.plans])
+
+    def _count(self, bodies: list[Tensor]) -> Tensor:
+        """The histogram of keys in this rank's shard."""
+        rank, bounds = self.channel.rank, self._cut.plans[self.channel.rank].bounds
+        salts = shift_salts(self.salts, self._cut.offsets[rank])
+        self._positions, self._keys = self.keys(self.read(bodies, bounds), bounds, salts)
+        bins = self.channel.world_size << (32 - BIN_BITS)
+        return torch.bincount(self._keys >> BIN_BITS, minlength=bins).int()
+
+    def _won(self, edge: int) -> Tensor:
+        """Positions above the edge bin; positions in it, and what of their keys is not known."""
+        bounds, bins = self._cut.plans[self.channel.rank].bounds, self._keys >> BIN_BITS
+        sure, near = self._positions[bins > edge], self._positions[bins == edge]
+        rests = (self._keys[bins == edge] & ((1 << BIN_BITS) - 1)).int()
+        encode = self.recipe.codec.encode
+        return torch.cat(
+            [
+                torch.tensor([len(sure), len(near)], dtype=torch.int32).view(torch.uint8),
+                encode(sure, Room(bounds, len(sure))),
+                encode(near, Room(bounds, len(near))),
+                rests.view(torch.uint8),
+            ]
+        )
+
+    def _winners(self, answers: list[Tensor], places: int) -> Tensor:
+        """All that is above the edge bin, and so many of those in it that K win."""
+        sure, near, rests = zip(*map(self._read_won, range(len(answers)), answers), strict=True)
+        order = torch.cat(near).sort()
+        chosen = order.values[ops.largest(torch.cat(rests).long()[order.indices], places)]
+        winners, votes = ops.tally([*sure, chosen])
+        if (votes > 1).any() or len(winners) > self.plan.k:
+            raise ValueError("mask: it does not fit the message")
+        return winners
+
+    def _read_won(self, rank: int, body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One owner's winners, candidates at the edge, and the rests of their keys."""
+        bounds = self._cut.plans[rank].bounds
+        lists, at = [], 8
+        for count in body[:8].clone().view(torch.int32).tolist():
+            if not 0 <= count <= int(bounds[-1]):
+                raise ValueError(f"rank {rank}: {count} winners, expected at most {bounds[-1]}")
+            positions, used = self.recipe.codec.decode(body[at:], Room(bounds, count))
+            lists.append(self._cut.widen(Sparse(positions, positions), rank).indices)
+            at += used
+        rests = body[at:].clone().view(torch.int32)
+        if len(rests) != len(lists[1]):
+            raise ValueError(f"rank {rank}: {len(rests)} keys, expected {len(lists[1])}")
+        return lists[0], lists[1], rests
+
+
+def _edge(histogram: Tensor, k: int) -> tuple[int, int]:
+    """The bin in which the k-th largest key lies, and how many in it are among the k.
+
+    Example:
+        >>> _edge(torch.tensor([5, 2, 3], dtype=torch.int32), k=4)
+        (1, 1)
+    """
+    above = histogram.flip(0).cumsum(0).flip(0) - histogram
+    edge = int((above < k).nonzero()[0])
+    return edge, k - int(above[edge])

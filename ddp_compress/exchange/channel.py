@@ -1,0 +1,271 @@
+"""One message's way through its phases, each of which tells every rank how every other fares."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.exchange.comm import Comm, PeerError, Work
+from ddp_compress.exchange.frame import (
+    ANNOUNCED,
+    FAILED,
+    HEADER_BYTES,
+    NONFINITE,
+    Header,
+    announce,
+    body_text,
+    padded,
+    seal,
+    text_body,
+    unseal,
+)
+from ddp_compress.stats import Stats
+
+
+class Channel:
+    """The ranks' talk about one message.
+
+    What a phase sends is built by a function. If it raises, on this rank or on another, every rank
+    raises a `PeerError`; nobody waits for a message that never comes.
+
+    Every rank sends frames of an agreed size, the *capacity*, which all ranks work out alike from
+    the headers they have all seen. A rank whose frame does not fit announces its length, and all
+    follow with one larger collective. So messages of any size meet, and steady sizes cost one
+    collective.
+
+    Args:
+        comm: the other ranks.
+        number: of the message in its step.
+        density: of this step; ranks must agree.
+        setting: anything whose repr ranks must share: recipe and layout.
+        step: of the state; ranks must agree.
+
+    Attributes:
+        learned: what the next message of this layout may build upon, if the step commits.
+    """
+
+    def __init__(self, comm: Comm, number: int, density: float, setting: object, step: int) -> None:
+        self._comm = comm
+        self._number = number
+        self._density = density
+        self._setting = zlib.crc32(repr(setting).encode())
+        self._step = step
+        self._phase = 0
+        self._failure: Exception | None = None
+        self.learned: dict[str, Any] = {}
+
+    @property
+    def rank(self) -> int:
+        """This rank's number."""
+        return self._comm.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are, W."""
+        return self._comm.world_size
+
+    @property
+    def stats(self) -> Stats:
+        """Where to count."""
+        return self._comm.stats
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the last committed message of this layout learned."""
+        setting, known = self._comm.known.get(self._number, (None, {}))
+        return known if setting == self._setting else {}
+
+    def commit(self) -> None:
+        """Keep what was learned."""
+        self._comm.known[self._number] = (self._setting, self.learned)
+
+    def attempt(self, work: Callable[[], Tensor]) -> Tensor:
+        """What some work between two phases gives; if it raises, the next phase tells."""
+        try:
+            return work()
+        except Exception as error:
+            self._failure = error
+            return torch.empty(0, dtype=torch.int32)
+
+    def share(
+        self, build: Callable[[], Tensor | None], speaker: int | None = None
+    ) -> Generator[Work, None, list[Tensor] | None]:
+        """Send one body to all ranks.
+
+        Args:
+            build: gives the body [B], uint8; B may differ between ranks. None where a gradient is
+                not finite.
+            speaker: the rank whose body is of another size than the others', where there is one.
+
+        Returns:
+            The bodies of the W ranks, in rank order; None where a rank had none.
+
+        Raises:
+            PeerError: on every rank, where one failed or differs.
+            ValueError: a message is corrupt.
+        """
+        self._phase += 1
+        flags, body = self._attempt(build)
+        fingerprint = (self._setting + self._phase) & 0xFFFF
+        length = HEADER_BYTES + len(body)
+        mine = seal(Header(self._density, fingerprint, self._step, flags, length), body)
+        self.stats.payload_bits += 8 * len(mine)
+        try:
+            opened = yield from self._meet(mine, speaker)
+        except PeerError as error:
+            raise error from self._failure
+        _check_alike([header for header, _ in opened])
+        self._comm.density = self._density
+        if any(header.flags & NONFINITE for header, _ in opened):
+            return None
+        return [body for _, body in opened]
+
+    def route(
+        self, build: Callable[[], Sequence[Tensor] | None]
+    ) -> Generator[Work, None, list[Tensor] | None]:
+        """Send a body of its own to every rank, after a manifest of lengths and checksums.
+
+        Args:
+            build: gives W bodies, uint8; None where a gradient is not finite.
+
+        Returns:
+            What the W ranks sent to this one, in rank order; None where a rank had nothing.
+
+        Raises:
+            PeerError: as in `share`. A corrupt body fails in the next phase.
+        """
+        bodies: list[Tensor] = []
+
+        def manifest() -> Tensor | None:
+            built = build()
+            if built is None:
+                return None
+            bodies.extend(built)
+            lines = [(len(body), int(ops.checksum(body))) for body in bodies]
+            return torch.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
+
+        manifests = yield from self.share(manifest)
+        if manifests is None:
+            return None
+        lines = [each.clone().view(torch.uint32).long().view(-1, 2) for each in manifests]
+        sizes, checksums = zip(*(each[self.rank].tolist() for each in lines), strict=True)
+        self.stats.payload_bits += sum(8 * len(body) for body in bodies)
+        arrived = yield from self._comm.all_to_all(bodies, sizes)
+        for rank, (body, checksum) in enumerate(zip(arrived, checksums, strict=True)):
+            if int(ops.checksum(body)) != checksum:
+                self._failure = ValueError(f"rank {rank}: message is corrupt: bad checksum")
+        return arrived
+
+    def sum(self, build: Callable[[], Tensor], numel: int) -> Generator[Work, None, Tensor]:
+        """The sum over ranks of counts [numel], int32. If a rank failed, the next phase tells."""
+        counts = torch.zeros(numel, dtype=torch.int32)
+        self._fill(counts, build)
+        return (yield from self._comm.all_reduce(counts))
+
+    def mean(
+        self, build: Callable[[], Tensor], numel: int, dtype: torch.dtype
+    ) -> Generator[Work, None, tuple[Tensor, Tensor]]:
+        """The mean over ranks of values [numel], by an all-reduce in a floating-point dtype.
+
+        Values are divided by W before they are summed, so that no sum overflows; what is too large
+        for the dtype is sent as its largest number.
+
+        Returns:
+            What this rank sent, and the mean, the same bits on every rank.
+
+        Raises:
+            PeerError: on every rank, where one failed.
+        """
+        limit = 0.99 * torch.finfo(dtype).max  # less than all of it: shares are rounded
+        share = torch.full((numel,), torch.nan, dtype=dtype)
+        self._fill(share, lambda: build().clamp(-limit, limit) / self.world_size)
+        mean = yield from self._comm.all_reduce(share.clone())
+        if not mean.isfinite().all():
+            raise PeerError("a rank failed while values were averaged") from self._failure
+        return share * self.world_size, mean
+
+    def _fill(self, value: Tensor, build: Callable[[], Tensor]) -> None:
+        """Copy what is built, unless something fails."""
+        self.stats.payload_bits += 8 * value.nbytes
+        if self._failure is not None:
+            return
+        try:
+            value.copy_(build())
+        except Exception as error:
+            self._failure = error
+
+    def report(self, error: Exception) -> Generator[Work, None, None]:
+        """Take part in a message that this rank failed to build, and tell every rank why.
+
+        Raises:
+            PeerError: always, on every rank, from ``error``.
+        """
+        self._failure = error
+        yield from self.share(lambda: None)
+
+    def _attempt(self, build: Callable[[], Tensor | None]) -> tuple[int, Tensor]:
+        """Flags and body of the next frame."""
+        nothing = torch.empty(0, dtype=torch.uint8)
+        try:
+            body = build() if self._failure is None else nothing
+        except Exception as error:  # whatever it is, the other ranks must hear of it
+            self._failure = error
+        if self._failure is not None:
+            return FAILED, text_body(f"{type(self._failure).__name__}: {self._failure}")
+        return (NONFINITE, nothing) if body is None else (0, body)
+
+    def _meet(
+        self, mine: Tensor, speaker: int | None
+    ) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
+        """Exchange frames, in a second and larger collective where one does not fit."""
+        comm = self._comm
+        slots = [(self._number, self._phase, r == speaker) for r in range(self.world_size)]
+        room = [comm.capacities.get(slot, HEADER_BYTES) for slot in slots]
+        here = room[self.rank]
+        frame = padded(mine, here) if len(mine) <= here else announce(mine, here)
+        opened = yield from self._pass(frame, room)
+        longest = dict.fromkeys(slots, 0)
+        for slot, (header, _) in zip(slots, opened, strict=True):
+            longest[slot] = max(longest[slot], header.length)
+        if any(header.flags & ANNOUNCED for header, _ in opened):
+            room = [longest[slot] for slot in slots]
+            opened = yield from self._pass(padded(mine, room[self.rank]), room)
+        for slot, length in longest.items():
+            comm.plan_capacity(slot, length)
+        return opened
+
+    def _pass(
+        self, frame: Tensor, sizes: list[int]
+    ) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
+        frames = yield from self._comm.all_to_all([frame] * self.world_size, sizes)
+        return [_open(rank, frame) for rank, frame in enumerate(frames)]
+
+
+def _open(rank: int, frame: Tensor) -> tuple[Header, Tensor]:
+    try:
+        header, body = unseal(frame)
+    except ValueError as error:
+        raise ValueError(f"rank {rank}: {error}") from None
+    if header.flags & FAILED and not header.flags & ANNOUNCED:
+        raise PeerError(f"rank {rank} failed: {body_text(body)}")
+    return header, body
+
+
+def _check_alike(headers: list[Header]) -> None:
+    def setting(header: Header) -> str:
+        return (
+            f"density {header.density:.6g}, step {header.step} (mod 256), "
+            f"recipe and layout #{header.fingerprint:04x}"
+        )
+
+    for rank, header in enumerate(headers):
+        if setting(header) != setting(headers[0]):
+            raise PeerError(
+                f"ranks must compress alike, but rank {rank} differs from rank 0: rank 0 has "
+                f"{setting(headers[0])}; rank {rank} has {setting(header)}"
+            )

@@ -1,0 +1,106 @@
+"""Selected entries as the bytes of a body: positions, then values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddp_compress.layout import Plan, Room, Space, Sparse
+from ddp_compress.message import Message, Selection
+from ddp_compress.stats import Stats
+
+if TYPE_CHECKING:
+    from ddp_compress.recipe import Recipe
+
+COUNT_BYTES = 4
+
+
+def select(message: Message, recipe: Recipe) -> Selection:
+    """The recipe's selection, with values that fit the gradients' dtype.
+
+    It is finite only where the exact parameters are so, too.
+    """
+    selection = recipe.select(message)
+    finite = selection.finite and bool(message.values_at(message.plan.exact).isfinite().all())
+    chosen = selection.entries
+    return Selection(
+        Sparse(chosen.indices, message.clamped(chosen.values)), finite, selection.writes
+    )
+
+
+def encode(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats) -> Tensor:
+    """Bytes of at most `plan.ks` entries: uint8 [B]."""
+    return _encode(entries, plan, plan, recipe, stats)
+
+
+def decode(body: Tensor, plan: Plan, recipe: Recipe, dtype: torch.dtype) -> Sparse:
+    """The entries again, checked against what the plan allows.
+
+    Args:
+        body: [B] uint8.
+        plan: what the body may hold.
+        recipe: its codec and quantizer.
+        dtype: of the values returned.
+
+    Raises:
+        ValueError: the bytes do not fit the plan.
+    """
+    entries = _decode(body, plan, plan, recipe, dtype)
+    check_counts(entries.indices, plan)
+    return entries
+
+
+def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats) -> Tensor:
+    """Bytes of any number of entries in the plan's groups; their count comes first."""
+    stats.position_bits += 8 * COUNT_BYTES
+    count = torch.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
+    space = Room(plan.bounds, len(entries))
+    return torch.cat([count, _encode(entries, plan, space, recipe, stats)])
+
+
+def decode_counted(body: Tensor, plan: Plan, recipe: Recipe, dtype: torch.dtype) -> Sparse:
+    """Undo `encode_counted`; see `decode`."""
+    count = read_count(body)
+    if not 0 <= count <= plan.numel:
+        raise ValueError(f"{count} entries, expected at most {plan.numel}")
+    return _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, dtype)
+
+
+def read_count(body: Tensor) -> int:
+    """The int32 that a body starts with.
+
+    Raises:
+        ValueError: the body is too short.
+    """
+    if len(body) < COUNT_BYTES:
+        raise ValueError(f"got {len(body)} bytes, expected a count of {COUNT_BYTES} first")
+    return int(body[:COUNT_BYTES].clone().view(torch.int32))
+
+
+def check_counts(indices: Tensor | None, plan: Plan) -> None:
+    """Raise where positions are more than a group may send.
+
+    Raises:
+        ValueError: see above.
+    """
+    if (plan.counts(indices) > plan.ks).any():
+        raise ValueError("positions: more than a group may send")
+
+
+def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats) -> Tensor:
+    positions = recipe.codec.encode(entries.indices, space)
+    values = recipe.quantize.encode(entries.values, plan.counts(entries.indices))
+    stats.nonzeros += len(entries)
+    stats.position_bits += 8 * len(positions)
+    stats.value_bits += 8 * len(values)
+    return torch.cat([positions, values])
+
+
+def _decode(body: Tensor, plan: Plan, space: Space, recipe: Recipe, dtype: torch.dtype) -> Sparse:
+    indices, used = recipe.codec.decode(body, space)
+    counts = plan.counts(indices)
+    if indices is not None and int(counts.sum()) != len(indices):
+        raise ValueError("positions: outside every group")
+    return Sparse(indices, recipe.quantize.decode(body[used:], counts).to(dtype))

@@ -1,0 +1,22 @@
+"""The parameters that travel dense and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from ddp_compress.exchange.channel import Channel
+from ddp_compress.exchange.comm import Work
+from ddp_compress.layout import Sparse
+from ddp_compress.message import Delivery, Message
+
+
+def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, list[Delivery]]:
+    """Average the exact parameters by an all-reduce; nothing where there are none."""
+    positions = message.plan.exact
+    if not len(positions):
+        return []
+    channel.stats.nonzeros += len(positions)
+    sent, mean = yield from channel.mean(
+        lambda: message.clamped(message.values_at(positions)), len(positions), message.memory_dtype
+    )
+    return [Delivery([Sparse(positions, sent)], [Sparse(positions, mean)], 1.0, exact=True)]

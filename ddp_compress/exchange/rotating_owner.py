@@ -1,0 +1,61 @@
+"""One rank's selection is everybody's mask; the rank changes with the step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddp_compress.exchange.channel import Channel
+from ddp_compress.exchange.comm import Work
+from ddp_compress.exchange.entries import check_counts
+from ddp_compress.exchange.shared_mask import Mask
+from ddp_compress.message import Message
+
+if TYPE_CHECKING:
+    from ddp_compress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RotatingOwner:
+    """The mask is the selection of rank ``step mod W``, which alone selects and sends positions.
+
+    One collective. The others only look whether their gradients are finite.
+
+    Source: Hu et al., Practical Hybrid Gradient Compression for Federated Learning Systems (IJCAI
+    2024), §3.1; Chen et al., ScaleCom (NeurIPS 2020), for the rotation.
+
+    Example:
+        >>> RotatingOwner()
+        RotatingOwner()
+    """
+
+    def run(
+        self, message: Message, recipe: Recipe, channel: Channel
+    ) -> Generator[Work, None, Mask | None]:
+        """See `shared_mask.Agree.run`."""
+        plan, owner = message.plan, message.step % channel.world_size
+
+        def build() -> Tensor | None:
+            if channel.rank != owner:
+                return torch.empty(0, dtype=torch.uint8) if message.is_finite() else None
+            selection = recipe.select(message)
+            if not (selection.finite and message.values_at(plan.exact).isfinite().all()):
+                return None
+            body = recipe.codec.encode(selection.entries.indices, plan)
+            channel.stats.position_bits += 8 * len(body)
+            return body
+
+        bodies = yield from channel.share(build, speaker=owner)
+        if bodies is None:
+            return None
+
+        def read() -> Tensor:
+            mask, _ = recipe.codec.decode(bodies[owner], plan)
+            check_counts(mask, plan)
+            return mask
+
+        return Mask(channel.attempt(read))

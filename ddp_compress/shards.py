@@ -1,0 +1,144 @@
+"""A message cut into W parts, of which every rank owns one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ddp_compress.layout import Layout, Plan, Sparse
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Every parameter is cut into W ranges; rank r owns the r-th of each.
+
+    So what a rank owns does not depend on the order in which parameters come, which DDP changes,
+    and large tensors do not all fall to one rank. Positions in a shard count through its ranges.
+    Nobody owns exact parameters.
+
+    Args:
+        plan: of the whole message.
+        world_size: W.
+
+    Example:
+        >>> plan = Plan((Layout(("weight", "bias"), (6, 2)),), "tensor", density=0.5)
+        >>> shards = Shards(plan, world_size=2)
+        >>> [shard.numel for shard in shards.plans]
+        [4, 4]
+        >>> positions = torch.tensor([1, 4, 7], dtype=torch.int32)
+        >>> parts = shards.split(Sparse(positions, torch.ones(3)))
+        >>> [part.indices.tolist() for part in parts]
+        [[1], [1, 3]]
+        >>> [part.indices.tolist() for part in shards.join(parts)]
+        [[1], [4, 7]]
+    """
+
+    plan: Plan
+    world_size: int
+
+    @cached_property
+    def plans(self) -> tuple[Plan, ...]:
+        """What every shard may hold, [W]."""
+        return tuple(self._plan(rank) for rank in range(self.world_size))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where every rank's range begins in its parameter, [W, P] int64."""
+        return (self._lengths.cumsum(1) - self._lengths)[:, :-1].T.contiguous()
+
+    def split(self, entries: Sparse) -> list[Sparse]:
+        """The entries of every shard, as positions in it."""
+        if entries.indices is None:
+            pieces = entries.values.split(self._pieces)
+            return [Sparse(None, torch.cat(self._of(rank, pieces))) for rank in self._ranks]
+        piece = torch.searchsorted(self._edges, entries.indices.long(), right=True) - 1
+        owner = piece % self._owners
+        local = (entries.indices + self._shifts[piece]).int()
+        mine = [(owner == rank).nonzero().flatten() for rank in self._ranks]
+        return [Sparse(local[here], entries.values[here]) for here in mine]
+
+    def join(self, parts: Sequence[Sparse]) -> list[Sparse]:
+        """Entries of every shard as positions in the message: W ascending lists, or one dense."""
+        if parts[0].indices is not None:
+            return [self.widen(part, rank) for rank, part in enumerate(parts)]
+        whole = parts[0].values.new_empty(self.plan.numel)
+        places = whole.split(self._pieces)
+        for rank, part in enumerate(parts):
+            lengths = self._of(rank, self._pieces)
+            for place, piece in zip(self._of(rank, places), part.values.split(lengths), strict=True):
+                place.copy_(piece)
+        return [Sparse(None, whole)]
+
+    def widen(self, part: Sparse, rank: int) -> Sparse:
+        """Entries of one shard as positions in the message."""
+        assert part.indices is not None
+        param = torch.searchsorted(self.plans[rank].bounds, part.indices.long(), right=True) - 1
+        shifts = self._shifts[rank :: self._owners]
+        return Sparse((part.indices - shifts[param]).int(), part.values)
+
+    def take(self, flat: Iterable[Tensor], rank: int) -> Tensor:
+        """One shard of the message's flat tensors, given chunk by chunk."""
+        pieces, at = [], 0
+        for layout, tensor in zip(self.plan.layouts, flat, strict=True):
+            count = len(layout.names) * self._owners
+            pieces += self._of(rank, tensor.split(self._pieces[at : at + count]))
+            at += count
+        return torch.cat(pieces)
+
+    def _plan(self, rank: int) -> Plan:
+        lengths = iter(self._lengths[:, rank].tolist())
+        layouts = tuple(
+            Layout(layout.names, tuple(next(lengths) for _ in layout.names))
+            for layout in self.plan.layouts
+        )
+        return Plan(layouts, self.plan.scope, self.plan.density)
+
+    def _of(self, rank: int, pieces: Sequence[T]) -> list[T]:
+        return list(pieces[rank :: self._owners])
+
+    @property
+    def _ranks(self) -> range:
+        return range(self.world_size)
+
+    @property
+    def _owners(self) -> int:
+        return self.world_size + 1  # the last is nobody
+
+    @cached_property
+    def _lengths(self) -> Tensor:
+        """Elements of every parameter that each rank owns, and that nobody does: [P, W + 1]."""
+        sizes = self.plan.bounds.diff()
+        exact = (self.plan.groups < 0) * sizes
+        cuts = (sizes - exact)[:, None] * torch.arange(self.world_size + 1) // self.world_size
+        return torch.cat([cuts.diff(dim=1), exact[:, None]], dim=1)
+
+    @cached_property
+    def _pieces(self) -> list[int]:
+        """The same, in the message's order."""
+        pieces: list[int] = self._lengths.flatten().tolist()
+        return pieces
+
+    @cached_property
+    def _edges(self) -> Tensor:
+        """Where every piece begins in the message, [P (W + 1)]."""
+        lengths = self._lengths.flatten()
+        return lengths.cumsum(0) - lengths
+
+    @cached_property
+    def _shifts(self) -> Tensor:
+        """What turns a piece's positions in the message into those of its shard."""
+        local = self._lengths.cumsum(0) - self._lengths
+        return local.flatten() - self._edges
+
+
+@lru_cache(maxsize=256)
+def shards(plan: Plan, world_size: int) -> Shards:
+    """The `Shards` for these arguments, kept between steps because most steps repeat it."""
+    return Shards(plan, world_size)
