@@ -59,6 +59,9 @@ class Bench:
         self.messages = [ops.elias_fano_encode(p, numel, self.k) for p in self.positions]
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
+        self.salts = reference.salts(["weight"], seed=0, step=0)
+        self.tally = ops.tally(self.positions)
+        self.keys = self.vote_keys(random=False)
 
     def _random_positions(self) -> Tensor:
         chosen = torch.rand(self.numel).topk(self.k).indices
@@ -81,6 +84,9 @@ class Bench:
             heavier,
         )
         return indices, values
+
+    def vote_keys(self, random: bool) -> Tensor:
+        return ops.vote_keys(*self.tally, self.bounds, self.salts, WORLD_SIZE, random)
 
     def torch_topk(self) -> None:
         (self.residual + self.grad).abs().topk(self.k)
@@ -131,6 +137,10 @@ class Bench:
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),
             ),
+            "tally, W=4": ("add", lambda: ops.tally(self.positions)),
+            "vote_keys": ("add", lambda: self.vote_keys(random=False)),
+            "vote_keys, random": ("add", lambda: self.vote_keys(random=True)),
+            "largest": ("add", lambda: ops.largest(self.keys, self.k)),
             "checksum": ("add", lambda: ops.checksum(self.messages[0])),
             "whole SBC step, W=4": ("add + zero", self.sbc_step),
         }

@@ -67,4 +67,15 @@ std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const 
 int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, int64_t params,
                       int64_t limit, std::vector<int32_t>& indices);
 
+// ballot.cpp
+struct Tally {
+  std::vector<int32_t> positions;  // ascending
+  std::vector<int32_t> votes;      // how many ballots hold each
+};
+Tally tally(std::vector<Tally> ballots);
+void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, const int64_t* bounds,
+               const int64_t* salts, int64_t params, int64_t voters, bool random, int64_t* keys);
+// Ascending indices of the min(k, count) largest; of equals the first.
+void largest(const int64_t* keys, int64_t count, int64_t k, int64_t* indices);
+
 }  // namespace ddp_compress

@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "kth_largest.h"
 #include "simd.h"
 
 namespace ddp_compress {
@@ -40,36 +41,6 @@ Key<A> magnitude(A value) {
 constexpr int64_t kSmall = 8192;
 constexpr int64_t kBlock = 4096;  // elements scanned between two looks at the threshold
 constexpr int64_t kRun = 16;      // neighbours sampled together: one cache line of fp32
-
-// The k-th largest of some keys (k counts from 1), by histograms of ever finer key ranges.
-template <typename K>
-K kth_largest(const K* keys, int64_t count, int64_t k) {
-  constexpr int kBits = 11;
-  std::vector<K> rest;  // the keys of the bin that holds the k-th
-  while (count > 1024) {
-    K base = keys[0], top = keys[0];
-    for (int64_t i = 0; i < count; ++i) {
-      base = std::min(base, keys[i]);
-      top = std::max(top, keys[i]);
-    }
-    const int shift = std::max(0, static_cast<int>(std::bit_width(top - base)) - kBits);
-    std::array<uint32_t, size_t{1} << kBits> histogram{};
-    for (int64_t i = 0; i < count; ++i) ++histogram[(keys[i] - base) >> shift];
-    size_t bin = histogram.size() - 1;
-    for (; histogram[bin] < k; --bin) k -= histogram[bin];
-    if (shift == 0) return base + static_cast<K>(bin);
-    std::vector<K> inside;
-    inside.reserve(histogram[bin]);
-    for (int64_t i = 0; i < count; ++i)
-      if (((keys[i] - base) >> shift) == bin) inside.push_back(keys[i]);
-    rest = std::move(inside);
-    keys = rest.data();
-    count = static_cast<int64_t>(rest.size());
-  }
-  std::vector<K> few(keys, keys + count);
-  std::nth_element(few.begin(), few.begin() + (k - 1), few.end(), std::greater<K>());
-  return few[k - 1];
-}
 
 // Positions and values, in ascending position: what a scan found in one block.
 template <typename A>
