@@ -23,10 +23,11 @@ struct TopK {
   bool finite = true;
 };
 
-// topk.cpp
+// topk.cpp: salts may be null
 template <typename G, typename A>
 TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-             const int64_t* groups, int64_t params, const int64_t* ks, bool heavier);
+             const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
+             bool heavier);
 
 // segment_means.cpp
 template <typename A>

@@ -81,7 +81,7 @@ using TopKResult = std::tuple<Tensor, Tensor, Tensor>;
 
 TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
-                    const Tensor& groups, const Tensor& ks, bool heavier) {
+                    const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier) {
   STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
   STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
                   " tensors, expected ", grads.size());
@@ -90,8 +90,12 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
   check(bounds, "bounds", ScalarType::Long);
   check(groups, "groups", ScalarType::Long);
   check(ks, "ks", ScalarType::Long);
+  check(salts, "salts", ScalarType::Long);
   STD_TORCH_CHECK(bounds.numel() == groups.numel() + 1, "bounds has ", bounds.numel(),
                   " entries, expected one more than groups, ", groups.numel() + 1);
+  STD_TORCH_CHECK(salts.numel() == 0 || salts.numel() == groups.numel(), "salts has ",
+                  salts.numel(), " entries, expected none or one for each of ", groups.numel(),
+                  " groups");
   const ScalarType type = grads[0].scalar_type();
   int64_t total = 0;
   for (size_t i = 0; i < grads.size(); ++i) {
@@ -119,13 +123,14 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
     STD_TORCH_CHECK(g[i] >= -1 && g[i] < ks.numel(), "groups[", i, "] is ", g[i],
                     ", expected -1 or an index into ks of ", ks.numel(), " entries");
 
+  const int64_t* s = salts.numel() ? read<int64_t>(salts) : nullptr;
   TopKResult result;
   dispatch(type, [&]<typename G, typename A>(G, A) {
     std::vector<Chunk<G, A>> chunks;
     for (size_t i = 0; i < grads.size(); ++i)
       chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
                         momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel()});
-    auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, heavier);
+    auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, s, heavier);
     result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
               scalar<bool>(found.finite, ScalarType::Bool)};
   });
@@ -311,7 +316,7 @@ Tensor largest_cpu(const Tensor& keys, int64_t k) {
 STABLE_TORCH_LIBRARY(ddp_compress, m) {
   m.def(
       "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
-      "Tensor groups, Tensor ks, bool heavier) -> (Tensor, Tensor, Tensor)");
+      "Tensor groups, Tensor ks, Tensor salts, bool heavier) -> (Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
   m.def("accumulate(Tensor(a!) residual, Tensor(b!) grad, Tensor(c!)? momentum, float mu) -> ()");
   m.def(

@@ -43,11 +43,12 @@ def topk(
     bounds: Tensor,
     groups: Tensor,
     ks: Tensor,
+    salts: Tensor,
     heavier: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.topk`."""
     return _kernels.topk(
-        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, heavier
+        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, salts, heavier
     )
 
 
@@ -120,7 +121,7 @@ if NATIVE:
         return like.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
 
     @_fake("topk")
-    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, heavier):  # type: ignore[no-untyped-def]
+    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier):  # type: ignore[no-untyped-def]
         indices = _unknown_size(bounds, torch.int32)
         values = indices.new_empty(indices.shape, dtype=residuals[0].dtype)
         return indices, values, bounds.new_empty(1, dtype=torch.bool)

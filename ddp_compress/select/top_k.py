@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from torch import Tensor
+
 from ddp_compress import ops
 from ddp_compress.layout import SCOPES, Scope, Sparse
+from ddp_compress.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:
@@ -18,24 +22,25 @@ if TYPE_CHECKING:
 class TopK:
     """The ``max(1, round(density * N))`` entries of largest magnitude, exactly.
 
-    Of equal magnitudes the first positions are taken; zeros never are, so that an idle parameter
-    costs nothing.
+    Zeros are never taken, so that an idle parameter costs nothing.
 
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.
         scope: ``"tensor"`` holds the density in every parameter, ``"bucket"`` over a bucket,
             ``"model"`` over all parameters (of one dtype).
+        seed: break ties by a hash of seed, step and place instead of taking the first.
 
     Raises:
         ValueError: an argument lies outside its range.
 
     Example:
         >>> TopK(0.01, "model")
-        TopK(density=0.01, scope='model')
+        TopK(density=0.01, scope='model', seed=None)
     """
 
     density: float | Schedule
     scope: Scope = "tensor"
+    seed: int | None = None
 
     heavier: ClassVar[bool] = False
 
@@ -56,6 +61,13 @@ class TopK:
             plan.bounds,
             message.groups,
             plan.ks,
+            self._salts(message),
             self.heavier,
         )
         return Sparse(indices, values), bool(finite)
+
+    def _salts(self, message: Message) -> Tensor:
+        if self.seed is None:
+            return torch.empty(0, dtype=torch.int64)
+        names = [name for layout in message.plan.layouts for name in layout.names]
+        return salts(names, self.seed, message.step)
