@@ -41,6 +41,7 @@ class Message:
     chunks: Sequence[Chunk]
     plan: Plan
     step: int
+    momentum: float = 0.0
 
     @property
     def grads(self) -> list[Tensor]:
@@ -69,7 +70,7 @@ class Message:
         """The memory, chunk by chunk."""
         return [chunk.kept for chunk in self.chunks]
 
-    def values_at(self, indices: Tensor, momentum: float) -> Tensor:
+    def values_at(self, indices: Tensor) -> Tensor:
         """The accumulated gradient at ascending positions [K], in memory's dtype."""
         positions = Sparse(indices, indices)
         parts = []
@@ -77,7 +78,7 @@ class Message:
             here = positions.within(start, len(chunk.grad)).indices.long()
             value = chunk.grad[here].to(self.memory_dtype)
             if "momentum" in chunk.kept:
-                value = momentum * chunk.kept["momentum"][here] + value
+                value = self.momentum * chunk.kept["momentum"][here] + value
             parts.append(chunk.kept["residual"][here] + value)
         return torch.cat(parts)
 
@@ -88,6 +89,21 @@ class Message:
         """
         limit = min(torch.finfo(self.chunks[0].grad.dtype).max, torch.finfo(torch.float32).max)
         return values.clamp(-limit, limit)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rank chose to send.
+
+    Args:
+        entries: positions and accumulated values.
+        finite: whether everything seen was finite; where not, the selection has no meaning.
+        writes: by name, what of the selection's own tensors is written when the step commits.
+    """
+
+    entries: Sparse
+    finite: bool
+    writes: Mapping[str, Sparse] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
     from ddp_compress.exchange.comm import Comm, Work
-    from ddp_compress.message import Delivery, Message
+    from ddp_compress.message import Delivery, Message, Selection
 
 
 class Memory(Protocol):
@@ -48,8 +48,8 @@ class Select(Protocol):
     def scope(self) -> Scope:
         """What one selection runs over."""
 
-    def __call__(self, message: Message, memory: Memory) -> tuple[Sparse, bool]:
-        """The entries to send, and whether everything seen was finite. Writes nothing."""
+    def __call__(self, message: Message, memory: Memory) -> Selection:
+        """The entries to send. Writes nothing."""
 
 
 class Quantize(Protocol):

@@ -129,7 +129,8 @@ class Transaction:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
             recipe = self._settings.recipe
-            message = Message(chunks, self._plan(chunks, self._density), self._step)
+            plan, momentum = self._plan(chunks, self._density), recipe.memory.momentum
+            message = Message(chunks, plan, self._step, momentum)
             exchange = recipe.exchange.run(message, recipe, self._comm)
         except Exception as error:
             exchange = self._comm.report(error)

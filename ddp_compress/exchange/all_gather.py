@@ -66,9 +66,9 @@ class AllGather:
 
 def _encode(message: Message, recipe: Recipe, comm: Comm) -> Tensor | None:
     """The body, or None where a gradient is not finite."""
-    sparse, finite = recipe.select(message, recipe.memory)
-    exact = message.values_at(message.plan.exact, recipe.memory.momentum)
-    if not (finite and exact.isfinite().all()):
+    selection = recipe.select(message, recipe.memory)
+    sparse, exact = selection.entries, message.values_at(message.plan.exact)
+    if not (selection.finite and exact.isfinite().all()):
         return None
     exact = message.clamped(exact).to(message.grads[0].dtype)
     comm.stats.nonzeros += len(sparse) + len(exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.layout import SCOPES, Scope, Sparse
+from ddp_compress.message import Selection
 from ddp_compress.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
@@ -50,21 +52,26 @@ class TopK:
         if self.scope not in SCOPES:
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {self.scope!r}")
 
-    def __call__(self, message: Message, memory: Memory) -> tuple[Sparse, bool]:
+    @property
+    def tensors(self) -> Mapping[str, torch.dtype | None]:
+        """None are kept."""
+        return {}
+
+    def __call__(self, message: Message, memory: Memory) -> Selection:
         """Select from ``residual + (mu * momentum + grad)`` in one pass that writes nothing."""
         kept, plan = message.kept, message.plan
         indices, values, finite = ops.topk(
             message.grads,
             [tensors["residual"] for tensors in kept],
             [tensors["momentum"] for tensors in kept if "momentum" in tensors],
-            memory.momentum,
+            message.momentum,
             plan.bounds,
             message.groups,
             plan.ks,
             self._salts(message),
             self.heavier,
         )
-        return Sparse(indices, values), bool(finite)
+        return Selection(Sparse(indices, values), bool(finite))
 
     def _salts(self, message: Message) -> Tensor:
         if self.seed is None:
