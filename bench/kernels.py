@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ddp_compress import ops, reference
 
 WORLD_SIZE = 4
+NO_SALTS = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ class Bench:
         self.residual = torch.randn(numel) ** 3
         self.momentum = torch.randn(numel)
         self.zeros = torch.zeros(numel)
+        self.ones = torch.ones(numel)
         self.out = torch.zeros(numel)
         self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
         self.messages = [ops.elias_fano_encode(p, numel, self.k) for p in self.positions]
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
+        self.salts = reference.salts(["weight"], seed=0, step=0)
+        self.tally = ops.tally(self.positions)
+        self.keys = self.vote_keys(random=False)
 
     def _random_positions(self) -> Tensor:
         chosen = torch.rand(self.numel).topk(self.k).indices
@@ -68,6 +73,7 @@ class Bench:
         self,
         momentum: bool = False,
         heavier: bool = False,
+        salts: Tensor = NO_SALTS,
         topk: Callable[..., tuple[Tensor, Tensor, Tensor]] = ops.topk,
     ) -> tuple[Tensor, Tensor]:
         indices, values, _ = topk(
@@ -78,9 +84,18 @@ class Bench:
             self.bounds,
             self.groups,
             self.ks,
+            salts,
             heavier,
         )
         return indices, values
+
+    def select_equals(self) -> None:
+        """Every entry is a tie that its hash has to break."""
+        chunk, memory = [self.ones], [self.zeros]
+        ops.topk(chunk, memory, [], 0.0, self.bounds, self.groups, self.ks, self.salts, False)
+
+    def vote_keys(self, random: bool) -> Tensor:
+        return ops.vote_keys(*self.tally, self.bounds, self.salts, WORLD_SIZE, random)
 
     def torch_topk(self) -> None:
         (self.residual + self.grad).abs().topk(self.k)
@@ -106,6 +121,8 @@ class Bench:
             "out.zero_()": ("add", lambda: self.out.zero_()),
             "select top-k": ("add", self.select),
             "select top-k, momentum": ("add", lambda: self.select(momentum=True)),
+            "select top-k, hash ties": ("add", lambda: self.select(salts=self.salts)),
+            "select top-k, all equal": ("add", self.select_equals),
             "select heavier side": ("add", lambda: self.select(heavier=True)),
             "accumulate": ("add", lambda: ops.accumulate(self.residual, self.zeros, None, 0.0)),
             "torch.topk(|r+g|)": ("add", self.torch_topk),
@@ -131,6 +148,10 @@ class Bench:
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),
             ),
+            "tally, W=4": ("add", lambda: ops.tally(self.positions)),
+            "vote_keys": ("add", lambda: self.vote_keys(random=False)),
+            "vote_keys, random": ("add", lambda: self.vote_keys(random=True)),
+            "largest": ("add", lambda: ops.largest(self.keys, self.k)),
             "checksum": ("add", lambda: ops.checksum(self.messages[0])),
             "whole SBC step, W=4": ("add + zero", self.sbc_step),
         }

@@ -23,10 +23,11 @@ struct TopK {
   bool finite = true;
 };
 
-// topk.cpp
+// topk.cpp: salts may be null
 template <typename G, typename A>
 TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-             const int64_t* groups, int64_t params, const int64_t* ks, bool heavier);
+             const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
+             bool heavier);
 
 // segment_means.cpp
 template <typename A>
@@ -66,5 +67,16 @@ std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const 
 // Appends to indices; returns the bytes read, or a negative DecodeError.
 int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, int64_t params,
                       int64_t limit, std::vector<int32_t>& indices);
+
+// ballot.cpp
+struct Tally {
+  std::vector<int32_t> positions;  // ascending
+  std::vector<int32_t> votes;      // how many ballots hold each
+};
+Tally tally(std::vector<Tally> ballots);
+void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, const int64_t* bounds,
+               const int64_t* salts, int64_t params, int64_t voters, bool random, int64_t* keys);
+// Ascending indices of the min(k, count) largest; of equals the first.
+void largest(const int64_t* keys, int64_t count, int64_t k, int64_t* indices);
 
 }  // namespace ddp_compress

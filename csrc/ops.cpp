@@ -81,7 +81,7 @@ using TopKResult = std::tuple<Tensor, Tensor, Tensor>;
 
 TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
-                    const Tensor& groups, const Tensor& ks, bool heavier) {
+                    const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier) {
   STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
   STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
                   " tensors, expected ", grads.size());
@@ -90,8 +90,12 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
   check(bounds, "bounds", ScalarType::Long);
   check(groups, "groups", ScalarType::Long);
   check(ks, "ks", ScalarType::Long);
+  check(salts, "salts", ScalarType::Long);
   STD_TORCH_CHECK(bounds.numel() == groups.numel() + 1, "bounds has ", bounds.numel(),
                   " entries, expected one more than groups, ", groups.numel() + 1);
+  STD_TORCH_CHECK(salts.numel() == 0 || salts.numel() == groups.numel(), "salts has ",
+                  salts.numel(), " entries, expected none or one for each of ", groups.numel(),
+                  " groups");
   const ScalarType type = grads[0].scalar_type();
   int64_t total = 0;
   for (size_t i = 0; i < grads.size(); ++i) {
@@ -119,13 +123,14 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
     STD_TORCH_CHECK(g[i] >= -1 && g[i] < ks.numel(), "groups[", i, "] is ", g[i],
                     ", expected -1 or an index into ks of ", ks.numel(), " entries");
 
+  const int64_t* s = salts.numel() ? read<int64_t>(salts) : nullptr;
   TopKResult result;
   dispatch(type, [&]<typename G, typename A>(G, A) {
     std::vector<Chunk<G, A>> chunks;
     for (size_t i = 0; i < grads.size(); ++i)
       chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
                         momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel()});
-    auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, heavier);
+    auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, s, heavier);
     result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
               scalar<bool>(found.finite, ScalarType::Bool)};
   });
@@ -260,13 +265,58 @@ std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& b
   return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
 }
 
+std::tuple<Tensor, Tensor> tally_cpu(std::vector<Tensor> ballots) {
+  std::vector<Tally> single;  // at least one: the dispatcher refuses an empty list
+  for (size_t i = 0; i < ballots.size(); ++i) {
+    check(ballots[i], "ballots", ScalarType::Int);
+    const int32_t* p = read<int32_t>(ballots[i]);
+    const int64_t count = ballots[i].numel();
+    STD_TORCH_CHECK(ascending(p, count), "ballots[", i, "] must ascend strictly from 0 or more");
+    single.push_back({{p, p + count}, std::vector<int32_t>(static_cast<size_t>(count), 1)});
+  }
+  const Tally all = tally(std::move(single));
+  return {to_tensor(all.positions, ScalarType::Int), to_tensor(all.votes, ScalarType::Int)};
+}
+
+Tensor vote_keys_cpu(const Tensor& positions, const Tensor& votes, const Tensor& bounds,
+                     const Tensor& salts, int64_t voters, bool random) {
+  check_bounds(bounds);
+  const int64_t params = bounds.numel() - 1;
+  check_positions(positions, read<int64_t>(bounds)[params]);
+  check(votes, "votes", ScalarType::Int);
+  check(salts, "salts", ScalarType::Long);
+  STD_TORCH_CHECK(salts.numel() == params, "salts has ", salts.numel(),
+                  " entries, expected one less than bounds, ", params);
+  const int64_t count = positions.numel();
+  STD_TORCH_CHECK(votes.numel() == count, "votes has ", votes.numel(), " entries, expected ",
+                  count);
+  STD_TORCH_CHECK(voters > 0 && voters <= INT32_MAX, "voters must lie within [1, 2**31), got ",
+                  voters);
+  const int32_t* v = read<int32_t>(votes);
+  for (int64_t i = 0; i < count; ++i)
+    STD_TORCH_CHECK(v[i] >= 1 && v[i] <= voters, "votes[", i, "] is ", v[i],
+                    ", expected 1 to voters = ", voters);
+  Tensor keys = empty_cpu(count, ScalarType::Long);
+  vote_keys(read<int32_t>(positions), v, count, read<int64_t>(bounds), read<int64_t>(salts), params,
+            voters, random, write<int64_t>(keys));
+  return keys;
+}
+
+Tensor largest_cpu(const Tensor& keys, int64_t k) {
+  check(keys, "keys", ScalarType::Long);
+  STD_TORCH_CHECK(k >= 0, "k must be 0 or more, got ", k);
+  Tensor indices = empty_cpu(std::min(k, keys.numel()), ScalarType::Long);
+  largest(read<int64_t>(keys), keys.numel(), k, write<int64_t>(indices));
+  return indices;
+}
+
 }  // namespace
 }  // namespace ddp_compress
 
 STABLE_TORCH_LIBRARY(ddp_compress, m) {
   m.def(
       "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
-      "Tensor groups, Tensor ks, bool heavier) -> (Tensor, Tensor, Tensor)");
+      "Tensor groups, Tensor ks, Tensor salts, bool heavier) -> (Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
   m.def("accumulate(Tensor(a!) residual, Tensor(b!) grad, Tensor(c!)? momentum, float mu) -> ()");
   m.def(
@@ -277,6 +327,11 @@ STABLE_TORCH_LIBRARY(ddp_compress, m) {
   m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
   m.def("golomb_encode(Tensor indices, Tensor bounds) -> Tensor");
   m.def("golomb_decode(Tensor data, Tensor bounds, int limit) -> (Tensor, Tensor)");
+  m.def("tally(Tensor[] ballots) -> (Tensor, Tensor)");
+  m.def(
+      "vote_keys(Tensor positions, Tensor votes, Tensor bounds, Tensor salts, int voters, bool "
+      "random) -> Tensor");
+  m.def("largest(Tensor keys, int k) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
@@ -290,4 +345,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cpu));
   m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cpu));
   m.impl("golomb_decode", TORCH_BOX(&golomb_decode_cpu));
+  m.impl("tally", TORCH_BOX(&tally_cpu));
+  m.impl("vote_keys", TORCH_BOX(&vote_keys_cpu));
+  m.impl("largest", TORCH_BOX(&largest_cpu));
 }

@@ -60,6 +60,10 @@ class Space(Protocol):
     def k(self) -> int:
         """The most positions in a list."""
 
+    @property
+    def everything(self) -> Tensor | None:
+        """The positions that a dense message holds, int32; None for simply all."""
+
 
 @dataclass(frozen=True)
 class Room:
@@ -77,6 +81,10 @@ class Room:
     def numel(self) -> int:
         """Positions in all."""
         return int(self.bounds[-1])
+
+    @property
+    def everything(self) -> None:
+        """Simply all."""
 
 
 @dataclass(frozen=True)

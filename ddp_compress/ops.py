@@ -43,11 +43,12 @@ def topk(
     bounds: Tensor,
     groups: Tensor,
     ks: Tensor,
+    salts: Tensor,
     heavier: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.topk`."""
     return _kernels.topk(
-        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, heavier
+        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, salts, heavier
     )
 
 
@@ -93,6 +94,23 @@ def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Ten
     return _kernels.golomb_decode(data, bounds, limit)
 
 
+def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """See `reference.tally`."""
+    return _kernels.tally(list(ballots))
+
+
+def vote_keys(
+    positions: Tensor, votes: Tensor, bounds: Tensor, salts: Tensor, voters: int, random: bool
+) -> Tensor:
+    """See `reference.vote_keys`."""
+    return _kernels.vote_keys(positions, votes, bounds, salts, voters, random)
+
+
+def largest(keys: Tensor, k: int) -> Tensor:
+    """See `reference.largest`."""
+    return _kernels.largest(keys, k)
+
+
 if NATIVE:
     # What torch.compile and torch.export need to know: the shapes, without the data.
 
@@ -103,7 +121,7 @@ if NATIVE:
         return like.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
 
     @_fake("topk")
-    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, heavier):  # type: ignore[no-untyped-def]
+    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier):  # type: ignore[no-untyped-def]
         indices = _unknown_size(bounds, torch.int32)
         values = indices.new_empty(indices.shape, dtype=residuals[0].dtype)
         return indices, values, bounds.new_empty(1, dtype=torch.bool)
@@ -139,3 +157,16 @@ if NATIVE:
     @_fake("golomb_decode")
     def _golomb_decode(data, bounds, limit):  # type: ignore[no-untyped-def]
         return _unknown_size(data, torch.int32), data.new_empty(1, dtype=torch.int64)
+
+    @_fake("tally")
+    def _tally(ballots):  # type: ignore[no-untyped-def]
+        positions = _unknown_size(ballots[0], torch.int32)
+        return positions, torch.empty_like(positions)
+
+    @_fake("vote_keys")
+    def _vote_keys(positions, votes, bounds, salts, voters, random):  # type: ignore[no-untyped-def]
+        return positions.new_empty(positions.shape, dtype=torch.int64)
+
+    @_fake("largest")
+    def _largest(keys, k):  # type: ignore[no-untyped-def]
+        return keys.new_empty(torch.sym_min(k, keys.numel()))

@@ -1,9 +1,11 @@
-"""Density as a function of the step."""
+"""Density and momentum as functions of the step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 Schedule = Callable[[int], float]
 
@@ -54,6 +56,64 @@ def exponential_warmup(density: float, steps: int, start: float = 0.25) -> Expon
     return ExponentialWarmup(density, steps, start)
 
 
+@dataclass(frozen=True)
+class AroundLrChange:
+    """See `around_lr_change`."""
+
+    normal: float | Schedule
+    changed: float
+    at: tuple[int, ...]
+    before: int
+    after: int
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        if any(change - self.before <= step < change + self.after for change in self.at):
+            return self.changed
+        return self.normal(step) if callable(self.normal) else self.normal
+
+
+def around_lr_change(
+    normal: float | Schedule, changed: float, at: Sequence[int], before: int, after: int
+) -> AroundLrChange:
+    """Another density, or another momentum, around the steps where the learning rate changes.
+
+    A higher density there helps training off the plateau on which a learning rate is lowered, and
+    costs little, since it is short. The momentum may change likewise.
+
+    Args:
+        normal: the value at all other steps, or a schedule of it.
+        changed: the value around the changes.
+        at: the steps that are the first with a new learning rate.
+        before: how many steps before each of them count, 0 or more.
+        after: how many steps from each of them on count, 0 or more.
+
+    Returns:
+        A schedule: call it with a step to get the value.
+
+    Raises:
+        ValueError: an argument lies outside its range.
+        TypeError: an argument is no number.
+
+    Source: Hu, Jiang & He, Practical Hybrid Gradient Compression for Federated Learning Systems
+    (IJCAI 2024), §3.2.
+
+    Example:
+        >>> schedule = around_lr_change(0.01, 0.1, at=[100, 200], before=2, after=3)
+        >>> schedule
+        AroundLrChange(normal=0.01, changed=0.1, at=(100, 200), before=2, after=3)
+        >>> [schedule(step) for step in (97, 98, 102, 103)]
+        [0.01, 0.1, 0.1, 0.01]
+    """
+    for name, value in {"changed": changed, "normal": 0.0 if callable(normal) else normal}.items():
+        if not math.isfinite(_number(value, name)):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+    for name, steps in {"before": before, "after": after, "at": min(at, default=0)}.items():
+        if steps < 0:
+            raise ValueError(f"{name} must be 0 or more, got {steps}")
+    return AroundLrChange(normal, changed, tuple(at), before, after)
+
+
 def check_density(value: float, name: str) -> float:
     """Return ``value`` if it is a share in (0, 1], else raise a ValueError that names it.
 
@@ -61,12 +121,29 @@ def check_density(value: float, name: str) -> float:
         >>> check_density(0.5, "density")
         0.5
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    number = _number(value, name)
     if not 0.0 < number <= 1.0:
         raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
     return number
+
+
+def check_momentum(value: float, name: str) -> float:
+    """Return ``value`` if it lies in [0, 1), else raise a ValueError that names it.
+
+    Example:
+        >>> check_momentum(0.9, "momentum")
+        0.9
+    """
+    number = _number(value, name)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+    return number
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
 def density_at(density: float | Schedule, step: int) -> float:
@@ -84,10 +161,8 @@ def momentum_at(momentum: float | Schedule, step: int) -> float:
     """The momentum at a step, checked.
 
     Raises:
-        ValueError: it lies outside [0, 1), or is NaN.
+        ValueError: the schedule gives a number outside [0, 1), or NaN.
     """
-    name = f"momentum schedule {momentum!r} at step {step}" if callable(momentum) else "momentum"
-    value = momentum(step) if callable(momentum) else momentum
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
-    return float(value)
+    if callable(momentum):
+        return check_momentum(momentum(step), f"momentum schedule {momentum!r} at step {step}")
+    return check_momentum(momentum, "momentum")

@@ -68,13 +68,14 @@ class Shards:
         """Entries of every shard as positions in the message: W ascending lists, or one dense."""
         if parts[0].indices is not None:
             return [self.widen(part, rank) for rank, part in enumerate(parts)]
-        whole = parts[0].values.new_empty(self.plan.numel)
+        whole = parts[0].values.new_zeros(self.plan.numel)
         places = whole.split(self._pieces)
         for rank, part in enumerate(parts):
             lengths = self._of(rank, self._pieces)
             for place, piece in zip(self._of(rank, places), part.values.split(lengths), strict=True):
                 place.copy_(piece)
-        return [Sparse(None, whole)]
+        positions = self.plan.everything
+        return [Sparse(positions, whole if positions is None else whole[positions.long()])]
 
     def widen(self, part: Sparse, rank: int) -> Sparse:
         """Entries of one shard as positions in the message."""

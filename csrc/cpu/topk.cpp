@@ -16,7 +16,9 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "kth_largest.h"
 #include "simd.h"
+#include "tie_hash.h"
 
 namespace ddp_compress {
 namespace {
@@ -41,36 +43,6 @@ constexpr int64_t kSmall = 8192;
 constexpr int64_t kBlock = 4096;  // elements scanned between two looks at the threshold
 constexpr int64_t kRun = 16;      // neighbours sampled together: one cache line of fp32
 
-// The k-th largest of some keys (k counts from 1), by histograms of ever finer key ranges.
-template <typename K>
-K kth_largest(const K* keys, int64_t count, int64_t k) {
-  constexpr int kBits = 11;
-  std::vector<K> rest;  // the keys of the bin that holds the k-th
-  while (count > 1024) {
-    K base = keys[0], top = keys[0];
-    for (int64_t i = 0; i < count; ++i) {
-      base = std::min(base, keys[i]);
-      top = std::max(top, keys[i]);
-    }
-    const int shift = std::max(0, static_cast<int>(std::bit_width(top - base)) - kBits);
-    std::array<uint32_t, size_t{1} << kBits> histogram{};
-    for (int64_t i = 0; i < count; ++i) ++histogram[(keys[i] - base) >> shift];
-    size_t bin = histogram.size() - 1;
-    for (; histogram[bin] < k; --bin) k -= histogram[bin];
-    if (shift == 0) return base + static_cast<K>(bin);
-    std::vector<K> inside;
-    inside.reserve(histogram[bin]);
-    for (int64_t i = 0; i < count; ++i)
-      if (((keys[i] - base) >> shift) == bin) inside.push_back(keys[i]);
-    rest = std::move(inside);
-    keys = rest.data();
-    count = static_cast<int64_t>(rest.size());
-  }
-  std::vector<K> few(keys, keys + count);
-  std::nth_element(few.begin(), few.begin() + (k - 1), few.end(), std::greater<K>());
-  return few[k - 1];
-}
-
 // Positions and values, in ascending position: what a scan found in one block.
 template <typename A>
 struct Hits {
@@ -85,12 +57,25 @@ struct Hits {
   }
 };
 
+// What decides between equal magnitudes: the larger hash of their places, or without salts, and of
+// equal hashes, the first position.
+struct Ties {
+  const int64_t* bounds;
+  const int64_t* salts;
+  int64_t params;
+
+  Places from(int32_t first) const { return Places(bounds, salts, params, first); }
+};
+
+constexpr uint32_t kTopHash = std::numeric_limits<uint32_t>::max();
+
 // The candidates for the k largest magnitudes, in ascending position.
 template <typename A>
 class Candidates {
  public:
-  explicit Candidates(int64_t k)
+  Candidates(int64_t k, Ties ties)
       : k_(k),
+        ties_(ties),
         capacity_(2 * k + kBlock),
         indices_(new int32_t[static_cast<size_t>(capacity_ + kBlock)]),
         values_(new A[static_cast<size_t>(capacity_ + kBlock)]) {}
@@ -104,42 +89,53 @@ class Candidates {
   void restart(Key<A> floor) {
     count_ = 0;
     floor_ = std::clamp<Key<A>>(floor, 1, kInfinity<A>);
+    bar_ = 0;
   }
 
-  // Takes the hits of one block whose value is wanted, without a branch.
+  // Takes the hits of one block whose value is wanted.
   template <typename Wanted>
   void take(const Hits<A>& hits, Wanted wanted) {
-    int32_t* const indices = indices_.get();
-    A* const values = values_.get();
-    int64_t count = count_;
-    for (int64_t i = 0; i < hits.count; ++i) {
-      indices[count] = hits.indices[i];
-      values[count] = hits.values[i];
-      count += wanted(hits.values[i]);
+    if (bar_ == 0) {
+      append(hits, [&](int64_t i) { return wanted(hits.values[i]); });
+    } else {
+      Places places = ties_.from(hits.indices[0]);
+      append(hits, [&](int64_t i) {
+        const bool outdoes =
+            (magnitude(hits.values[i]) > floor_) | (places.hash(hits.indices[i], 0) > bar_);
+        return wanted(hits.values[i]) & outdoes;
+      });
     }
-    count_ = count;
     // Too many candidates mean that the threshold can rise.
-    if (count_ > capacity_) floor_ = keep_largest() + 1;
+    if (count_ > capacity_) keep_largest();
   }
 
-  // Keeps the k largest; of equals the first positions. Returns the smallest magnitude kept.
-  Key<A> keep_largest() {
-    if (count_ <= k_) return floor_ - 1;
+  // Keeps the k largest and raises the threshold to what can still outdo them.
+  void keep_largest() {
+    if (count_ <= k_) return;
     const std::unique_ptr<Key<A>[]> keys(new Key<A>[static_cast<size_t>(count_)]);
     std::transform(values(), values() + count_, keys.get(), magnitude<A>);
     const Key<A> kth = kth_largest(keys.get(), count_, k_);
-    int64_t ties = k_;
+    int64_t ties = k_;  // to be kept
     for (int64_t i = 0; i < count_; ++i) ties -= keys[i] > kth;
+    const std::vector<uint32_t> hashes = hashes_of(kth, keys.get());
+    const uint32_t bar = kth_largest(hashes.data(), static_cast<int64_t>(hashes.size()), ties);
+    for (const uint32_t hash : hashes) ties -= hash > bar;
+    auto hash = hashes.begin();
     int64_t kept = 0;
     for (int64_t i = 0; i < count_; ++i) {
-      const bool tie = keys[i] == kth;
+      bool keep = keys[i] > kth;
+      if (keys[i] == kth) {
+        keep = *hash > bar || (*hash == bar && ties-- > 0);
+        ++hash;
+      }
       indices_[kept] = indices_[i];
       values_[kept] = values_[i];
-      kept += keys[i] > kth || (tie && ties > 0);
-      ties -= tie;
+      kept += keep;
     }
     count_ = kept;
-    return kth;
+    // A later equal needs a larger hash.
+    floor_ = kth + (bar == kTopHash);
+    bar_ = bar == kTopHash ? 0 : bar;
   }
 
   int64_t count() const { return count_; }
@@ -147,9 +143,38 @@ class Candidates {
   const A* values() const { return values_.get(); }
 
  private:
+  // Without a branch: half of the hits may be on the other side.
+  template <typename Wanted>
+  void append(const Hits<A>& hits, Wanted wanted) {
+    int32_t* const indices = indices_.get();
+    A* const values = values_.get();
+    int64_t count = count_;
+    for (int64_t i = 0; i < hits.count; ++i) {
+      indices[count] = hits.indices[i];
+      values[count] = hits.values[i];
+      count += wanted(i);
+    }
+    count_ = count;
+  }
+
+  // The hashes of those candidates whose key is `kth`.
+  std::vector<uint32_t> hashes_of(Key<A> kth, const Key<A>* keys) const {
+    std::vector<uint32_t> hashes;
+    if (!ties_.salts) {
+      hashes.assign(static_cast<size_t>(std::count(keys, keys + count_, kth)), kTopHash);
+      return hashes;
+    }
+    Places places = ties_.from(indices_[0]);
+    for (int64_t i = 0; i < count_; ++i)
+      if (keys[i] == kth) hashes.push_back(places.hash(indices_[i], 0));
+    return hashes;
+  }
+
   int64_t k_;
+  Ties ties_;
   int64_t capacity_;
   Key<A> floor_ = 1;
+  uint32_t bar_ = 0;  // what the hash of a key at the floor must exceed; 0 where all are admitted
   int64_t count_ = 0;
   std::unique_ptr<int32_t[]> indices_;  // left uninitialized: most of it is never touched
   std::unique_ptr<A[]> values_;
@@ -163,7 +188,8 @@ struct Search {
   Candidates<A> negative;
   bool finite = true;
 
-  Search(int64_t k, bool heavier) : heavier(heavier), positive(k), negative(heavier ? k : 0) {}
+  Search(int64_t k, Ties ties, bool heavier)
+      : heavier(heavier), positive(k, ties), negative(heavier ? k : 0, ties) {}
 
   // Scans look for value >= above or value <= below; a NaN is a hit too.
   A above() const { return positive.threshold(); }
@@ -384,12 +410,13 @@ std::vector<Group> cut(const std::vector<Chunk<G, A>>& chunks, const int64_t* bo
 
 template <typename G, typename A, bool kMomentum>
 TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-                  const int64_t* groups, int64_t params, const int64_t* ks, bool heavier) {
+                  const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
+                  bool heavier) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
   TopK<A> result;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
     const int64_t k = *ks++;
-    Search<A> search(k, heavier);
+    Search<A> search(k, {bounds, salts, params}, heavier);
     selector.find(group.pieces, group.numel, k, search);
     if (!search.finite) return {{}, {}, false};
 
@@ -410,15 +437,16 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
 
 template <typename G, typename A>
 TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-             const int64_t* groups, int64_t params, const int64_t* ks, bool heavier) {
+             const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
+             bool heavier) {
   return chunks[0].momentum
-             ? topk_impl<G, A, true>(chunks, mu, bounds, groups, params, ks, heavier)
-             : topk_impl<G, A, false>(chunks, mu, bounds, groups, params, ks, heavier);
+             ? topk_impl<G, A, true>(chunks, mu, bounds, groups, params, ks, salts, heavier)
+             : topk_impl<G, A, false>(chunks, mu, bounds, groups, params, ks, salts, heavier);
 }
 
 #define INSTANTIATE(G, A)                                                                   \
   template TopK<A> topk(const std::vector<Chunk<G, A>>&, A, const int64_t*, const int64_t*, \
-                        int64_t, const int64_t*, bool);
+                        int64_t, const int64_t*, const int64_t*, bool);
 INSTANTIATE(float, float)
 INSTANTIATE(BFloat16, float)
 INSTANTIATE(Half, float)

@@ -1,10 +1,11 @@
 """How positions travel: one idea a file."""
 
 from ddp_compress.codec.elias_fano import EliasFano
+from ddp_compress.codec.everything import Everything
 from ddp_compress.codec.golomb import Golomb
 from ddp_compress.codec.raw import Raw
 
-__all__ = ["CODECS", "EliasFano", "Golomb", "Raw", "by_name"]
+__all__ = ["CODECS", "EliasFano", "Everything", "Golomb", "Raw", "by_name"]
 
 CODECS: dict[str, EliasFano | Golomb | Raw] = {
     "elias_fano": EliasFano(),

@@ -9,16 +9,16 @@ from torch import Tensor
 from ddp_compress.reference.wire_format import DecodeError
 
 if TYPE_CHECKING:
-    from ddp_compress.layout import Plan
+    from ddp_compress.layout import Space
 
 
-def bytes_read(codec: str, status: Tensor, plan: Plan, truncated: str) -> int:
+def bytes_read(codec: str, status: Tensor, space: Space, truncated: str) -> int:
     """The bytes that a decoder read, or the error it met.
 
     Args:
         codec: whose status it is.
         status: [1] int64, from a decoding op.
-        plan: what the message may hold.
+        space: what the message may hold.
         truncated: what to say where bytes are missing.
 
     Raises:
@@ -26,7 +26,7 @@ def bytes_read(codec: str, status: Tensor, plan: Plan, truncated: str) -> int:
 
     Example:
         >>> import torch
-        >>> bytes_read("golomb", torch.tensor([12]), plan=None, truncated="")
+        >>> bytes_read("golomb", torch.tensor([12]), space=None, truncated="")
         12
     """
     found = int(status)
@@ -35,11 +35,11 @@ def bytes_read(codec: str, status: Tensor, plan: Plan, truncated: str) -> int:
     words = {
         DecodeError.TRUNCATED: truncated,
         DecodeError.OUT_OF_RANGE: (
-            f"a position lies outside its tensor; expected positions below {plan.numel} in all"
+            f"a position lies outside its tensor; expected positions below {space.numel} in all"
         ),
         DecodeError.NOT_ASCENDING: "positions do not ascend; expected each above the one before",
         DecodeError.TOO_MANY: (
-            f"more positions than a tensor or the message can hold; expected at most {plan.k}"
+            f"more positions than a tensor or the message can hold; expected at most {space.k}"
         ),
         DecodeError.DIRTY_PADDING: "an unused bit is set; expected only zeros there",
     }

@@ -13,7 +13,7 @@ from ddp_compress.reference.elias_fano import elias_fano_size
 from ddp_compress.reference.golomb import PARAMETER_BITS
 
 if TYPE_CHECKING:
-    from ddp_compress.layout import Plan
+    from ddp_compress.layout import Space
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Golomb:
         (5, (tensor([  3,  14, 159], dtype=torch.int32), 5))
     """
 
-    def size(self, plan: Plan) -> int:
+    def size(self, space: Space) -> int:
         """The most bytes that a message takes: headers, and what `EliasFano` would take.
 
         With Elias-Fano's `l` for the parameter of Rice's code, all gaps together have at most
         `(N - 1) >> l` ones, and Rice's codes are no longer; the best parameters only help.
         """
-        sizes: list[int] = [size for size in plan.bounds.diff().tolist() if size > 0]
+        sizes: list[int] = [size for size in space.bounds.diff().tolist() if size > 0]
         header = sum(size.bit_length() for size in sizes)
-        parameters = PARAMETER_BITS * min(plan.k, len(sizes))
-        return (header + parameters + 7) // 8 + elias_fano_size(plan.numel, plan.k)
+        parameters = PARAMETER_BITS * min(space.k, len(sizes))
+        return (header + parameters + 7) // 8 + elias_fano_size(space.numel, space.k)
 
-    def encode(self, indices: Tensor, plan: Plan) -> Tensor:
-        """The ascending positions [K'] int32, at most `plan.k`: uint8 of `size` bytes or fewer."""
-        return ops.golomb_encode(indices, plan.bounds)
+    def encode(self, indices: Tensor, space: Space) -> Tensor:
+        """The ascending positions [K'] int32, at most `space.k`: uint8 of `size` bytes or fewer."""
+        return ops.golomb_encode(indices, space.bounds)
 
-    def decode(self, data: Tensor, plan: Plan) -> tuple[Tensor, int]:
+    def decode(self, data: Tensor, space: Space) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
-        indices, status = ops.golomb_decode(data, plan.bounds, plan.k)
+        indices, status = ops.golomb_decode(data, space.bounds, space.k)
         truncated = f"the message ends early; expected more than {len(data)} bytes"
-        return indices, bytes_read("golomb", status, plan, truncated)
+        return indices, bytes_read("golomb", status, space, truncated)

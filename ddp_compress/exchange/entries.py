@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def check_counts(indices: Tensor | None, plan: Plan) -> None:
 
 
 def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats) -> Tensor:
-    positions = recipe.codec.encode(entries.indices, space)
+    positions = recipe.codec.encode(cast(Tensor, entries.indices), space)
     values = recipe.quantize.encode(entries.values, plan.counts(entries.indices))
     stats.nonzeros += len(entries)
     stats.position_bits += 8 * len(positions)

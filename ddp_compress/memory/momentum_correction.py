@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.layout import Sparse, add_entries
-from ddp_compress.schedules import Schedule, momentum_at
+from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MomentumCorrection:
 
     def __post_init__(self) -> None:
         if not callable(self.momentum):
-            momentum_at(self.momentum, 0)
+            check_momentum(self.momentum, "momentum")
 
     @property
     def tensors(self) -> Mapping[str, torch.dtype | None]:

@@ -39,7 +39,7 @@ def topk(
 
     Example:
         >>> topk(density=0.01).select
-        TopK(density=0.01, scope='model')
+        TopK(density=0.01, scope='model', seed=None)
     """
     return Recipe(
         "topk",

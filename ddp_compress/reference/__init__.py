@@ -1,6 +1,14 @@
 """The ops in plain PyTorch: the oracle of the tests, and the fallback where nothing is compiled."""
 
 from ddp_compress.reference.accumulate import accumulate
+from ddp_compress.reference.ballot import (
+    hashes,
+    largest,
+    salts,
+    shift_salts,
+    tally,
+    vote_keys,
+)
 from ddp_compress.reference.checksum import checksum
 from ddp_compress.reference.elias_fano import elias_fano_decode, elias_fano_encode
 from ddp_compress.reference.golomb import golomb_decode, golomb_encode
@@ -15,7 +23,13 @@ __all__ = [
     "elias_fano_encode",
     "golomb_decode",
     "golomb_encode",
+    "hashes",
+    "largest",
+    "salts",
     "scatter_add",
     "segment_means",
+    "shift_salts",
+    "tally",
     "topk",
+    "vote_keys",
 ]

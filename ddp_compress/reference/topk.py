@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddp_compress.reference.ballot import hashes
 from ddp_compress.reference.segment_means import exact_mean
 
 
@@ -16,15 +17,16 @@ def topk(
     bounds: Tensor,
     groups: Tensor,
     ks: Tensor,
+    salts: Tensor,
     heavier: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the k largest entries of the accumulated gradient in every group.
 
     The accumulated gradient is ``a = residual + grad``, or ``residual + (momentum * momenta +
-    grad)``. Of each group the k entries of largest magnitude are taken, the first of equals first;
-    zeros never. With ``heavier`` the k largest positive and the k most negative entries compete:
-    the side whose mean is larger in magnitude is taken, the negative one when they are equal
-    (SBC, Alg. 2). Nothing is written.
+    grad)``. Of each group the k entries of largest magnitude are taken, zeros never; of equals at
+    the cut the first, or with ``salts`` those of the largest hash (see `hashes`). With ``heavier``
+    the k largest positive and the k most negative entries compete: the side whose mean is larger
+    in magnitude is taken, the negative one when they are equal (SBC, Alg. 2). Nothing is written.
 
     Args:
         grads: chunks of the message, [N_c] each, one dtype (fp32, bf16, fp16, fp64); N in all.
@@ -35,6 +37,7 @@ def topk(
         groups: [P], int64, the group of each parameter; -1 for parameters left out. A group's
             parameters follow one another, but for left-out ones.
         ks: [G], int64, the most entries to take from each group, at least 1.
+        salts: [P], int64, see `salts`; [0] where the first of equals are taken.
         heavier: whether only the heavier-sided entries are taken.
 
     Returns:
@@ -48,7 +51,8 @@ def topk(
     Example:
         >>> indices, values, finite = topk(
         ...     [torch.tensor([1.0, -3.0, 2.0])], [torch.zeros(3)], [], 0.0,
-        ...     torch.tensor([0, 3]), torch.tensor([0]), torch.tensor([2]), False)
+        ...     bounds=torch.tensor([0, 3]), groups=torch.tensor([0]), ks=torch.tensor([2]),
+        ...     salts=torch.tensor([9]), heavier=False)
         >>> indices, values, finite
         (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]))
     """
@@ -59,8 +63,10 @@ def topk(
         spans = [torch.arange(edges[p], edges[p + 1]) for p, g in enumerate(of_param) if g == group]
         positions = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
         values = accumulated[positions]
+        ranks = hashes(positions, bounds, salts) if len(salts) else torch.zeros_like(positions)
         finite = finite and bool(values.isfinite().all())
-        chosen = _heavier_side(values, k) if heavier else _largest(values.abs(), k)
+        pick = _heavier_side if heavier else _largest
+        chosen = pick(values, ranks, k)
         found.append(positions[chosen])
     indices = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
     return indices.int(), accumulated[indices], torch.tensor([finite])
@@ -76,12 +82,14 @@ def _accumulated(
     return residual + grad
 
 
-def _largest(magnitudes: Tensor, k: int) -> Tensor:
-    """Positions, ascending, of the k largest positive entries; the first of equals first."""
-    order = magnitudes.argsort(descending=True, stable=True)[:k]
+def _largest(values: Tensor, ranks: Tensor, k: int) -> Tensor:
+    """Positions, ascending, of the k largest magnitudes; equals by rank, then the first first."""
+    magnitudes = values.abs()
+    order = ranks.argsort(descending=True, stable=True)
+    order = order[magnitudes[order].argsort(descending=True, stable=True)][:k]
     return order[magnitudes[order] > 0].sort().values
 
 
-def _heavier_side(values: Tensor, k: int) -> Tensor:
-    up, down = _largest(values.clamp(min=0), k), _largest((-values).clamp(min=0), k)
+def _heavier_side(values: Tensor, ranks: Tensor, k: int) -> Tensor:
+    up, down = (_largest(side, ranks, k) for side in (values.clamp(min=0), values.clamp(max=0)))
     return up if exact_mean(values[up]) > -exact_mean(values[down]) else down

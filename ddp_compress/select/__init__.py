@@ -1,6 +1,8 @@
 """Which entries to send: one idea a file."""
 
+from ddp_compress.select.add_drop import AddDrop
+from ddp_compress.select.everything import Everything
 from ddp_compress.select.heavier_side import HeavierSide
 from ddp_compress.select.top_k import TopK
 
-__all__ = ["HeavierSide", "TopK"]
+__all__ = ["AddDrop", "Everything", "HeavierSide", "TopK"]

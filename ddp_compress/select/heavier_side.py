@@ -18,12 +18,13 @@ class HeavierSide(TopK):
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.
         scope: what one selection runs over, see `TopK`.
+        seed: break ties by a hash, see `TopK`.
 
     Source: Sattler et al., Sparse Binary Compression (2018), Alg. 2.
 
     Example:
         >>> HeavierSide(0.001)
-        HeavierSide(density=0.001, scope='tensor')
+        HeavierSide(density=0.001, scope='tensor', seed=None)
     """
 
     heavier: ClassVar[bool] = True

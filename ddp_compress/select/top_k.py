@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from torch import Tensor
+
 from ddp_compress import ops
 from ddp_compress.layout import SCOPES, Scope, Sparse
+from ddp_compress.message import Selection
+from ddp_compress.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:
     from ddp_compress.message import Message
-    from ddp_compress.recipe import Memory
 
 
 @dataclass(frozen=True)
 class TopK:
     """The ``max(1, round(density * N))`` entries of largest magnitude, exactly.
 
-    Of equal magnitudes the first positions are taken; zeros never are, so that an idle parameter
-    costs nothing.
+    Zeros are never taken, so that an idle parameter costs nothing.
 
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.
         scope: ``"tensor"`` holds the density in every parameter, ``"bucket"`` over a bucket,
             ``"model"`` over all parameters (of one dtype).
+        seed: break ties by a hash of seed, step and place instead of taking the first.
 
     Raises:
         ValueError: an argument lies outside its range.
 
     Example:
         >>> TopK(0.01, "model")
-        TopK(density=0.01, scope='model')
+        TopK(density=0.01, scope='model', seed=None)
     """
 
     density: float | Schedule
     scope: Scope = "tensor"
+    seed: int | None = None
 
     heavier: ClassVar[bool] = False
 
@@ -45,17 +51,28 @@ class TopK:
         if self.scope not in SCOPES:
             raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {self.scope!r}")
 
-    def __call__(self, message: Message, memory: Memory) -> tuple[Sparse, bool]:
+    @property
+    def tensors(self) -> Mapping[str, torch.dtype | None]:
+        """None are kept."""
+        return {}
+
+    def __call__(self, message: Message) -> Selection:
         """Select from ``residual + (mu * momentum + grad)`` in one pass that writes nothing."""
         kept, plan = message.kept, message.plan
         indices, values, finite = ops.topk(
             message.grads,
             [tensors["residual"] for tensors in kept],
             [tensors["momentum"] for tensors in kept if "momentum" in tensors],
-            memory.momentum,
+            message.momentum,
             plan.bounds,
             message.groups,
             plan.ks,
+            self._salts(message),
             self.heavier,
         )
-        return Sparse(indices, values), bool(finite)
+        return Selection(Sparse(indices, values), bool(finite))
+
+    def _salts(self, message: Message) -> Tensor:
+        if self.seed is None:
+            return torch.empty(0, dtype=torch.int64)
+        return salts(message.plan.names, self.seed, message.step)

@@ -33,15 +33,18 @@ def memory_of(grads: list[Tensor], seed: int = 0) -> list[Tensor]:
     ]
 
 
-def one_group(numel: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.tensor([0, numel]), torch.tensor([0]), torch.tensor([k])
+FIRST = torch.empty(0, dtype=torch.int64)  # of equals the first are taken
 
 
-def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, heavier):
+def one_group(numel: int, k: int, salts: Tensor = FIRST) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.tensor([0, numel]), torch.tensor([0]), torch.tensor([k]), salts
+
+
+def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier):
     """Native and reference agree bit for bit; inputs stay as they are."""
     given = [*grads, *residuals, *momenta]
     before = [t.clone() for t in given]
-    args = (grads, residuals, momenta, momentum, bounds, groups, ks, heavier)
+    args = (grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier)
     expected, found = reference.topk(*args), native.topk(*args)
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
     for name, ours, theirs in zip(("indices", "values", "finite"), found, expected, strict=True):
@@ -50,10 +53,10 @@ def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, heavier
     return found
 
 
-def check_one(grad: Tensor, k: int, heavier: bool, residual: Tensor | None = None):
-    """The same, for one gradient of one group without momentum."""
-    memory = memory_of([grad])[0].zero_() if residual is None else residual
-    return check_twins([grad], [memory], [], 0.0, *one_group(grad.numel(), k), heavier)
+def check_one(grad: Tensor, k: int, heavier: bool, salts: Tensor = FIRST):
+    """The same, for one gradient of one group without memory."""
+    memory = memory_of([grad])[0].zero_()
+    return check_twins([grad], [memory], [], 0.0, *one_group(grad.numel(), k, salts), heavier)
 
 
 @pytest.mark.usefixtures("path")
@@ -90,6 +93,7 @@ def test_twins_agree_on_chunks_groups_and_exact_parameters(dtype, heavier):
         torch.tensor(list(accumulate(sizes, initial=0))),
         torch.tensor(groups),
         torch.tensor([140, 300, 2]),
+        FIRST,
         heavier,
     )
     edges = list(accumulate(sizes, initial=0))
@@ -125,6 +129,9 @@ def messages(draw):
         torch.tensor(list(accumulate(sizes, initial=0))),
         torch.tensor(groups),
         torch.tensor([draw(st.integers(1, 9)) for _ in range(count)], dtype=torch.int64),
+        reference.salts([str(i) for i in sizes], draw(st.integers(0, 9)), 0)
+        if draw(st.booleans())
+        else FIRST,
         draw(st.booleans()),
     )
 
@@ -157,7 +164,8 @@ def test_twins_agree_on_anything(message):
 )  # fmt: skip
 def test_twins_agree_on_special_gradients(grad, heavier):
     for k in (1, 100):
-        check_one(grad, k, heavier)
+        for salts in (FIRST, torch.tensor([7])):
+            check_one(grad, k, heavier, salts)
 
 
 @pytest.mark.usefixtures("path")
@@ -194,6 +202,52 @@ def test_it_is_the_top_k(k):
 def test_the_first_of_equals_are_taken():
     indices, _, _ = check_one(torch.full((30_000,), -1.0), 5, False)
     assert indices.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("path")
+@every_dtype
+@either_side
+@pytest.mark.parametrize("levels", [1, 2, 9])
+@pytest.mark.parametrize("k", [1, 70, 3000, 30_000])
+def test_twins_break_heavy_ties_alike(dtype, heavier, levels, k):
+    """Over many blocks, chunks and parameters, pruned often on the way; many zeros."""
+    numel, chunks, params = 60_000, [25_000, 1, 34_999], 41
+    generator = torch.Generator().manual_seed(levels)
+    flat = torch.randint(-levels, levels + 1, (numel,), generator=generator).to(dtype)
+    grads = list(flat.split(chunks))
+    edges = torch.randint(0, numel, (params - 1,), generator=generator).sort().values
+    bounds = torch.cat([torch.tensor([0]), edges, torch.tensor([numel])])
+    groups = torch.tensor([0, -1, *[0] * 20, -1, *[1] * (params - 24), -1])
+    salts = reference.salts([str(i) for i in range(params)], seed=levels, step=k)
+    memory, ks = [m.zero_() for m in memory_of(grads)], torch.tensor([k, k])
+    indices, values, _ = check_twins(grads, memory, [], 0.0, bounds, groups, ks, salts, heavier)
+    _, first_values, _ = check_twins(grads, memory, [], 0.0, bounds, groups, ks, FIRST, heavier)
+    assert torch.equal(values.abs().sort().values, first_values.abs().sort().values)
+    assert (indices.diff() > 0).all()
+
+
+@pytest.mark.parametrize("numel", [500, 40_000])
+def test_hash_ties_are_taken_evenly_from_everywhere(numel):
+    grad, cells, rounds = torch.full((numel,), -1.5), 20, 200
+    counts = torch.zeros(cells)
+    for salt in range(rounds):
+        indices, _, _ = native.topk(
+            [grad], [torch.zeros(numel)], [], 0.0,
+            *one_group(numel, numel // 50, torch.tensor([salt])), False,
+        )  # fmt: skip
+        counts += torch.bincount(indices // (numel // cells), minlength=cells)
+    expected = counts.sum() / cells
+    assert counts.sum() == rounds * (numel // 50)
+    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-square, 19 degrees of freedom
+
+
+def test_hash_ties_are_those_of_the_largest_hash():
+    grad, salts = torch.full((30_000,), 2.0), torch.tensor([11])
+    grad[12_345] = 3.0
+    indices, _, _ = check_one(grad, 5, False, salts)
+    hashes = reference.hashes(torch.arange(30_000), torch.tensor([0, 30_000]), salts)
+    hashes[12_345] = 2**32
+    assert indices.tolist() == hashes.topk(5).indices.sort().values.tolist()
 
 
 def test_zeros_are_never_taken():
@@ -234,6 +288,11 @@ def test_the_side_of_larger_mean_is_taken(values, k, taken):
         ({"bounds": torch.tensor([0, 5, 4]), "groups": torch.tensor([0, 0])}, "must ascend"),
         ({"groups": torch.tensor([1])}, r"groups\[0\] is 1, expected -1 or an index into ks"),
         ({"ks": torch.tensor([0])}, "ks must be positive"),
+        (
+            {"salts": torch.tensor([1, 2])},
+            "salts has 2 entries, expected none or one for each of 1",
+        ),
+        ({"salts": torch.tensor([1.0])}, "salts has dtype Float, expected Long"),
         ({"grads": [torch.zeros(4, dtype=torch.int32)]}, "has dtype Int, expected float32"),
         ({"grads": []}, "at least one tensor"),
     ],
@@ -247,6 +306,7 @@ def test_bad_arguments_are_named(change, words):
         "bounds": torch.tensor([0, 4]),
         "groups": torch.tensor([0]),
         "ks": torch.tensor([2]),
+        "salts": FIRST,
         "heavier": False,
     }
     with pytest.raises(RuntimeError, match=words):
@@ -258,5 +318,6 @@ def test_bad_arguments_are_named(change, words):
 def test_opcheck(dtype, momentum):
     grad = torch.arange(-5, 6).to(dtype)
     memory = memory_of([grad])
-    args = ([grad], memory, memory if momentum else [], 0.9, *one_group(11, 3), True)
-    torch.library.opcheck(native.topk.default, args)
+    for salts in (FIRST, torch.tensor([5])):
+        args = ([grad], memory, memory if momentum else [], 0.9, *one_group(11, 3, salts), True)
+        torch.library.opcheck(native.topk.default, args)

@@ -1,0 +1,39 @@
+"""The positions of all entries, which nobody needs to be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ddp_compress.layout import Space
+
+
+@dataclass(frozen=True)
+class Everything:
+    """No bytes at all: all entries travel, but for the exact parameters'.
+
+    Positions are None, or all that there are where some parameters are exact.
+
+    Example:
+        >>> from ddp_compress.layout import Layout, Plan
+        >>> plan = Plan((Layout(("weight", "bias"), (4, 2)),), "tensor", 1.0, min_numel=3)
+        >>> wire = Everything().encode(None, plan)
+        >>> len(wire), Everything().decode(wire, plan)
+        (0, (tensor([0, 1, 2, 3], dtype=torch.int32), 0))
+    """
+
+    def size(self, space: Space) -> int:
+        """None."""
+        return 0
+
+    def encode(self, indices: Any, space: Space) -> Tensor:
+        """uint8 [0]."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def decode(self, data: Tensor, space: Space) -> tuple[Any, int]:
+        """The positions, and no bytes that they took."""
+        return space.everything, 0
