@@ -58,6 +58,8 @@ class Bench:
         self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
         self.messages = [ops.elias_fano_encode(p, numel, self.k) for p in self.positions]
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
+        self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
+        self.rans = ops.rans_encode(self.symbols, 17)
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
 
     def _random_positions(self) -> Tensor:
@@ -127,6 +129,8 @@ class Bench:
                 "add",
                 lambda: ops.golomb_decode(self.golomb, self.bounds, self.k),
             ),
+            "rans_encode": ("add", lambda: ops.rans_encode(self.symbols, 17)),
+            "rans_decode": ("add", lambda: ops.rans_decode(self.rans, self.k, 17)),
             "segment_means": (
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),

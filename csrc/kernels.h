@@ -67,4 +67,10 @@ std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const 
 int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, int64_t params,
                       int64_t limit, std::vector<int32_t>& indices);
 
+// rans.cpp
+std::vector<uint8_t> rans_encode(const uint8_t* symbols, int64_t count, int alphabet);
+// Returns the bytes read, or a negative DecodeError.
+int64_t rans_decode(const uint8_t* data, int64_t size, int64_t count, int alphabet,
+                    uint8_t* symbols);
+
 }  // namespace ddp_compress

@@ -260,6 +260,33 @@ std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& b
   return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
 }
 
+void check_alphabet(int64_t alphabet) {
+  STD_TORCH_CHECK(alphabet >= 2 && alphabet <= 64, "alphabet must lie within [2, 64], got ",
+                  alphabet);
+}
+
+Tensor rans_encode_cpu(const Tensor& symbols, int64_t alphabet) {
+  check(symbols, "symbols", ScalarType::Byte);
+  check_alphabet(alphabet);
+  const uint8_t* s = read<uint8_t>(symbols);
+  uint8_t largest = 0;
+  for (int64_t i = 0; i < symbols.numel(); ++i) largest = std::max(largest, s[i]);
+  STD_TORCH_CHECK(largest < alphabet, "symbols must lie below the alphabet, ", alphabet, ", got ",
+                  static_cast<int>(largest));
+  return to_tensor(rans_encode(s, symbols.numel(), static_cast<int>(alphabet)), ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor> rans_decode_cpu(const Tensor& data, int64_t count, int64_t alphabet) {
+  check(data, "data", ScalarType::Byte);
+  check_alphabet(alphabet);
+  STD_TORCH_CHECK(count >= 0, "count must be 0 or more, got ", count);
+  Tensor symbols = empty_cpu(count, ScalarType::Byte);
+  const int64_t status = rans_decode(read<uint8_t>(data), data.numel(), count,
+                                     static_cast<int>(alphabet), write<uint8_t>(symbols));
+  if (status < 0) symbols = empty_cpu(0, ScalarType::Byte);
+  return {symbols, scalar<int64_t>(status, ScalarType::Long)};
+}
+
 }  // namespace
 }  // namespace ddp_compress
 
@@ -277,6 +304,8 @@ STABLE_TORCH_LIBRARY(ddp_compress, m) {
   m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
   m.def("golomb_encode(Tensor indices, Tensor bounds) -> Tensor");
   m.def("golomb_decode(Tensor data, Tensor bounds, int limit) -> (Tensor, Tensor)");
+  m.def("rans_encode(Tensor symbols, int alphabet) -> Tensor");
+  m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
@@ -290,4 +319,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cpu));
   m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cpu));
   m.impl("golomb_decode", TORCH_BOX(&golomb_decode_cpu));
+  m.impl("rans_encode", TORCH_BOX(&rans_encode_cpu));
+  m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
 }

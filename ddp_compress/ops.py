@@ -93,6 +93,16 @@ def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Ten
     return _kernels.golomb_decode(data, bounds, limit)
 
 
+def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
+    """See `reference.rans_encode`."""
+    return _kernels.rans_encode(symbols, alphabet)
+
+
+def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor]:
+    """See `reference.rans_decode`."""
+    return _kernels.rans_decode(data, count, alphabet)
+
+
 if NATIVE:
     # What torch.compile and torch.export need to know: the shapes, without the data.
 
@@ -139,3 +149,11 @@ if NATIVE:
     @_fake("golomb_decode")
     def _golomb_decode(data, bounds, limit):  # type: ignore[no-untyped-def]
         return _unknown_size(data, torch.int32), data.new_empty(1, dtype=torch.int64)
+
+    @_fake("rans_encode")
+    def _rans_encode(symbols, alphabet):  # type: ignore[no-untyped-def]
+        return _unknown_size(symbols, torch.uint8)
+
+    @_fake("rans_decode")
+    def _rans_decode(data, count, alphabet):  # type: ignore[no-untyped-def]
+        return _unknown_size(data, torch.uint8), data.new_empty(1, dtype=torch.int64)

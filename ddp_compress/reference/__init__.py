@@ -4,6 +4,7 @@ from ddp_compress.reference.accumulate import accumulate
 from ddp_compress.reference.checksum import checksum
 from ddp_compress.reference.elias_fano import elias_fano_decode, elias_fano_encode
 from ddp_compress.reference.golomb import golomb_decode, golomb_encode
+from ddp_compress.reference.rans import rans_decode, rans_encode
 from ddp_compress.reference.scatter_add import scatter_add
 from ddp_compress.reference.segment_means import segment_means
 from ddp_compress.reference.topk import topk
@@ -15,6 +16,8 @@ __all__ = [
     "elias_fano_encode",
     "golomb_decode",
     "golomb_encode",
+    "rans_decode",
+    "rans_encode",
     "scatter_add",
     "segment_means",
     "topk",
