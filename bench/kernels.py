@@ -60,6 +60,7 @@ class Bench:
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
+        self.signs = ops.sign_encode(self.fresh, self.bounds, 4096)
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
 
     def _random_positions(self) -> Tensor:
@@ -131,6 +132,11 @@ class Bench:
             ),
             "rans_encode": ("add", lambda: ops.rans_encode(self.symbols, 17)),
             "rans_decode": ("add", lambda: ops.rans_decode(self.rans, self.k, 17)),
+            "sign_encode": ("add", lambda: ops.sign_encode(self.fresh, self.bounds, 4096)),
+            "sign_decode": (
+                "zero",
+                lambda: ops.sign_decode(*self.signs, self.bounds, 4096),
+            ),
             "segment_means": (
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),

@@ -30,7 +30,7 @@ TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds
 
 // segment_means.cpp
 template <typename A>
-double exact_mean(const A* values, int64_t count);
+double exact_mean(const A* values, int64_t count, bool magnitudes = false);
 template <typename A>
 void segment_means(const A* values, const int64_t* counts, int64_t segments, float* means);
 
@@ -72,5 +72,12 @@ std::vector<uint8_t> rans_encode(const uint8_t* symbols, int64_t count, int alph
 // Returns the bytes read, or a negative DecodeError.
 int64_t rans_decode(const uint8_t* data, int64_t size, int64_t count, int alphabet,
                     uint8_t* symbols);
+
+// signs.cpp
+template <typename A>
+void sign_encode(const A* values, const int64_t* bounds, int64_t segments, int64_t block,
+                 uint8_t* bits, float* scales);
+void sign_decode(const uint8_t* bits, const float* scales, const int64_t* bounds, int64_t segments,
+                 int64_t block, float* values);
 
 }  // namespace ddp_compress

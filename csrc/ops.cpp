@@ -287,6 +287,64 @@ std::tuple<Tensor, Tensor> rans_decode_cpu(const Tensor& data, int64_t count, in
   return {symbols, scalar<int64_t>(status, ScalarType::Long)};
 }
 
+struct SignSizes {
+  int64_t numel, bits, scales;
+};
+
+// Sizes of a message of signs, once its bounds and block are checked.
+SignSizes sign_sizes(const Tensor& bounds, int64_t block) {
+  check(bounds, "bounds", ScalarType::Long);
+  const int64_t* b = read<int64_t>(bounds);
+  const int64_t edges = bounds.numel();
+  STD_TORCH_CHECK(edges > 0 && b[0] == 0 && std::is_sorted(b, b + edges),
+                  "bounds must ascend from 0");
+  STD_TORCH_CHECK(block > 0 && block % 8 == 0, "block must be a positive multiple of 8, got ",
+                  block);
+  SignSizes sizes{b[edges - 1], 0, 0};
+  for (int64_t s = 0; s + 1 < edges; ++s) {
+    const int64_t numel = b[s + 1] - b[s];
+    sizes.bits += (numel + 7) / 8;
+    sizes.scales += numel / block + (numel % block > 0);
+  }
+  return sizes;
+}
+
+std::tuple<Tensor, Tensor> sign_encode_cpu(const Tensor& values, const Tensor& bounds,
+                                           int64_t block) {
+  check(values, "values", values.scalar_type());
+  const SignSizes sizes = sign_sizes(bounds, block);
+  STD_TORCH_CHECK(values.numel() == sizes.numel, "values has ", values.numel(),
+                  " elements, expected the last of bounds, ", sizes.numel);
+  Tensor bits = empty_cpu(sizes.bits, ScalarType::Byte);
+  Tensor scales = empty_cpu(sizes.scales, ScalarType::Float);
+  const auto encode = [&]<typename A>(A) {
+    sign_encode(read<A>(values), read<int64_t>(bounds), bounds.numel() - 1, block,
+                write<uint8_t>(bits), write<float>(scales));
+  };
+  if (values.scalar_type() == ScalarType::Double) {
+    encode(double{});
+  } else {
+    check(values, "values", ScalarType::Float);
+    encode(float{});
+  }
+  return {bits, scales};
+}
+
+Tensor sign_decode_cpu(const Tensor& bits, const Tensor& scales, const Tensor& bounds,
+                       int64_t block) {
+  check(bits, "bits", ScalarType::Byte);
+  check(scales, "scales", ScalarType::Float);
+  const SignSizes sizes = sign_sizes(bounds, block);
+  STD_TORCH_CHECK(bits.numel() == sizes.bits, "bits has ", bits.numel(), " bytes, expected ",
+                  sizes.bits);
+  STD_TORCH_CHECK(scales.numel() == sizes.scales, "scales has ", scales.numel(),
+                  " entries, expected ", sizes.scales);
+  Tensor values = empty_cpu(sizes.numel, ScalarType::Float);
+  sign_decode(read<uint8_t>(bits), read<float>(scales), read<int64_t>(bounds), bounds.numel() - 1,
+              block, write<float>(values));
+  return values;
+}
+
 }  // namespace
 }  // namespace ddp_compress
 
@@ -306,6 +364,8 @@ STABLE_TORCH_LIBRARY(ddp_compress, m) {
   m.def("golomb_decode(Tensor data, Tensor bounds, int limit) -> (Tensor, Tensor)");
   m.def("rans_encode(Tensor symbols, int alphabet) -> Tensor");
   m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
+  m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");
+  m.def("sign_decode(Tensor bits, Tensor scales, Tensor bounds, int block) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
@@ -321,4 +381,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("golomb_decode", TORCH_BOX(&golomb_decode_cpu));
   m.impl("rans_encode", TORCH_BOX(&rans_encode_cpu));
   m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
+  m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));
+  m.impl("sign_decode", TORCH_BOX(&sign_decode_cpu));
 }

@@ -7,6 +7,7 @@ from ddp_compress.reference.golomb import golomb_decode, golomb_encode
 from ddp_compress.reference.rans import rans_decode, rans_encode
 from ddp_compress.reference.scatter_add import scatter_add
 from ddp_compress.reference.segment_means import segment_means
+from ddp_compress.reference.signs import sign_decode, sign_encode
 from ddp_compress.reference.topk import topk
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "rans_encode",
     "scatter_add",
     "segment_means",
+    "sign_decode",
+    "sign_encode",
     "topk",
 ]
