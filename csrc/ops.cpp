@@ -261,7 +261,7 @@ std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& b
 }
 
 void check_alphabet(int64_t alphabet) {
-  STD_TORCH_CHECK(alphabet >= 2 && alphabet <= 64, "alphabet must lie within [2, 64], got ",
+  STD_TORCH_CHECK(alphabet >= 2 && alphabet <= 65, "alphabet must lie within [2, 65], got ",
                   alphabet);
 }
 

@@ -9,7 +9,7 @@ namespace ddp_compress {
 
 namespace {
 
-constexpr int kMaxAlphabet = 64;
+constexpr int kMaxAlphabet = 65;  // two signs of 32 levels, and zero
 constexpr int kTotalBits = 12;
 constexpr uint32_t kTotal = 1 << kTotalBits;
 constexpr uint32_t kLow = 1 << 23;  // states stay within [kLow, 256 * kLow)
@@ -17,7 +17,9 @@ constexpr uint32_t kLow = 1 << 23;  // states stay within [kLow, 256 * kLow)
 using Frequencies = std::array<uint32_t, kMaxAlphabet>;  // 0 where a symbol does not occur
 
 // Frequencies near the symbols' shares of kTotal, in integers alone. Each share is rounded, 1 at
-// least, and the most frequent symbol takes the difference: its 64 or more outlast the others' 63.
+// least, and the most frequent symbol takes the difference. That never uses it up: a share below
+// one half gains less than 1 and any other at most one half, less than 65 in all and less than 33
+// where all shares are alike, 63 each.
 Frequencies normalized(const uint8_t* symbols, int64_t count) {
   std::array<int64_t, kMaxAlphabet> counts{};
   for (int64_t i = 0; i < count; ++i) ++counts[symbols[i]];

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ddp_compress.reference.wire_format import DecodeError, from_bits, pack, to_bits, unpack
 
-MAX_ALPHABET = 64
+MAX_ALPHABET = 65  # two signs of 32 levels, and zero
 TOTAL_BITS = 12
 TOTAL = 2**TOTAL_BITS
 LOW = 2**23  # states stay within [LOW, 256 * LOW)
@@ -45,7 +45,7 @@ def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
 
     Args:
         symbols: `[K]` uint8, all below `alphabet`.
-        alphabet: how many symbols there are, 2 to 64.
+        alphabet: how many symbols there are, 2 to 65.
 
     Returns:
         `[B]` uint8, where `B` depends on the symbols; no bytes where `K = 0`.
