@@ -60,6 +60,9 @@ class Bench:
         self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
         self.messages = [ops.elias_fano_encode(p, numel, self.k) for p in self.positions]
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
+        self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
+        self.rans = ops.rans_encode(self.symbols, 17)
+        self.signs = ops.sign_encode(self.fresh, self.bounds, 4096)
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
         self.salts = reference.salts(["weight"], seed=0, step=0)
         self.tally = ops.tally(self.positions)
@@ -143,6 +146,13 @@ class Bench:
             "golomb_decode": (
                 "add",
                 lambda: ops.golomb_decode(self.golomb, self.bounds, self.k),
+            ),
+            "rans_encode": ("add", lambda: ops.rans_encode(self.symbols, 17)),
+            "rans_decode": ("add", lambda: ops.rans_decode(self.rans, self.k, 17)),
+            "sign_encode": ("add", lambda: ops.sign_encode(self.fresh, self.bounds, 4096)),
+            "sign_decode": (
+                "zero",
+                lambda: ops.sign_decode(*self.signs, self.bounds, 4096),
             ),
             "segment_means": (
                 "add",

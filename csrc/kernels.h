@@ -31,7 +31,7 @@ TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds
 
 // segment_means.cpp
 template <typename A>
-double exact_mean(const A* values, int64_t count);
+double exact_mean(const A* values, int64_t count, bool magnitudes = false);
 template <typename A>
 void segment_means(const A* values, const int64_t* counts, int64_t segments, float* means);
 
@@ -78,5 +78,18 @@ void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, co
                const int64_t* salts, int64_t params, int64_t voters, bool random, int64_t* keys);
 // Ascending indices of the min(k, count) largest; of equals the first.
 void largest(const int64_t* keys, int64_t count, int64_t k, int64_t* indices);
+
+// rans.cpp
+std::vector<uint8_t> rans_encode(const uint8_t* symbols, int64_t count, int alphabet);
+// Returns the bytes read, or a negative DecodeError.
+int64_t rans_decode(const uint8_t* data, int64_t size, int64_t count, int alphabet,
+                    uint8_t* symbols);
+
+// signs.cpp
+template <typename A>
+void sign_encode(const A* values, const int64_t* bounds, int64_t segments, int64_t block,
+                 uint8_t* bits, float* scales);
+void sign_decode(const uint8_t* bits, const float* scales, const int64_t* bounds, int64_t segments,
+                 int64_t block, float* values);
 
 }  // namespace ddp_compress

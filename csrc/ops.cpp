@@ -310,6 +310,91 @@ Tensor largest_cpu(const Tensor& keys, int64_t k) {
   return indices;
 }
 
+void check_alphabet(int64_t alphabet) {
+  STD_TORCH_CHECK(alphabet >= 2 && alphabet <= 65, "alphabet must lie within [2, 65], got ",
+                  alphabet);
+}
+
+Tensor rans_encode_cpu(const Tensor& symbols, int64_t alphabet) {
+  check(symbols, "symbols", ScalarType::Byte);
+  check_alphabet(alphabet);
+  const uint8_t* s = read<uint8_t>(symbols);
+  uint8_t largest = 0;
+  for (int64_t i = 0; i < symbols.numel(); ++i) largest = std::max(largest, s[i]);
+  STD_TORCH_CHECK(largest < alphabet, "symbols must lie below the alphabet, ", alphabet, ", got ",
+                  static_cast<int>(largest));
+  return to_tensor(rans_encode(s, symbols.numel(), static_cast<int>(alphabet)), ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor> rans_decode_cpu(const Tensor& data, int64_t count, int64_t alphabet) {
+  check(data, "data", ScalarType::Byte);
+  check_alphabet(alphabet);
+  STD_TORCH_CHECK(count >= 0, "count must be 0 or more, got ", count);
+  Tensor symbols = empty_cpu(count, ScalarType::Byte);
+  const int64_t status = rans_decode(read<uint8_t>(data), data.numel(), count,
+                                     static_cast<int>(alphabet), write<uint8_t>(symbols));
+  if (status < 0) symbols = empty_cpu(0, ScalarType::Byte);
+  return {symbols, scalar<int64_t>(status, ScalarType::Long)};
+}
+
+struct SignSizes {
+  int64_t numel, bits, scales;
+};
+
+// Sizes of a message of signs, once its bounds and block are checked.
+SignSizes sign_sizes(const Tensor& bounds, int64_t block) {
+  check(bounds, "bounds", ScalarType::Long);
+  const int64_t* b = read<int64_t>(bounds);
+  const int64_t edges = bounds.numel();
+  STD_TORCH_CHECK(edges > 0 && b[0] == 0 && std::is_sorted(b, b + edges),
+                  "bounds must ascend from 0");
+  STD_TORCH_CHECK(block > 0 && block % 8 == 0, "block must be a positive multiple of 8, got ",
+                  block);
+  SignSizes sizes{b[edges - 1], 0, 0};
+  for (int64_t s = 0; s + 1 < edges; ++s) {
+    const int64_t numel = b[s + 1] - b[s];
+    sizes.bits += (numel + 7) / 8;
+    sizes.scales += numel / block + (numel % block > 0);
+  }
+  return sizes;
+}
+
+std::tuple<Tensor, Tensor> sign_encode_cpu(const Tensor& values, const Tensor& bounds,
+                                           int64_t block) {
+  check(values, "values", values.scalar_type());
+  const SignSizes sizes = sign_sizes(bounds, block);
+  STD_TORCH_CHECK(values.numel() == sizes.numel, "values has ", values.numel(),
+                  " elements, expected the last of bounds, ", sizes.numel);
+  Tensor bits = empty_cpu(sizes.bits, ScalarType::Byte);
+  Tensor scales = empty_cpu(sizes.scales, ScalarType::Float);
+  const auto encode = [&]<typename A>(A) {
+    sign_encode(read<A>(values), read<int64_t>(bounds), bounds.numel() - 1, block,
+                write<uint8_t>(bits), write<float>(scales));
+  };
+  if (values.scalar_type() == ScalarType::Double) {
+    encode(double{});
+  } else {
+    check(values, "values", ScalarType::Float);
+    encode(float{});
+  }
+  return {bits, scales};
+}
+
+Tensor sign_decode_cpu(const Tensor& bits, const Tensor& scales, const Tensor& bounds,
+                       int64_t block) {
+  check(bits, "bits", ScalarType::Byte);
+  check(scales, "scales", ScalarType::Float);
+  const SignSizes sizes = sign_sizes(bounds, block);
+  STD_TORCH_CHECK(bits.numel() == sizes.bits, "bits has ", bits.numel(), " bytes, expected ",
+                  sizes.bits);
+  STD_TORCH_CHECK(scales.numel() == sizes.scales, "scales has ", scales.numel(),
+                  " entries, expected ", sizes.scales);
+  Tensor values = empty_cpu(sizes.numel, ScalarType::Float);
+  sign_decode(read<uint8_t>(bits), read<float>(scales), read<int64_t>(bounds), bounds.numel() - 1,
+              block, write<float>(values));
+  return values;
+}
+
 }  // namespace
 }  // namespace ddp_compress
 
@@ -332,6 +417,10 @@ STABLE_TORCH_LIBRARY(ddp_compress, m) {
       "vote_keys(Tensor positions, Tensor votes, Tensor bounds, Tensor salts, int voters, bool "
       "random) -> Tensor");
   m.def("largest(Tensor keys, int k) -> Tensor");
+  m.def("rans_encode(Tensor symbols, int alphabet) -> Tensor");
+  m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
+  m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");
+  m.def("sign_decode(Tensor bits, Tensor scales, Tensor bounds, int block) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
@@ -348,4 +437,8 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("tally", TORCH_BOX(&tally_cpu));
   m.impl("vote_keys", TORCH_BOX(&vote_keys_cpu));
   m.impl("largest", TORCH_BOX(&largest_cpu));
+  m.impl("rans_encode", TORCH_BOX(&rans_encode_cpu));
+  m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
+  m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));
+  m.impl("sign_decode", TORCH_BOX(&sign_decode_cpu));
 }

@@ -13,6 +13,14 @@
 //   [5 bits: b]  then for each index the gap d = index - previous - 1:
 //   [d >> b ones, one zero] [b bits: the low bits of d]
 //   padded with 0 to a whole byte after the last parameter.
+//
+// rANS, K > 0 symbols of an alphabet of A (no bytes where K = 0):
+//   [A bits: bit s is set where symbol s occurs]
+//   [12 bits for each symbol that occurs, but for the last: its frequency - 1]
+//   padded with 0 to a whole byte; the last frequency is what is left of 4096. Then, unless one
+//   symbol stands alone,
+//   [4 bytes: the decoder's first state] [the bytes that it draws while below 2**23]
+//   and it ends in the state 2**23.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +39,8 @@ enum DecodeError : int64_t {
   kNotAscending = -3,  // positions must ascend strictly
   kTooMany = -4,       // more positions than the layout can hold
   kDirtyPadding = -5,  // unused bits must be zero
+  kBadTable = -6,      // frequencies must leave some for every symbol
+  kBadState = -7,      // a state lies outside its range, or the last is not the encoder's first
 };
 
 inline uint64_t load_u64(const uint8_t* p) {

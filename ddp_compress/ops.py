@@ -111,6 +111,26 @@ def largest(keys: Tensor, k: int) -> Tensor:
     return _kernels.largest(keys, k)
 
 
+def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
+    """See `reference.rans_encode`."""
+    return _kernels.rans_encode(symbols, alphabet)
+
+
+def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor]:
+    """See `reference.rans_decode`."""
+    return _kernels.rans_decode(data, count, alphabet)
+
+
+def sign_encode(values: Tensor, bounds: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """See `reference.sign_encode`."""
+    return _kernels.sign_encode(values, bounds, block)
+
+
+def sign_decode(bits: Tensor, scales: Tensor, bounds: Tensor, block: int) -> Tensor:
+    """See `reference.sign_decode`."""
+    return _kernels.sign_decode(bits, scales, bounds, block)
+
+
 if NATIVE:
     # What torch.compile and torch.export need to know: the shapes, without the data.
 
@@ -170,3 +190,19 @@ if NATIVE:
     @_fake("largest")
     def _largest(keys, k):  # type: ignore[no-untyped-def]
         return keys.new_empty(torch.sym_min(k, keys.numel()))
+
+    @_fake("rans_encode")
+    def _rans_encode(symbols, alphabet):  # type: ignore[no-untyped-def]
+        return _unknown_size(symbols, torch.uint8)
+
+    @_fake("rans_decode")
+    def _rans_decode(data, count, alphabet):  # type: ignore[no-untyped-def]
+        return _unknown_size(data, torch.uint8), data.new_empty(1, dtype=torch.int64)
+
+    @_fake("sign_encode")
+    def _sign_encode(values, bounds, block):  # type: ignore[no-untyped-def]
+        return _unknown_size(values, torch.uint8), _unknown_size(values, torch.float32)
+
+    @_fake("sign_decode")
+    def _sign_decode(bits, scales, bounds, block):  # type: ignore[no-untyped-def]
+        return _unknown_size(scales, torch.float32)

@@ -72,7 +72,9 @@ class Shards:
         places = whole.split(self._pieces)
         for rank, part in enumerate(parts):
             lengths = self._of(rank, self._pieces)
-            for place, piece in zip(self._of(rank, places), part.values.split(lengths), strict=True):
+            for place, piece in zip(
+                self._of(rank, places), part.values.split(lengths), strict=True
+            ):
                 place.copy_(piece)
         positions = self.plan.everything
         return [Sparse(positions, whole if positions is None else whole[positions.long()])]

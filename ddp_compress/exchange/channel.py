@@ -147,7 +147,9 @@ class Channel:
                 return None
             bodies.extend(built)
             lines = [(len(body), int(ops.checksum(body))) for body in bodies]
-            return torch.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
+            return (
+                torch.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
+            )
 
         manifests = yield from self.share(manifest)
         if manifests is None:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
     from ddp_compress.layout import Plan
 
 
 @dataclass(frozen=True)
-class Means:
+class Means(NoGuess):
     """The mean of a group stands for all its values: no bits a value, 32 a group.
 
     The mean is exact (see `reference.segment_means`), so every device finds the same one.
@@ -33,11 +34,11 @@ class Means:
         """Four bytes a group."""
         return 4 * len(plan.ks)
 
-    def encode(self, values: Tensor, counts: Tensor) -> Tensor:
+    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The groups' means, fp32: uint8 [4 G]."""
         return ops.segment_means(values, counts).view(torch.uint8)
 
-    def decode(self, data: Tensor, counts: Tensor) -> Tensor:
+    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The mean of its group for every value: fp32 [K]."""
         if len(data) != 4 * len(counts):
             raise ValueError(f"means: got {len(data)} bytes, expected {4 * len(counts)}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ddp_compress.quantize.no_guess import NoGuess
+
 if TYPE_CHECKING:
     from ddp_compress.layout import Plan
 
@@ -15,7 +17,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Values:
+class Values(NoGuess):
     """Every value on its own, in a floating-point type.
 
     Values too large for the type are sent as its largest number; error feedback keeps the rest.
@@ -44,12 +46,12 @@ class Values:
         """Bytes for all K values."""
         return plan.k * self.dtype.itemsize
 
-    def encode(self, values: Tensor, counts: Tensor) -> Tensor:
+    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The values [K], cast: uint8 [K * itemsize]."""
         limit = torch.finfo(self.dtype).max
         return values.clamp(-limit, limit).to(self.dtype).view(torch.uint8)
 
-    def decode(self, data: Tensor, counts: Tensor) -> Tensor:
+    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The values [K], fp32."""
         expected = int(counts.sum()) * self.dtype.itemsize
         if len(data) != expected:

@@ -10,7 +10,8 @@ def exact_mean(values: Tensor) -> float:
     """Mean of [K] values through an exact integer sum, the same in any order of summation.
 
     Values are scaled by a power of two to 31-bit integers, summed in int64 and scaled back, so
-    that any hardware that sums in any order finds the same bits. An empty tensor has mean 0.
+    that any hardware that sums in any order finds the same bits. An empty tensor has mean 0, and
+    one that holds an infinity or a NaN has mean NaN.
 
     Example:
         >>> exact_mean(torch.tensor([1.0, 2.0, 4.5]))
@@ -19,7 +20,10 @@ def exact_mean(values: Tensor) -> float:
     if not len(values):
         return 0.0
     wide = values.double()
-    _, exponent = math.frexp(float(wide.abs().max()))
+    largest = float(wide.abs().max())
+    if not math.isfinite(largest):
+        return math.nan
+    _, exponent = math.frexp(largest)
     shift = 31 - max(exponent, -900)  # keeps 2**shift a finite double
     total = int((wide * 2.0**shift).round().long().sum())
     return math.ldexp(float(total) / len(values), -shift)
@@ -33,7 +37,7 @@ def segment_means(values: Tensor, counts: Tensor) -> Tensor:
         counts: [S], int64, elements of each segment; they sum to K.
 
     Returns:
-        [S], fp32: the means, 0 for an empty segment.
+        [S], fp32: the means, 0 for an empty segment and NaN for one that is not finite.
 
     Raises:
         RuntimeError: the counts do not sum to K.

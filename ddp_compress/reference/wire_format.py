@@ -14,6 +14,8 @@ class DecodeError(IntEnum):
     NOT_ASCENDING = -3
     TOO_MANY = -4
     DIRTY_PADDING = -5
+    BAD_TABLE = -6
+    BAD_STATE = -7
 
 
 def to_bits(numbers: Tensor, width: int) -> Tensor:

@@ -58,6 +58,15 @@ def test_an_empty_segment_has_mean_zero():
     assert check_twins(torch.tensor([1.0, 3.0]), torch.tensor([0, 2, 0])).tolist() == [0, 2, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_has_no_mean(bad, dtype):
+    values = torch.tensor([1.0, bad, 2.0, 4.0], dtype=dtype)
+    for twin in (native, reference):
+        means = twin.segment_means(values, torch.tensor([1, 2, 1]))
+        assert means.isnan().tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("counts", [[1], [3], [-1, 3], [1, 2]])
 def test_counts_that_do_not_fit_are_refused(counts):
     for twin in (native, reference):

@@ -1,0 +1,101 @@
+"""Magnitudes on a logarithmic scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.quantize.no_guess import NoGuess
+from ddp_compress.quantize.symbols import (
+    cell_means,
+    groups_of,
+    most_bytes,
+    read_means,
+    read_symbols,
+)
+
+if TYPE_CHECKING:
+    from ddp_compress.layout import Plan
+
+
+@dataclass(frozen=True)
+class Fractional(NoGuess):
+    """A sign, and one of 2^(bits - 1) intervals of magnitude, each as its mean.
+
+    In every group the intervals are equally wide on a logarithmic scale, from the smallest
+    magnitude to the largest. Zeros stand apart and stay zero. Means are exact (see
+    `reference.segment_means`), and signs and intervals are entropy-coded (see
+    `reference.rans_encode`), so that values usually cost less than ``bits`` each.
+
+    Args:
+        bits: bits of a sign and an interval, 2 to 6.
+
+    Raises:
+        ValueError: other bits.
+
+    Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020), §4.3.2.
+
+    Example:
+        >>> counts = torch.tensor([5])
+        >>> wire = Fractional(bits=2).encode(torch.tensor([1.0, -2.0, 0.0, 16.0, -18.0]), counts)
+        >>> Fractional(bits=2).decode(wire, counts)
+        tensor([  1.5000,  -1.5000,   0.0000,  17.0000, -17.0000])
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(2, 7):
+            raise ValueError(f"bits must lie within 2 and 6, got {self.bits!r}")
+
+    @property
+    def _levels(self) -> int:
+        return int(2 ** (self.bits - 1))
+
+    @property
+    def _alphabet(self) -> int:
+        """Zero, then every level twice: positive and negative."""
+        return 2 * self._levels + 1
+
+    def size(self, plan: Plan) -> int:
+        """The means, and the most that the symbols take."""
+        return 4 * self._levels * len(plan.ks) + most_bytes(plan.k, self._alphabet)
+
+    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+        """The means of all levels of all groups, fp32; then a symbol a value."""
+        magnitudes = values.abs()
+        levels = [_intervals(part, self._levels) for part in magnitudes.split(counts.tolist())]
+        level = torch.cat([torch.empty(0, dtype=torch.int64), *levels])
+        means = cell_means(magnitudes, level, counts, self._levels + 1)[:, 1:]
+        symbols = (2 * level - (values > 0).long()).byte()
+        stream = ops.rans_encode(symbols, self._alphabet)
+        return torch.cat([means.flatten().view(torch.uint8), stream])
+
+    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+        """The mean of its level for every value, with its sign: fp32 [K]."""
+        means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)
+        rest = data[means.nbytes :]
+        symbols, used = read_symbols("fractional", rest, int(counts.sum()), self._alphabet)
+        if used != len(rest):
+            raise ValueError(f"fractional: got {len(data)} bytes, expected {means.nbytes + used}")
+        both = torch.stack([means, -means], dim=-1).flatten(1)
+        table = torch.nn.functional.pad(both, (1, 0))
+        return table[groups_of(counts), symbols.long()]
+
+
+def _intervals(magnitudes: Tensor, count: int) -> Tensor:
+    """The interval of every magnitude of a group, int64 [n], from 1 up; 0 for zeros.
+
+    Edges are worked out in fp64, and magnitudes compared there: none is rounded.
+    """
+    wide = magnitudes.double()
+    logs = wide[wide > 0].log()
+    if not len(logs):
+        return torch.zeros(len(wide), dtype=torch.int64)
+    steps = torch.arange(1, count, dtype=torch.float64) / count
+    edges = torch.lerp(logs.min(), logs.max(), steps).exp()
+    return torch.bucketize(wide, edges, right=True).add_(1).mul_(wide > 0)

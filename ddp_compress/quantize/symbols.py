@@ -1,0 +1,102 @@
+"""Entropy-coded symbols and the means that they stand for: shared by quantizers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.reference.wire_format import DecodeError
+
+WORDS = {
+    DecodeError.TRUNCATED: "the bytes end before the symbols do",
+    DecodeError.DIRTY_PADDING: "an unused bit is set; expected only zeros there",
+    DecodeError.BAD_TABLE: "the symbols' frequencies leave none for some symbol",
+    DecodeError.BAD_STATE: "the symbols do not end in the state expected after the last",
+}
+
+
+def most_bytes(count: int, alphabet: int) -> int:
+    """The most bytes that ``ops.rans_encode`` gives: a table, a state and whole bits a symbol.
+
+    Example:
+        >>> most_bytes(1000, alphabet=3)
+        259
+    """
+    table, state = alphabet + 12 * (alphabet - 1), 32
+    return (table + 7 + state + count * alphabet.bit_length() + 7) // 8
+
+
+def read_symbols(name: str, data: Tensor, count: int, alphabet: int) -> tuple[Tensor, int]:
+    """Symbols [count] uint8 from the beginning of the data, and the bytes they took.
+
+    Args:
+        name: whose symbols they are.
+        data: [B] uint8.
+        count: symbols to read.
+        alphabet: as encoded.
+
+    Raises:
+        ValueError: these are no such symbols.
+
+    Example:
+        >>> read_symbols("levels", torch.tensor([4], dtype=torch.uint8), count=2, alphabet=3)
+        (tensor([2, 2], dtype=torch.uint8), 1)
+    """
+    symbols, status = ops.rans_decode(data, count, alphabet)
+    used = int(status)
+    if used < 0:
+        raise ValueError(f"{name}: {WORDS[DecodeError(used)]}")
+    return symbols, used
+
+
+def read_means(name: str, data: Tensor, count: int) -> Tensor:
+    """Means [count] fp32 from the beginning of the data.
+
+    Args:
+        name: whose means they are.
+        data: [B] uint8.
+        count: means to read.
+
+    Raises:
+        ValueError: the data are too short, or a mean is not finite.
+
+    Example:
+        >>> read_means("means", torch.tensor([0, 0, 128, 63], dtype=torch.uint8), count=1)
+        tensor([1.])
+    """
+    if len(data) < 4 * count:
+        raise ValueError(f"{name}: got {len(data)} bytes, expected at least {4 * count}")
+    means = data[: 4 * count].clone().view(torch.float32)
+    if not means.isfinite().all():
+        raise ValueError(f"{name}: a mean is not finite")
+    return means
+
+
+def cell_means(values: Tensor, cells: Tensor, counts: Tensor, width: int) -> Tensor:
+    """The exact mean of the values in every cell of every group, fp32 [G, width]; 0 where empty.
+
+    Args:
+        values: [K], group after group.
+        cells: [K] int64, the cell of every value, below ``width``.
+        counts: [G] int64, how many values lie in every group.
+        width: how many cells a group has.
+
+    Example:
+        >>> values, cells = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 0, 1])
+        >>> cell_means(values, cells, torch.tensor([3]), width=3)
+        tensor([[2., 3., 0.]])
+    """
+    cells = groups_of(counts) * width + cells
+    sizes = torch.bincount(cells, minlength=len(counts) * width)
+    return ops.segment_means(values[cells.int().argsort()], sizes).view(-1, width)
+
+
+def groups_of(counts: Tensor) -> Tensor:
+    """The group of every value, [K] int64, where ``counts`` [G] values lie in every group.
+
+    Example:
+        >>> groups_of(torch.tensor([2, 0, 1]))
+        tensor([0, 0, 2])
+    """
+    return torch.arange(len(counts)).repeat_interleave(counts)

@@ -1,0 +1,94 @@
+"""Twin of csrc/cpu/signs.cpp."""
+
+import torch
+from torch import Tensor
+
+from ddp_compress.reference.segment_means import exact_mean
+from ddp_compress.reference.wire_format import pack, unpack
+
+
+def _sizes(bounds: Tensor, block: int) -> Tensor:
+    """Elements of every segment, [P]."""
+    sizes = bounds.diff()
+    if not len(bounds) or bounds[0] != 0 or (sizes < 0).any():
+        raise RuntimeError(f"bounds must ascend from 0, got {bounds.tolist()}")
+    if block <= 0 or block % 8:
+        raise RuntimeError(f"block must be a positive multiple of 8, got {block}")
+    return sizes
+
+
+def sign_encode(values: Tensor, bounds: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Signs of values, a bit each, and the mean magnitude of every block of a segment.
+
+    Blocks begin anew with each segment, whose last may be shorter. Means are exact, as in
+    `segment_means`; that of a block that holds an infinity or a NaN is NaN.
+
+    Args:
+        values: [N], fp32 or fp64.
+        bounds: [P + 1], int64, offsets of the P segments, from 0 to N.
+        block: elements of a block, a multiple of 8.
+
+    Returns:
+        bits: [sum of ceil(n / 8)], uint8, for segments of n elements: 1 where a value has its sign
+        bit set, low bit first, every segment padded with zeros to a whole byte.
+        scales: [sum of ceil(n / block)], fp32.
+
+    Raises:
+        RuntimeError: the bounds do not ascend from 0 to N, or the block is no multiple of 8.
+
+    Example:
+        >>> sign_encode(torch.tensor([1.0, -2.0, -8.0]), torch.tensor([0, 2, 3]), block=8)
+        (tensor([2, 1], dtype=torch.uint8), tensor([1.5000, 8.0000]))
+    """
+    sizes = _sizes(bounds, block).tolist()
+    if len(values) != sum(sizes):
+        raise RuntimeError(
+            f"values has {len(values)} elements, expected the last of bounds, {sum(sizes)}"
+        )
+    segments = values.split(sizes)
+    bits = [pack(segment.signbit().long()) for segment in segments]
+    blocks = [part for segment in segments if len(segment) for part in segment.split(block)]
+    scales = [exact_mean(part.abs()) for part in blocks]
+    return (
+        torch.cat([torch.empty(0, dtype=torch.uint8), *bits]),
+        torch.tensor(scales, dtype=torch.float32),
+    )
+
+
+def sign_decode(bits: Tensor, scales: Tensor, bounds: Tensor, block: int) -> Tensor:
+    """The scale of its block for every element, with the element's sign.
+
+    Args:
+        bits: [sum of ceil(n / 8)], uint8; the padding is not looked at.
+        scales: [sum of ceil(n / block)], fp32.
+        bounds: [P + 1], int64, as encoded.
+        block: as encoded.
+
+    Returns:
+        [N], fp32.
+
+    Raises:
+        RuntimeError: the bits or scales are not as many as the bounds and the block ask for.
+
+    Example:
+        >>> bits, scales = torch.tensor([2, 1], dtype=torch.uint8), torch.tensor([1.5, 8.0])
+        >>> sign_decode(bits, scales, torch.tensor([0, 2, 3]), block=8)
+        tensor([ 1.5000, -1.5000, -8.0000])
+    """
+    sizes = _sizes(bounds, block)
+    in_bytes, in_blocks = (sizes + 7) // 8, (sizes + block - 1) // block
+    if len(bits) != in_bytes.sum():
+        raise RuntimeError(f"bits has {len(bits)} bytes, expected {int(in_bytes.sum())}")
+    if len(scales) != in_blocks.sum():
+        raise RuntimeError(f"scales has {len(scales)} entries, expected {int(in_blocks.sum())}")
+    parts = zip(
+        bits.split(in_bytes.tolist()),
+        scales.split(in_blocks.tolist()),
+        sizes.tolist(),
+        strict=True,
+    )
+    values = []
+    for signs, means, numel in parts:
+        magnitudes = means.repeat_interleave(block)[:numel]
+        values.append(torch.where(unpack(signs)[:numel] > 0, -magnitudes, magnitudes))
+    return torch.cat([scales.new_empty(0), *values])
