@@ -1,0 +1,40 @@
+"""How `TopK` breaks ties."""
+
+import pytest
+import torch
+
+from ddp_compress.layout import Layout, Plan
+from ddp_compress.memory import Residual
+from ddp_compress.message import Chunk, Message
+from ddp_compress.select import HeavierSide, TopK
+
+SIZES = {"a": 300, "b": 500, "c": 200}
+
+
+def chosen(select: TopK, step: int, order: str = "abc") -> set[tuple[str, int]]:
+    """The places taken of a gradient of ones, its parameters in some order, one a chunk."""
+    layouts = tuple(Layout((name,), (SIZES[name],)) for name in order)
+    chunks = [Chunk(torch.ones(x.numel), x, {"residual": torch.zeros(x.numel)}) for x in layouts]
+    message = Message(chunks, Plan(layouts, "model", 0.1), step)
+    places = [(name, i) for name in order for i in range(SIZES[name])]
+    indices = select(message, Residual()).entries.indices
+    assert len(indices) == 100
+    return {places[i] for i in indices.tolist()}
+
+
+@pytest.mark.parametrize("kind", [TopK, HeavierSide])
+def test_without_a_seed_the_first_of_equals_are_taken(kind):
+    assert chosen(kind(0.1, "model"), step=3) == {("a", i) for i in range(100)}
+
+
+@pytest.mark.parametrize("kind", [TopK, HeavierSide])
+def test_with_a_seed_they_differ_by_step_and_by_seed(kind):
+    picks = [chosen(kind(0.1, "model", seed), step) for seed in range(3) for step in range(3)]
+    for i, pick in enumerate(picks):
+        assert {name for name, _ in pick} == set(SIZES)
+        assert all(len(pick & other) < 40 for other in picks[:i])  # about 10 by chance
+
+
+def test_ranks_and_layouts_break_ties_alike():
+    """DDP rebuilds its buckets in another order; the choice stays."""
+    assert chosen(TopK(0.1, "model", 7), 5, "abc") == chosen(TopK(0.1, "model", 7), 5, "cab")
