@@ -261,6 +261,12 @@ class Sparse:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def positions(self) -> Tensor:
+        """The positions, of entries that have them."""
+        assert self.indices is not None, "these are entries of all positions"
+        return self.indices
+
     def within(self, start: int, numel: int) -> Sparse:
         """The entries of ``[start, start + numel)``, as positions from ``start``."""
         if self.indices is None:
@@ -295,7 +301,8 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) 
 
     Example:
         >>> out = torch.zeros(3)
-        >>> add_entries(out, 1, [Sparse(torch.tensor([0, 2], dtype=torch.int32), torch.ones(2))], 0.5)
+        >>> entries = Sparse(torch.tensor([0, 2], dtype=torch.int32), torch.ones(2))
+        >>> add_entries(out, 1, [entries], 0.5)
         >>> out
         tensor([0.0000, 0.5000, 0.0000])
     """

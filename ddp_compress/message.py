@@ -166,7 +166,7 @@ class Delivery:
         writes: entries to write into kept tensors, by name.
     """
 
-    sent: Sparse
+    sent: Sequence[Sparse]
     received: Sequence[Sparse]
     scale: float
     exact: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -269,9 +268,8 @@ class CompressionState:
         recipe, settings = self.recipe, self._settings
         sizes = sorted((name, p.numel()) for name, p in self._parameters.items())
         parameters = zlib.crc32(repr(sizes).encode())
-        others = {f.name: getattr(recipe.select, f.name) for f in fields(recipe.select)}
-        others.pop("density", None)
-        select = ", ".join(f"{name}={value}" for name, value in others.items())
+        options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
+        select = ", ".join(f"{name}={value}" for name, value in options)
         return (
             f"recipe {recipe.name}, density {density:.9g}, "
             f"{type(recipe.memory).__name__}(momentum={recipe.memory.momentum_at(self.step):.9g}), "
@@ -371,7 +369,7 @@ class CompressionState:
         special = self.recipe.tensors[slot]
         allowed = (special,) if special else (torch.float32, torch.float64)
         if tensor.dtype not in allowed:
-            expected_dtypes = " or ".join(str(dtype) for dtype in allowed)
+            expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
             raise ValueError(
                 f"checkpoint's {what} has dtype {tensor.dtype}, expected {expected_dtypes}"
             )

@@ -147,8 +147,8 @@ class Transaction:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
             message = Message(chunks, self._plan(chunks, self._density), self._step, self._momentum)
-            setting = (recipe.name, self._momentum, recipe.quantize, recipe.codec, recipe.exchange)
-            setting = (*setting, message.plan.digest)
+            parts = (recipe.quantize, recipe.codec, recipe.exchange)
+            setting = (recipe.name, self._momentum, *parts, message.plan.digest)
             channel = Channel(self._comm, number, self._density, setting, self._step)
             exchange: Exchanging = recipe.exchange.run(message, recipe, channel)
         except Exception as error:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddp_compress import Recipe, exponential_warmup
-from ddp_compress.recipes import dgc, sbc, topk
+from ddp_compress.recipes import dgc, hgc, majority_vote, sbc, sign, stc, topk
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Row:
 
     @property
     def momentum(self) -> float:
-        return self.recipe.memory.momentum
+        return self.recipe.memory.momentum_at(0)
 
 
 ROWS = {
@@ -37,6 +37,24 @@ ROWS = {
     "sbc-golomb": Row(sbc(0.03, "bucket", "golomb")),
     "sbc-raw": Row(sbc(0.02, "model", "raw"), min_numel=20),
     "sbc-momentum": Row(sbc(0.05, "tensor", "golomb", momentum=0.9)),
+    "topk-sharded": Row(topk(0.1, "tensor", exchange="sharded")),
+    "topk-union": Row(topk(0.05, "bucket", value_dtype=torch.half, exchange="union"), min_numel=20),
+    "dgc-sharded": Row(dgc(0.05, 0.9, "model", "golomb", exchange="sharded")),
+    "sbc-sharded": Row(sbc(0.05, exchange="sharded"), min_numel=20),
+    "stc": Row(stc(0.1)),
+    "stc-momentum": Row(stc(0.05, "bucket", "elias_fano", momentum=0.9), min_numel=20),
+    "sign": Row(sign(block=64)),
+    "sign-sharded": Row(sign(block=32, exchange="sharded"), min_numel=20),
+    "vote": Row(majority_vote(0.1)),
+    "vote-sharded": Row(majority_vote(0.1, ballot_box="sharded"), min_numel=20),
+    "vote-random": Row(majority_vote(0.05, "random", value_bits=4, ballot_box="sharded")),
+    "vote-add-drop": Row(majority_vote(0.1, "add_drop", value_bits=16, ballot_box="gather")),
+    "vote-add-drop-sharded": Row(
+        majority_vote(0.05, "add_drop", 0.2, 4, "tensor", ballot_box="sharded"), min_numel=20
+    ),
+    "hgc": Row(hgc(0.1)),
+    "hgc-2-bits": Row(hgc(0.05, bits=2, scope="tensor", momentum=0.9), min_numel=20),
+    "hgc-warmup": Row(hgc(exponential_warmup(0.02, steps=5), bits=3, predictor=None)),
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

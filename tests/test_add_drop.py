@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ddp_compress.layout import Layout, Plan
-from ddp_compress.memory import Residual
 from ddp_compress.message import Chunk, Message, Selection
 from ddp_compress.select import AddDrop, TopK
 
@@ -51,11 +50,11 @@ class Rank:
     def commit(self, selection: Selection) -> None:
         flat = torch.cat([kept["vote"] for kept in self.kept])
         writes = selection.writes["vote"]
-        assert (writes.indices.diff() > 0).all()
-        assert writes.indices.dtype == torch.int32
+        assert (writes.positions.diff() > 0).all()
+        assert writes.positions.dtype == torch.int32
         assert writes.values.dtype == torch.uint8
-        assert (flat[writes.indices.long()] != writes.values).all(), "only changes are written"
-        flat[writes.indices.long()] = writes.values
+        assert (flat[writes.positions.long()] != writes.values).all(), "only changes are written"
+        flat[writes.positions.long()] = writes.values
         for kept, part in zip(self.kept, flat.split([x.numel for x in LAYOUTS]), strict=True):
             kept["vote"].copy_(part)
 
@@ -97,18 +96,18 @@ def test_it_follows_the_definition(scope, dtype, change, min_numel):
         flat = (drift * 4).round() / 4 * (torch.rand(NUMEL, generator=generator) < 0.9)
         message = rank.message(flat, step, density, idle)
         memory = [{name: t.clone() for name, t in kept.items()} for kept in rank.kept]
-        selection = rank.select(message, Residual())
+        selection = rank.select(message)
         for now, before in zip(rank.kept, memory, strict=True):
             assert all(torch.equal(now[name], before[name]) for name in before), "written too soon"
 
-        top = TopK(density, scope, seed=0)(message, Residual()).entries.indices.tolist()
+        top = TopK(density, scope, seed=0)(message).entries.positions.tolist()
         values = message.values_at(torch.arange(NUMEL).int())
         expected = simulated(rank.select, message, set(top), rank.votes, values.tolist())
         assert selection.finite
-        assert selection.entries.indices.tolist() == sorted(expected)
-        assert selection.entries.indices.dtype == torch.int32
-        assert torch.equal(selection.entries.values, values[selection.entries.indices.long()])
-        assert (message.plan.counts(selection.entries.indices) <= message.plan.ks).all()
+        assert selection.entries.positions.tolist() == sorted(expected)
+        assert selection.entries.positions.dtype == torch.int32
+        assert torch.equal(selection.entries.values, values[selection.entries.positions.long()])
+        assert (message.plan.counts(selection.entries.positions) <= message.plan.ks).all()
         rank.commit(selection)
         assert rank.votes == expected
 
@@ -119,7 +118,7 @@ def test_few_votes_change_after_the_first_step():
     k, sizes = round(0.25 * NUMEL), []
     for step in range(10):
         flat = torch.randn(NUMEL, generator=generator)
-        selection = rank.select(rank.message(flat, step, 0.25, set()), Residual())
+        selection = rank.select(rank.message(flat, step, 0.25, set()))
         writes = selection.writes["vote"].values
         sizes.append((int((writes == 1).sum()), int((writes == 0).sum())))
         rank.commit(selection)
@@ -133,7 +132,7 @@ def test_a_ballot_converges_to_the_largest():
     generator = torch.Generator().manual_seed(3)
     first, then = torch.randn(2, NUMEL, generator=generator)
     for step, flat in enumerate([first] + [then] * 5):
-        rank.commit(rank.select(rank.message(flat, step, 0.1, set()), Residual()))
+        rank.commit(rank.select(rank.message(flat, step, 0.1, set())))
     k = round(0.1 * NUMEL)
     assert rank.votes == set(then.abs().topk(k).indices.tolist())
 
@@ -143,16 +142,16 @@ def test_lost_groups_lose_their_votes():
     rank = Rank(AddDrop(0.1, 0.05))
     spike = torch.zeros(NUMEL)
     spike[:40] = torch.arange(1.0, 41)
-    rank.commit(rank.select(rank.message(spike, 0, 0.1, set()), Residual()))
+    rank.commit(rank.select(rank.message(spike, 0, 0.1, set())))
     assert rank.votes == set(range(40))
-    rank.commit(rank.select(rank.message(spike + 1, 1, 0.1, {0}), Residual()))
+    rank.commit(rank.select(rank.message(spike + 1, 1, 0.1, {0})))
     assert len(rank.votes) == 41
     assert min(rank.votes) >= 40
 
 
 def test_nothing_to_vote_for():
     rank = Rank(AddDrop(0.1), min_numel=1000)
-    selection = rank.select(rank.message(torch.ones(NUMEL), 0, 0.1, set()), Residual())
+    selection = rank.select(rank.message(torch.ones(NUMEL), 0, 0.1, set()))
     assert selection.finite
     assert len(selection.entries) == len(selection.writes["vote"]) == 0
 
@@ -161,7 +160,7 @@ def test_a_bad_gradient_changes_no_vote():
     rank = Rank(AddDrop(0.1))
     flat = torch.ones(NUMEL)
     flat[50] = math.nan
-    selection = rank.select(rank.message(flat, 0, 0.1, set()), Residual())
+    selection = rank.select(rank.message(flat, 0, 0.1, set()))
     assert not selection.finite
     assert not selection.writes
 

@@ -36,7 +36,11 @@ def test_density_of_another_type(density):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("huffman", {}, "recipe must be one of dgc, sbc, topk; got 'huffman'"),
+        (
+            "huffman",
+            {},
+            "recipe must be one of dgc, hgc, majority_vote, sbc, sign, stc, topk; got 'huffman'",
+        ),
         ("sbc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
         ("topk", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
         ("dgc", {"value_dtype": torch.int8}, "value_dtype must be one of torch.float32, .*int8"),

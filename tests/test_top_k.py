@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ddp_compress.layout import Layout, Plan
-from ddp_compress.memory import Residual
 from ddp_compress.message import Chunk, Message
 from ddp_compress.select import HeavierSide, TopK
 
@@ -17,7 +16,7 @@ def chosen(select: TopK, step: int, order: str = "abc") -> set[tuple[str, int]]:
     chunks = [Chunk(torch.ones(x.numel), x, {"residual": torch.zeros(x.numel)}) for x in layouts]
     message = Message(chunks, Plan(layouts, "model", 0.1), step)
     places = [(name, i) for name in order for i in range(SIZES[name])]
-    indices = select(message, Residual()).entries.indices
+    indices = select(message).entries.positions
     assert len(indices) == 100
     return {places[i] for i in indices.tolist()}
 

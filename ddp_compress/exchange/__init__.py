@@ -6,8 +6,8 @@ from ddp_compress.exchange.by_size import BySize
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Comm, PeerError
 from ddp_compress.exchange.rotating_owner import RotatingOwner
-from ddp_compress.exchange.shared_mask import SharedMask
 from ddp_compress.exchange.sharded import Sharded
+from ddp_compress.exchange.shared_mask import SharedMask
 from ddp_compress.exchange.worker import Worker
 
 __all__ = [
@@ -18,7 +18,35 @@ __all__ = [
     "Comm",
     "PeerError",
     "RotatingOwner",
-    "SharedMask",
     "Sharded",
+    "SharedMask",
     "Worker",
+    "exchange_by_name",
 ]
+
+
+def exchange_by_name(name: str) -> AllGather | Sharded:
+    """How ranks share selected entries, by the word that recipes use.
+
+    Args:
+        name: ``"all_gather"``: every rank's entries to every rank; nothing else is lost, but a rank
+            receives (W - 1) K entries. ``"sharded"``: to the owner of each range, who sends back
+            the K largest of the mean; about 2 K entries at any W, but what the owner leaves out
+            arrives later, from its own residual. ``"union"``: the owner sends back all that came;
+            nothing else is lost, and entries that several ranks sent come back once.
+
+    Raises:
+        ValueError: there is no such exchange.
+
+    Example:
+        >>> exchange_by_name("union")
+        Sharded(reply='union')
+    """
+    exchanges: dict[str, AllGather | Sharded] = {
+        "all_gather": AllGather(),
+        "sharded": Sharded(),
+        "union": Sharded("union"),
+    }
+    if name not in exchanges:
+        raise ValueError(f"exchange must be one of {', '.join(exchanges)}; got {name!r}")
+    return exchanges[name]

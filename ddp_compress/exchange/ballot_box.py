@@ -17,7 +17,7 @@ from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.layout import Room, Sparse
 from ddp_compress.message import Message
 from ddp_compress.reference.ballot import salts, shift_salts
-from ddp_compress.shards import Shards, shards
+from ddp_compress.shards import shards
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe
@@ -92,7 +92,7 @@ class _Poll:
         """The positions that this rank votes for; None where a gradient is not finite."""
         selection = entries.select(self.message, self.recipe)
         self.writes = selection.writes
-        return selection.entries.indices if selection.finite else None
+        return selection.entries.positions if selection.finite else None
 
     def write(self, votes: list[Tensor], bounds: list[Tensor]) -> list[Tensor]:
         """The bytes of this rank's ballots."""
@@ -173,7 +173,7 @@ class _Sharded(_Poll):
         if vote is None:
             return None
         parts = self._cut.split(Sparse(vote, vote))
-        votes = [part.indices for part in parts if part.indices is not None]
+        votes = [part.positions for part in parts]
         return self.write(votes, [plan.bounds for plan in self._cut.plans])
 
     def _count(self, bodies: list[Tensor]) -> Tensor:
@@ -217,7 +217,7 @@ class _Sharded(_Poll):
             if not 0 <= count <= int(bounds[-1]):
                 raise ValueError(f"rank {rank}: {count} winners, expected at most {bounds[-1]}")
             positions, used = self.recipe.codec.decode(body[at:], Room(bounds, count))
-            lists.append(self._cut.widen(Sparse(positions, positions), rank).indices)
+            lists.append(self._cut.widen(Sparse(positions, positions), rank).positions)
             at += used
         rests = body[at:].clone().view(torch.int32)
         if len(rests) != len(lists[1]):
@@ -232,6 +232,8 @@ def _edge(histogram: Tensor, k: int) -> tuple[int, int]:
         >>> _edge(torch.tensor([5, 2, 3], dtype=torch.int32), k=4)
         (1, 1)
     """
+    if k == 0:
+        return len(histogram), 0
     above = histogram.flip(0).cumsum(0).flip(0) - histogram
     edge = int((above < k).nonzero()[0])
     return edge, k - int(above[edge])

@@ -45,7 +45,7 @@ class RotatingOwner:
             selection = recipe.select(message)
             if not (selection.finite and message.values_at(plan.exact).isfinite().all()):
                 return None
-            body = recipe.codec.encode(selection.entries.indices, plan)
+            body = recipe.codec.encode(selection.entries.positions, plan)
             channel.stats.position_bits += 8 * len(body)
             return body
 

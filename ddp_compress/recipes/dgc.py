@@ -3,7 +3,7 @@
 import torch
 
 from ddp_compress.codec import by_name
-from ddp_compress.exchange import AllGather
+from ddp_compress.exchange import exchange_by_name
 from ddp_compress.layout import Scope
 from ddp_compress.memory import MomentumCorrection
 from ddp_compress.quantize import Values
@@ -18,6 +18,7 @@ def dgc(
     scope: Scope = "tensor",
     codec: str = "elias_fano",
     value_dtype: torch.dtype = torch.float32,
+    exchange: str = "all_gather",
 ) -> Recipe:
     """Send the largest entries of the accumulated velocity; zero its momentum where sent.
 
@@ -31,6 +32,8 @@ def dgc(
         scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
+        exchange: how ranks share: ``"all_gather"``, ``"sharded"`` or ``"union"``; see
+            `exchange.exchange_by_name`.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
@@ -50,5 +53,5 @@ def dgc(
         TopK(density, scope),
         Values(value_dtype),
         by_name(codec),
-        AllGather(),
+        exchange_by_name(exchange),
     )

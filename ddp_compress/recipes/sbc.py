@@ -1,7 +1,7 @@
 """Sparse Binary Compression: positions and one mean."""
 
 from ddp_compress.codec import by_name
-from ddp_compress.exchange import AllGather
+from ddp_compress.exchange import exchange_by_name
 from ddp_compress.layout import Scope
 from ddp_compress.memory import MomentumCorrection, Residual
 from ddp_compress.quantize import Means
@@ -15,6 +15,7 @@ def sbc(
     scope: Scope = "tensor",
     codec: str = "elias_fano",
     momentum: float = 0.0,
+    exchange: str = "all_gather",
 ) -> Recipe:
     """Send where the heavier-sided largest entries are, and their mean.
 
@@ -28,6 +29,8 @@ def sbc(
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         momentum: in [0, 1). SBC compresses updates that hold their momentum already, and masks it
             where it sends (supplement A): give the momentum here, and 0 to the optimizer.
+        exchange: how ranks share: ``"all_gather"``, ``"sharded"`` or ``"union"``; see
+            `exchange.exchange_by_name`.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
@@ -47,5 +50,5 @@ def sbc(
         HeavierSide(density, scope),
         Means(),
         by_name(codec),
-        AllGather(),
+        exchange_by_name(exchange),
     )

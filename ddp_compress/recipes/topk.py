@@ -3,7 +3,7 @@
 import torch
 
 from ddp_compress.codec import by_name
-from ddp_compress.exchange import AllGather
+from ddp_compress.exchange import exchange_by_name
 from ddp_compress.layout import Scope
 from ddp_compress.memory import Residual
 from ddp_compress.quantize import Values
@@ -17,6 +17,7 @@ def topk(
     scope: Scope = "model",
     codec: str = "elias_fano",
     value_dtype: torch.dtype = torch.float32,
+    exchange: str = "all_gather",
 ) -> Recipe:
     """Send the entries of largest magnitude; what is left is added to the next gradient.
 
@@ -28,6 +29,8 @@ def topk(
             model it keeps most of the gradient, but its one message waits for the last bucket.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
+        exchange: how ranks share: ``"all_gather"``, ``"sharded"`` or ``"union"``; see
+            `exchange.exchange_by_name`.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
@@ -47,5 +50,5 @@ def topk(
         TopK(density, scope),
         Values(value_dtype),
         by_name(codec),
-        AllGather(),
+        exchange_by_name(exchange),
     )

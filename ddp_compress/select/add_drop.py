@@ -71,7 +71,7 @@ class AddDrop:
             return largest
         # From here on, a tensor [U] says something of every position on one of the two lists.
         plan = message.plan
-        positions, lists = ops.tally([largest.entries.indices, _voted(message)])
+        positions, lists = ops.tally([largest.entries.positions, _voted(message)])
         values = message.values_at(positions)
         held, allowed = message.kept_at("vote", positions).bool(), _allowed(message, positions)
         ballot = held & allowed

@@ -273,7 +273,7 @@ def test_attach_refuses_what_does_not_fit(ranks):
         assert "must be a DistributedDataParallel, got Sequential: wrap it first" in model
         assert "options ['density'] belong to a recipe given by name" in options
         assert "unexpected keyword argument 'value_dtype'" in option
-        assert "must be one of dgc, sbc, topk; got 'huffman'" in name
+        assert "must be one of dgc, hgc, majority_vote, sbc, sign, stc, topk; got 'huffman'" in name
 
 
 def another_models_parameters() -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, PeerError, compress_hook, recipes
-from ddp_compress.exchange import comm
+from ddp_compress.message import Message
 from ddp_compress.schedules import Schedule
 from ddp_compress.select import TopK
 from tests.distributed.training import (
@@ -74,7 +74,7 @@ def with_recipes(mine: Row, others: Row) -> str:
         (
             Row(recipes.sbc(0.1, "model")),
             Row(recipes.sbc(0.1, "tensor")),
-            ["scope tensor", "scope model"],
+            ["scope=tensor", "scope=model"],
         ),
         (
             Row(recipes.sbc(0.1, codec="raw")),
@@ -295,7 +295,7 @@ def with_damage(row: Row, damage: Callable[[Tensor], None], message: int) -> str
     """All ranks receive the same damaged bytes in a message of the fourth step."""
     ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
     train(ddp, range(5))
-    real, calls = comm._all_gather_single, []
+    real, calls = dist.all_to_all_single, []
 
     class Damaged:
         def __init__(self, work, everyone):
@@ -305,13 +305,13 @@ def with_damage(row: Row, damage: Callable[[Tensor], None], message: int) -> str
             self.work.wait()
             damage(self.everyone)
 
-    def gather(everyone, frame, **options):
+    def to_all(everyone, *given, **options):
         calls.append(1)
-        work = real(everyone, frame, **options)
+        work = real(everyone, *given, **options)
         return Damaged(work, everyone) if len(calls) == message else work
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comm, "_all_gather_single", gather)
+        patch.setattr(dist, "all_to_all_single", to_all)
         return failed_step(ddp, state, 5)
 
 
@@ -338,16 +338,21 @@ def recovers(row: Row) -> None:
         {n: torch.randn(p.shape, generator=generator) for n, p in small_model().named_parameters()}
         for _ in range(4)
     ]
-    real = TopK.__call__
 
-    def failing(self, *args):
-        if unlucky():
-            raise MemoryError
-        return real(self, *args)
+    def failing_on_one_rank(function):
+        def wrapped(*args):
+            if unlucky():
+                raise MemoryError
+            return function(*args)
+
+        return wrapped
+
+    select = type(row.recipe.select)
 
     for tensors in given:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TopK, "__call__", failing)
+            for place, name in ((select, "__call__"), (Message, "is_finite")):
+                patch.setattr(place, name, failing_on_one_rank(getattr(place, name)))
             with pytest.raises(PeerError):
                 states[0].reduce(tensors)
         means = [state.reduce(tensors) for state in states]

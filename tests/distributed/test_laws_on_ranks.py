@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, ops, recipes, reference
+from ddp_compress.exchange import SharedMask
+from ddp_compress.quantize import Values
 from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.training import (
     MANY_BUCKETS,
@@ -41,6 +43,11 @@ def sent_and_retained(row: Row) -> None:
     state = CompressionState(model, row.recipe, min_numel=row.min_numel)
     names = dict(model.named_parameters())
     zeros = {name: torch.zeros(p.numel()) for name, p in names.items()}
+    # A sum in half precision is rounded; so is one of dense training.
+    quantize = row.recipe.quantize
+    halves = isinstance(quantize, Values) and quantize.dtype != torch.float32
+    summed = isinstance(row.recipe.exchange, SharedMask)
+    tolerance = 2e-3 if halves and summed else 1e-5
     generator = torch.Generator().manual_seed(dist.get_rank())
     for _ in range(6):
         before = state.state_dict()["tensors"]
@@ -52,9 +59,12 @@ def sent_and_retained(row: Row) -> None:
             if row.momentum:
                 accumulated += row.momentum * before["momentum"].get(name, zeros[name])
             sent = accumulated - after["residual"][name]
-            dist.all_reduce(sent)
             sent /= dist.get_world_size()
-            torch.testing.assert_close(mean[name].flatten(), sent, rtol=1e-5, atol=1e-5)
+            if "owner_residual" in after:  # what an owner has kept back of the mean
+                sent -= after["owner_residual"][name]
+                sent += before["owner_residual"].get(name, zeros[name])
+            dist.all_reduce(sent)
+            torch.testing.assert_close(mean[name].flatten(), sent, rtol=tolerance, atol=tolerance)
 
 
 @every_row

@@ -7,33 +7,43 @@ import torch
 import torch.distributed as dist
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.exchange import comm
 from tests.distributed.training import MANY_BUCKETS, backward, small_model, train, wrap
 from tests.table import ROWS, Row, every_row
 
 
 def counted_and_seen(row: Row) -> None:
-    """Wrap the one collective, and compare."""
-    real, frames = comm._all_gather_single, []
+    """Wrap the two collectives, and compare."""
+    to_all, reduce = dist.all_to_all_single, dist.all_reduce
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    sent, received = [], []
 
-    def counting(output, frame, **options):
-        frames.append(len(frame))
-        return real(output, frame, **options)
+    def counting_to_all(output, given, sizes, lengths, **options):
+        assert len(given) == sum(lengths)
+        sent.append(sum(lengths) - lengths[rank])
+        received.append(sum(sizes) - sizes[rank])
+        return to_all(output, given, sizes, lengths, **options)
+
+    def counting_reduce(tensor, **options):
+        sent.append(2 * (world_size - 1) * tensor.nbytes // world_size)
+        received.append(sent[-1])
+        return reduce(tensor, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comm, "_all_gather_single", counting)
+        patch.setattr(dist, "all_to_all_single", counting_to_all)
+        patch.setattr(dist, "all_reduce", counting_reduce)
         ddp, state = wrap(small_model(), row, flush_bytes=300, bucket_cap_mb=MANY_BUCKETS)
         for number in range(5):
             train(ddp, [number])
-    stats, others = state.stats, dist.get_world_size() - 1
+    stats, others = state.stats, world_size - 1
     assert stats.steps == 5
     assert stats.aborted == 0
-    assert stats.collectives == len(frames)
-    assert stats.sent_bytes == stats.received_bytes == others * sum(frames)
+    assert stats.collectives == len(sent)
+    assert stats.sent_bytes == sum(sent)
+    assert stats.received_bytes == sum(received)
     assert stats.elements == 5 * 755
     assert stats.dense_bytes == pytest.approx(2 * others / (others + 1) * 4 * 5 * 755)
     assert stats.ratio == 32 * stats.elements / stats.payload_bits
-    assert 0 < stats.payload_bits <= 8 * sum(frames)
+    assert 0 < stats.position_bits + stats.value_bits < stats.payload_bits
     assert stats.bits_per_nonzero == stats.payload_bits / stats.nonzeros
 
 
