@@ -1,12 +1,13 @@
 """The command line; wrong input is reported once, not once a rank."""
 
 import argparse
+import ast
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ddp_compress as dc
 from traffic import BUILT_IN
@@ -51,6 +52,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
+    add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
     add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")
     add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
@@ -98,6 +100,17 @@ def momentum(text: str) -> float:
     """A number in [0, 1)."""
     number = float(text)
     return number if 0 <= number < 1 else refuse(text, "must lie in [0, 1)")
+
+
+def word(text: str) -> tuple[str, Any]:
+    """One more argument of the recipe, such as ``variant=add_drop`` or ``bits=2``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        refuse(text, "must look like WORD=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
 
 
 def output_file(text: str) -> Path:

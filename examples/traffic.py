@@ -58,9 +58,10 @@ def holds_momentum(recipe: str) -> bool:
 def make_recipe(args: Namespace) -> Any:
     """``dc.recipes.<name>`` with those of our options that it takes; None for built-in hooks."""
     words = set() if args.recipe in BUILT_IN else _words(args.recipe)
-    for name in ("scope", "codec"):
-        if getattr(args, name) and name not in words:
-            raise ValueError(f"recipe {args.recipe} takes no --{name}")
+    given = [name for name in ("scope", "codec") if getattr(args, name)]
+    for name in (*given, *dict(args.set)):
+        if name not in words:
+            raise ValueError(f"recipe {args.recipe} takes no {name}")
     if args.recipe in BUILT_IN:
         return None
     options = {
@@ -68,6 +69,7 @@ def make_recipe(args: Namespace) -> Any:
         "momentum": args.momentum,
         "scope": args.scope,
         "codec": args.codec,
+        **dict(args.set),
     }
     chosen = {name: value for name, value in options.items() if name in words and value is not None}
     return getattr(dc.recipes, args.recipe)(**chosen)
