@@ -18,8 +18,7 @@ class Stats:
         position_bits, value_bits: the parts of it that say where entries are and what they are
             worth, after entropy coding; the rest is headers and agreement.
         sent_bytes: bytes that left this rank in collectives, padding included. An all-gather
-            carries each rank's message to W - 1 others, so it counts W - 1 times. An all-reduce
-            counts as the ring that it is.
+            carries each rank's message to W - 1 others, so it counts W - 1 times.
         received_bytes: bytes that this rank took from collectives.
         dense_bytes: bytes that a ring all-reduce of fp32 would have sent, 2 (W - 1) / W * 4 N.
         collectives: collective calls. The one exchange of settings before the first step is not

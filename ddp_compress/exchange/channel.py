@@ -186,7 +186,7 @@ class Channel:
         limit = 0.99 * torch.finfo(dtype).max  # less than all of it: shares are rounded
         share = torch.full((numel,), torch.nan, dtype=dtype)
         self._fill(share, lambda: build().clamp(-limit, limit) / self.world_size)
-        mean = yield from self._comm.all_reduce(share.clone())
+        mean = yield from self._comm.all_reduce(share)
         if not mean.isfinite().all():
             raise PeerError("a rank failed while values were averaged") from self._failure
         return share * self.world_size, mean

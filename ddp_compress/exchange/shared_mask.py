@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -19,9 +19,6 @@ from ddp_compress.quantize import Values
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Quantize, Recipe, Tensors
-
-
-_Values = tuple[Tensor, list[Tensor], float]  # sent, received, scale
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,10 @@ class Agree(Protocol):
 class SharedMask:
     """Agree on one mask, then average the values at it.
 
-    Plain values are summed by an all-reduce, in their own dtype. Quantized ones are gathered and
-    decoded in rank order, or decoded at home and summed by an all-reduce of fp32, whichever sends
-    fewer bytes: with q bits a value the gather does below W = 64 / q ranks.
+    The bytes of the values are gathered and decoded in rank order, or they are decoded at home and
+    averaged by an all-reduce, whichever sends less. With values of q bits, reduced in b, the gather
+    does up to W = 2 b / q ranks: plain values are reduced from three ranks on, in their own dtype,
+    levels of one bit from 65 on, in fp32.
 
     Args:
         agree: how ranks agree on a mask.
@@ -75,9 +73,8 @@ class SharedMask:
         mask = yield from self.agree.run(message, recipe, channel)
         if mask is None:
             return None
-        channel.stats.nonzeros += len(mask.positions)
-        delivery = yield from _average(mask.positions, message, recipe.quantize, channel)
         exact = yield from reduce_exact(message, channel)
+        delivery = yield from _average(mask.positions, message, recipe.quantize, channel)
         return [replace(delivery, writes={**mask.writes, **delivery.writes}), *exact]
 
 
@@ -85,48 +82,35 @@ def _average(
     mask: Tensor, message: Message, quantize: Quantize, channel: Channel
 ) -> Generator[Work, None, Delivery]:
     """Average the accumulated gradients at the mask."""
-    counts, wide = message.plan.counts(mask), message.memory_dtype
+    counts, k, stats = message.plan.counts(mask), message.plan.k, channel.stats
     name = next(iter(quantize.tensors), None)
     guess = message.kept_at(name, mask) if name else None
-
-    def values() -> Tensor:
-        return message.clamped(message.values_at(mask))
+    stats.nonzeros += len(mask)
 
     def encoded() -> Tensor:
-        body = quantize.encode(values(), counts, guess)
-        channel.stats.value_bits += 8 * len(body)
-        return body
+        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess)
 
     def decoded(body: Tensor) -> Tensor:
-        return quantize.decode(body, counts, guess).to(wide)
+        return quantize.decode(body, counts, guess).to(message.memory_dtype)
 
-    def reduced(build: Callable[[], Tensor], dtype: torch.dtype) -> Generator[Work, None, _Values]:
-        # All K places, whatever the mask's length: a rank that could not read it must still meet
-        # the others in a collective of one size.
-        k = message.plan.k
-        sent, mean = yield from channel.mean(lambda: pad(build(), (0, k - len(mask))), k, dtype)
-        channel.stats.value_bits += 8 * k * dtype.itemsize
-        return sent[: len(mask)].to(wide), [mean[: len(mask)].to(wide)], 1.0
-
-    if isinstance(quantize, Values):
-        sent, received, scale = yield from reduced(values, quantize.dtype)
-    elif _gather_is_cheaper(quantize.size(message.plan), message.plan.k, channel.world_size):
+    summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
+    if channel.world_size * quantize.size(message.plan) <= 2 * k * summed.itemsize:
         bodies = yield from channel.share(encoded)
         assert bodies is not None, "all was finite when the mask was agreed on"
+        stats.value_bits += 8 * len(bodies[channel.rank])
         received, scale = [decoded(body) for body in bodies], 1.0 / channel.world_size
         sent = received[channel.rank]
     else:
-        sent, received, scale = yield from reduced(
-            lambda: decoded(quantize.encode(values(), counts, guess)), torch.float32
+        # All K places, whatever the mask's length: a rank that could not read it must still meet
+        # the others in a collective of one size.
+        sent, mean = yield from channel.mean(
+            lambda: pad(decoded(encoded()), (0, k - len(mask))), k, summed
         )
+        stats.value_bits += 8 * k * summed.itemsize
+        sent, mean = (each[: len(mask)].to(message.memory_dtype) for each in (sent, mean))
+        received, scale = [mean], 1.0
     writes = {}
     if name and guess is not None:
-        mean = torch.stack(received).sum(0) * scale
-        writes[name] = Sparse(mask, quantize.learn(guess, mean))
-    lists = [Sparse(mask, each) for each in received]
+        writes[name] = Sparse(mask, quantize.learn(guess, torch.stack(received).sum(0) * scale))
+    lists = [Sparse(mask, values) for values in received]
     return Delivery([Sparse(mask, sent)], lists, scale, writes=writes)
-
-
-def _gather_is_cheaper(body_bytes: int, count: int, world_size: int) -> bool:
-    """Whether W - 1 bodies are less than a ring all-reduce of as many fp32 values."""
-    return world_size * body_bytes <= 2 * 4 * count
