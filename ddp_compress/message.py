@@ -129,12 +129,15 @@ def _accumulated(chunk: Chunk, momentum: float) -> Tensor:
 
 
 def _is_finite(chunk: Chunk, momentum: float) -> bool:
-    """In one pass over what is summed; only where the sum of their maxima overflows in another."""
+    """Mostly in one pass over the gradient alone: the residual is finite, and what is less than
+    half the spacing of the largest numbers cannot make it overflow.
+    """
     if not len(chunk.grad):
         return True
-    terms = [chunk.grad, *(chunk.kept[n] for n in ("residual", "momentum") if n in chunk.kept)]
-    largest = sum(max(-float(low), float(high)) for low, high in map(torch.aminmax, terms))
-    if largest < torch.finfo(chunk.kept["residual"].dtype).max:
+    limits = torch.finfo(chunk.kept["residual"].dtype)
+    added = [chunk.grad, *(chunk.kept[name] for name in ("momentum",) if name in chunk.kept)]
+    largest = sum(max(-float(low), float(high)) for low, high in map(torch.aminmax, added))
+    if largest < limits.max * limits.eps / 4:
         return True
     return bool(_accumulated(chunk, momentum).isfinite().all())
 
