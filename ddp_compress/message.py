@@ -129,9 +129,9 @@ def _accumulated(chunk: Chunk, momentum: float) -> Tensor:
 
 
 def _is_finite(chunk: Chunk, momentum: float) -> bool:
-    """Mostly in one pass over the gradient alone: the residual is finite, and what is less than
-    half the spacing of the largest numbers cannot make it overflow.
-    """
+    """Mostly in one pass over the gradient alone."""
+    # The residual is finite. What is less than half the spacing of the largest numbers cannot make
+    # it overflow.
     if not len(chunk.grad):
         return True
     limits = torch.finfo(chunk.kept["residual"].dtype)
