@@ -135,6 +135,10 @@ class _Part:
                 mean.split(numels), self._plan.layouts, second.split(numels), strict=True
             )
         ]
+        if self._message.idle is not None:
+            # Perhaps no rank used the parameter: then DDP would throw away what is sent back.
+            for chunk in chunks:
+                chunk.find_idle()
         owned = Message(chunks, self._plan, self._message.step)
         selection = self._recipe.select(owned)
         if not selection.finite:
