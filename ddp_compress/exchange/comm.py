@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -74,8 +75,9 @@ class Comm:
         self.density = density
         if self._alone:
             return
-        every: list[str] = [""] * self.world_size
-        dist.all_gather_object(every, description, group=self.group)
+        answers: list[tuple[str, str]] = [("", "")] * self.world_size
+        dist.all_gather_object(answers, (description, uuid4().hex), group=self.group)
+        every, names = zip(*answers, strict=True)
         for rank, other in enumerate(every):
             if other != every[0]:
                 raise PeerError(
@@ -83,7 +85,7 @@ class Comm:
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
                 )
         if self._private:
-            self.group = _twin(self.group)
+            self.group = _twin(self.group, names[0])
 
     def close(self) -> None:
         """Destroy the private group. The ranks need not do it together."""
@@ -140,13 +142,25 @@ class Comm:
         return tensor
 
 
-def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """A new group of the same ranks, backend and timeout; all of them make it together."""
-    parent = group or dist.group.WORLD
-    assert parent is not None
-    return dist.new_group(
-        dist.get_process_group_ranks(parent),
+def _twin(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
+    """A new group of the same ranks, backend and timeout; all of them make it together.
+
+    `dist.new_group` names a group after how many this process has. That differs between ranks which
+    are in different groups, and comes again when groups go, with a rendezvous that is stale then.
+    """
+    c10d = dist.distributed_c10d
+    world = c10d._get_default_group()
+    parent = group or world
+    ranks = dist.get_process_group_ranks(parent)
+    _, store = c10d._world.pg_map[world]
+    twin, _ = c10d._new_process_group_helper(
+        len(ranks),
+        dist.get_rank(parent),
+        ranks,
+        dist.Backend(dist.get_backend(parent)),
+        store,
+        f"ddp_compress/{name}",  # type: ignore[arg-type]
         timeout=parent._get_backend(torch.device("cpu")).options._timeout,
-        backend=dist.get_backend(parent),
-        use_local_synchronization=True,
     )
+    c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
+    return twin
