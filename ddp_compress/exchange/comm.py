@@ -37,6 +37,8 @@ class Comm:
     Attributes:
         density: the latest that all ranks are known to share. What must come out alike on every
             rank before the ranks have met, such as where a message ends, depends on it alone.
+        step: the latest that all ranks are known to share.
+        turn: the rank whose turn it is in this step, as far as the ranks know without having met.
         capacities: bytes of the next frame, by its place in a step; alike on every rank.
         known: what the last step taught of each of its messages, by number: setting and findings.
     """
@@ -48,6 +50,7 @@ class Comm:
         self.rank = 0 if alone else dist.get_rank(group)
         self.world_size = 1 if alone else dist.get_world_size(group)
         self.density = 1.0
+        self.step = self.turn = 0
         self.capacities: dict[object, int] = {}
         self.known: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, int] = {}
@@ -63,8 +66,9 @@ class Comm:
         return self._alone and dist.is_initialized()
 
     def begin_step(self) -> None:
-        """Let go of the last step's tensors."""
+        """Let go of the last step's tensors; it is the next rank's turn."""
         self._alive = []
+        self.turn = (self.step + 1) % self.world_size
 
     def agree(self, description: str, density: float) -> None:
         """Compare a description of the setting, density included, before the first step.
