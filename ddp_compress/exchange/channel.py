@@ -208,7 +208,8 @@ class Channel:
             PeerError: always, on every rank, from ``error``.
         """
         self._failure = error
-        rotates = (self._number, self._phase + 1, True) in self._comm.capacities  # as for the others
+        # What it would have been, its peers' frames are of the size that they were the last time.
+        rotates = (self._number, self._phase + 1, True) in self._comm.capacities
         yield from self.share(lambda: None, rotates)
 
     def _attempt(self, build: Callable[[], Tensor | None]) -> tuple[int, Tensor]:

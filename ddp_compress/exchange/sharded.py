@@ -77,6 +77,7 @@ class Sharded:
         replies = yield from channel.share(lambda: answer(arrived))
         if replies is None:
             return None
+        exact = yield from reduce_exact(message, channel)
         decode = entries.decode if self.reply == "reselect" else entries.decode_counted
         of_reply = recipe if self.reply == "reselect" else _in_full(recipe)
         received = part.cut.join(
@@ -85,7 +86,6 @@ class Sharded:
                 for body, plan in zip(replies, part.cut.plans, strict=True)
             ]
         )
-        exact = yield from reduce_exact(message, channel)
         return [Delivery(part.sent, received, 1.0, writes=part.writes), *exact]
 
 

@@ -76,8 +76,8 @@ class SharedMask:
         if mask is None:
             return None
         channel.stats.nonzeros += len(mask.positions)
-        delivery = yield from _average(mask.positions, message, recipe.quantize, channel)
         exact = yield from reduce_exact(message, channel)
+        delivery = yield from _average(mask.positions, message, recipe.quantize, channel)
         return [replace(delivery, writes={**mask.writes, **delivery.writes}), *exact]
 
 
