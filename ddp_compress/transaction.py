@@ -59,6 +59,7 @@ class Transaction:
         self._sent: list[_Sent] = []
         self._failure: Exception | None = None
         self._density = self._momentum = 0.0
+        self._shared_density = comm.density  # here, because the worker changes it at its own time
         self.elements = 0
         comm.begin_step()
         try:
@@ -105,12 +106,17 @@ class Transaction:
         if self._failure and not self._sent:
             self._send([])
         waiting = [sent.running for sent in self._sent]
+        failure: Exception | None = None
         while waiting:  # in turns, so that the messages' round trips overlap
             for running in waiting:
-                running.advance()
+                try:
+                    running.advance()
+                except Exception as error:  # perhaps on this rank alone: go on with the others
+                    running.done, failure = True, failure or error
             waiting = [running for running in waiting if not running.done]
-        if self._failure:
-            raise self._failure
+        failure = failure or self._failure
+        if failure:
+            raise failure
         finite = all(sent.running.outcome is not None for sent in self._sent)
         for sent in self._sent:
             self._settle(sent.chunks, sent.running.outcome if finite else None)
@@ -129,7 +135,7 @@ class Transaction:
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
         recipe = self._settings.recipe
-        alone = self._plan([chunk], self._comm.density)
+        alone = self._plan([chunk], self._shared_density)
         exact = len(alone.exact) * chunk.grad.dtype.itemsize
         return recipe.codec.size(alone) + recipe.quantize.size(alone) + exact
 
@@ -154,14 +160,14 @@ class Transaction:
         except Exception as error:
             channel = Channel(self._comm, number, 0.0, None, self._step)
             exchange = channel.report(error)
-        self._sent.append(_Sent(chunks, channel, self._launch(exchange)))
+        self._sent.append(_Sent(chunks, channel, self._launch(exchange, channel)))
 
-    def _launch(self, exchange: Exchanging) -> _Running:
+    def _launch(self, exchange: Exchanging, channel: Channel) -> _Running:
         if self._worker is None:
             return _InTurns(exchange)
         before = self._sent[-1].running if self._sent else None
         after = before.future if isinstance(before, _InOrder) else None
-        return _InOrder(self._worker.submit(exchange, after))
+        return _InOrder(self._worker.submit(exchange, channel, after))
 
     def _settle(self, chunks: Sequence[Chunk], deliveries: list[Delivery] | None) -> None:
         start = 0
@@ -216,7 +222,7 @@ class _Running(Protocol):
         """Go on to the next collective, or to the end and its outcome."""
 
     def abandon(self) -> None:
-        """Begin nothing that has not begun."""
+        """Leave nothing half done that other ranks may wait for."""
 
 
 class _InTurns:
@@ -238,7 +244,7 @@ class _InTurns:
             self.done, self.outcome = True, end.value
 
     def abandon(self) -> None:
-        """Its collective is under way; nothing else would begin."""
+        """Its collective is under way; no rank goes on to another."""
 
 
 class _InOrder:
@@ -255,8 +261,8 @@ class _InOrder:
         self.done = True
 
     def abandon(self) -> None:
-        """Take it from the queue, if its turn has not come."""
-        self.future.cancel()
+        """Wait for its end, whatever that is: on another rank it may be further."""
+        self.future.exception()
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,14 @@ class Channel:
             return torch.empty(0, dtype=torch.int32)
 
     def share(
-        self, build: Callable[[], Tensor | None], speaker: int | None = None
+        self, build: Callable[[], Tensor | None], rotates: bool = False
     ) -> Generator[Work, None, list[Tensor] | None]:
         """Send one body to all ranks.
 
         Args:
             build: gives the body [B], uint8; B may differ between ranks. None where a gradient is
                 not finite.
-            speaker: the rank whose body is of another size than the others', where there is one.
+            rotates: whether one rank's body is of another size than the others', in turn.
 
         Returns:
             The bodies of the W ranks, in rank order; None where a rank had none.
@@ -116,11 +116,11 @@ class Channel:
         mine = seal(Header(self._density, fingerprint, self._step, flags, length), body)
         self.stats.payload_bits += 8 * len(mine)
         try:
-            opened = yield from self._meet(mine, speaker)
+            opened = yield from self._meet(mine, rotates)
         except PeerError as error:
             raise error from self._failure
         _check_alike([header for header, _ in opened])
-        self._comm.density = self._density
+        self._comm.density, self._comm.step = self._density, self._step
         if any(header.flags & NONFINITE for header, _ in opened):
             return None
         return [body for _, body in opened]
@@ -208,7 +208,9 @@ class Channel:
             PeerError: always, on every rank, from ``error``.
         """
         self._failure = error
-        yield from self.share(lambda: None)
+        # What it would have been, its peers' frames are of the size that they were the last time.
+        rotates = (self._number, self._phase + 1, True) in self._comm.capacities
+        yield from self.share(lambda: None, rotates)
 
     def _attempt(self, build: Callable[[], Tensor | None]) -> tuple[int, Tensor]:
         """Flags and body of the next frame."""
@@ -222,11 +224,13 @@ class Channel:
         return (NONFINITE, nothing) if body is None else (0, body)
 
     def _meet(
-        self, mine: Tensor, speaker: int | None
+        self, mine: Tensor, rotates: bool
     ) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
         """Exchange frames, in a second and larger collective where one does not fit."""
         comm = self._comm
-        slots = [(self._number, self._phase, r == speaker) for r in range(self.world_size)]
+        # Not step % W: whoever is in another step must still meet the others.
+        turns = [rotates and rank == comm.turn for rank in range(self.world_size)]
+        slots = [(self._number, self._phase, turn) for turn in turns]
         room = [comm.capacities.get(slot, HEADER_BYTES) for slot in slots]
         here = room[self.rank]
         frame = padded(mine, here) if len(mine) <= here else announce(mine, here)

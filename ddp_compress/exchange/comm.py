@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,8 @@ class Comm:
     Attributes:
         density: the latest that all ranks are known to share. What must come out alike on every
             rank before the ranks have met, such as where a message ends, depends on it alone.
+        step: the latest that all ranks are known to share.
+        turn: the rank whose turn it is in this step, as far as the ranks know without having met.
         capacities: bytes of the next frame, by its place in a step; alike on every rank.
         known: what the last step taught of each of its messages, by number: setting and findings.
     """
@@ -47,6 +50,7 @@ class Comm:
         self.rank = 0 if alone else dist.get_rank(group)
         self.world_size = 1 if alone else dist.get_world_size(group)
         self.density = 1.0
+        self.step = self.turn = 0
         self.capacities: dict[object, int] = {}
         self.known: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, int] = {}
@@ -62,8 +66,9 @@ class Comm:
         return self._alone and dist.is_initialized()
 
     def begin_step(self) -> None:
-        """Let go of the last step's tensors."""
+        """Let go of the last step's tensors; it is the next rank's turn."""
         self._alive = []
+        self.turn = (self.step + 1) % self.world_size
 
     def agree(self, description: str, density: float) -> None:
         """Compare a description of the setting, density included, before the first step.
@@ -74,8 +79,9 @@ class Comm:
         self.density = density
         if self._alone:
             return
-        every: list[str] = [""] * self.world_size
-        dist.all_gather_object(every, description, group=self.group)
+        answers: list[tuple[str, str]] = [("", "")] * self.world_size
+        dist.all_gather_object(answers, (description, uuid4().hex), group=self.group)
+        every, names = zip(*answers, strict=True)
         for rank, other in enumerate(every):
             if other != every[0]:
                 raise PeerError(
@@ -83,7 +89,7 @@ class Comm:
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
                 )
         if self._private:
-            self.group = _twin(self.group)
+            self.group = _twin(self.group, names[0])
 
     def close(self) -> None:
         """Destroy the private group. The ranks need not do it together."""
@@ -144,13 +150,25 @@ class Comm:
         return torch.cat(sums).view(tensor.dtype)
 
 
-def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """A new group of the same ranks, backend and timeout; all of them make it together."""
-    parent = group or dist.group.WORLD
-    assert parent is not None
-    return dist.new_group(
-        dist.get_process_group_ranks(parent),
+def _twin(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
+    """A new group of the same ranks, backend and timeout; all of them make it together.
+
+    `dist.new_group` names a group after how many this process has. That differs between ranks which
+    are in different groups, and comes again when groups go, with a rendezvous that is stale then.
+    """
+    c10d = dist.distributed_c10d
+    world = c10d._get_default_group()
+    parent = group or world
+    ranks = dist.get_process_group_ranks(parent)
+    _, store = c10d._world.pg_map[world]
+    twin, _ = c10d._new_process_group_helper(
+        len(ranks),
+        dist.get_rank(parent),
+        ranks,
+        dist.Backend(dist.get_backend(parent)),
+        store,
+        f"ddp_compress/{name}",  # type: ignore[arg-type]
         timeout=parent._get_backend(torch.device("cpu")).options._timeout,
-        backend=dist.get_backend(parent),
-        use_local_synchronization=True,
     )
+    c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
+    return twin

@@ -49,7 +49,7 @@ class RotatingOwner:
             channel.stats.position_bits += 8 * len(body)
             return body
 
-        bodies = yield from channel.share(build, speaker=owner)
+        bodies = yield from channel.share(build, rotates=True)
         if bodies is None:
             return None
 

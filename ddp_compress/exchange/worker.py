@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ddp_compress.exchange.comm import Work
+from ddp_compress.exchange.channel import Channel
+from ddp_compress.exchange.comm import PeerError, Work
 from ddp_compress.message import Delivery
 
 Exchanging = Generator[Work, None, "list[Delivery] | None"]
@@ -24,21 +25,28 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ddp_compress")
 
     def submit(
-        self, exchange: Exchanging, after: Future[list[Delivery] | None] | None
+        self, exchange: Exchanging, channel: Channel, after: Future[list[Delivery] | None] | None
     ) -> Future[list[Delivery] | None]:
-        """Run an exchange; if the one before it in its step failed, fail alike without a word."""
-        return self._thread.submit(_drive, exchange, after)
+        """Run an exchange on a channel.
+
+        If the one before it in its step failed on every rank, fail alike without a word; if it
+        failed on this rank alone, as far as it knows, tell the others instead.
+        """
+        return self._thread.submit(_drive, exchange, channel, after)
 
     def close(self) -> None:
-        """End the thread after what it has begun."""
-        self._thread.shutdown(cancel_futures=True)
+        """End the thread after all that was given to it: other ranks take part in the same."""
+        self._thread.shutdown()
 
 
 def _drive(
-    exchange: Exchanging, after: Future[list[Delivery] | None] | None
+    exchange: Exchanging, channel: Channel, after: Future[list[Delivery] | None] | None
 ) -> list[Delivery] | None:
-    if after is not None:
-        after.result()
+    error = after and after.exception()
+    if isinstance(error, PeerError):
+        raise error
+    if isinstance(error, Exception):
+        exchange = channel.report(error)
     while True:
         try:
             next(exchange)
