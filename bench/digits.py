@@ -26,7 +26,7 @@ import ddp_compress as dc
 from ranks import on_ranks
 
 Gradients = Mapping[str, Tensor]  # by parameter
-Watch = Callable[[int, Sequence[dc.CompressionState], Sequence[Gradients]], Any]
+Watch = Callable[[Sequence[dc.CompressionState], Gradients, Sequence[Gradients]], Any]
 LAST = 20  # steps whose mean loss is the loss at the end
 
 
@@ -120,8 +120,9 @@ def train(training: Training, recipes: Sequence[dc.Recipe], watch: Watch) -> Out
     Args:
         training: see there.
         recipes: the first carries the gradients, the others are given the same.
-        watch: called with the step, the states and the gradients that came of them, after every
-            step that the others take part in, on every rank. What it returns is collected.
+        watch: called with the states, this rank's gradients, and what every state made of all
+            ranks' gradients, after every step that the others take part in. What it returns is
+            collected.
     """
     ranks = on_ranks(training.ranks, train_here, training, recipes, watch)
     losses = torch.stack([losses for losses, _, _ in ranks]).mean(0)
@@ -141,9 +142,8 @@ def train_here(
     gradients: dict[str, Tensor] = {}
 
     def hook(state: dc.CompressionState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        if len(states) > 1:
-            for p, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-                gradients[names[id(p)]] = gradient.clone()
+        for p, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            gradients[names[id(p)]] = gradient.clone()
         return dc.compress_hook(state, bucket)
 
     model.register_comm_hook(states[0], hook)
@@ -167,7 +167,7 @@ def train_here(
             continue
         came: list[Gradients] = [{name: given(p) for name, p in parameters.items()}]
         came += [state.reduce({name: gradients[name] for name in SIZES}) for state in states[1:]]
-        watched.append(watch(step, states, came))
+        watched.append(watch(states, gradients, came))
     accuracy = share_right(model.module, images[held_out], labels[held_out])
     return losses, accuracy, watched
 

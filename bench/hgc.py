@@ -69,7 +69,7 @@ class Sizes:
 
 
 def watch(
-    step: int, states: Sequence[dc.CompressionState], came: Sequence[Gradients]
+    states: Sequence[dc.CompressionState], own: Gradients, came: Sequence[Gradients]
 ) -> list[tuple[dict[str, float], list[int]]]:
     """Each state's counts, and the entries of each parameter."""
     rows = []

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -27,19 +28,17 @@ def on_ranks(count: int, work: Callable[..., T], *arguments: Any) -> list[T]:
         What each rank gave, in rank order.
     """
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    tqdm.monitor_interval = 0  # no thread: a lock that it holds would stay held in the processes
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
-        everything = (count, store.port, folder, work, arguments)
+        everything = (count, folder, work, arguments)
         start_processes(as_rank, everything, count, start_method="fork")
         return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(count)]
 
 
-def as_rank(
-    rank: int, count: int, port: int, folder: Path, work: Callable[..., Any], arguments: Any
-) -> None:
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+def as_rank(rank: int, count: int, folder: Path, work: Callable[..., Any], arguments: Any) -> None:
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
     (folder / str(rank)).write_bytes(pickle.dumps(work(*arguments)))
     dist.barrier()
     dist.destroy_process_group()
