@@ -1,6 +1,7 @@
 """What a gradient exchange costs over slow links: dense, fp16 and every recipe, in one run.
 
     sudo python bench/links.py --rate 1gbit 100mbit --density 0.001 --json links.json
+    sudo python bench/links.py --recipes majority_vote,density=0.01,value_bits=4 sbc,codec=golomb
 
 Each rank runs on a host of its own (see `netlab.py`) behind a link of the given rate. Every method
 sends the gradients of one model with ResNet-18's parameter shapes (11.2 M parameters, 44.7 MB). The
@@ -19,7 +20,9 @@ is g. Methods take turns, step by step, and each figure is a median over the ste
 """
 
 import argparse
+import ast
 import ctypes
+import inspect
 import json
 import os
 import re
@@ -46,7 +49,17 @@ from tqdm import tqdm
 
 from netlab import INTERFACE, Lab, LabError, burst_bytes, exit_on_signals, lab
 
-RECIPES = ("fp16", "topk", "dgc", "sbc:elias_fano", "sbc:golomb")
+RECIPES = (
+    "fp16",
+    "topk",
+    "dgc",
+    "sbc",
+    "sbc,codec=golomb",
+    "majority_vote",
+    "hgc",
+    "stc",
+    "sign",
+)
 GRADIENT_SETS = 3
 WARM_UP_STEPS = 3  # DDP rebuilds its buckets after the first step
 BYTE_COLUMNS = ("payload", "sent", "received", "interface_sent", "interface_received")
@@ -58,26 +71,23 @@ class Method:
     """One way of exchanging gradients: "dense", "fp16", "no exchange" or a recipe's name."""
 
     name: str
-    density: float | None = None
-    codec: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()  # what a recipe is called with
 
     @property
     def label(self) -> str:
-        codec = f" {self.codec}" if self.codec else ""
-        return f"{self.name}{codec}" + (f" {self.density:g}" if self.density else "")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the recipe is called with."""
-        return {"density": self.density} | ({"codec": self.codec} if self.codec else {})
+        """The name, the options and the density."""
+        words = dict(self.options)
+        density = words.pop("density", "")
+        return " ".join([self.name, *(f"{n}={v}" for n, v in words.items()), str(density)]).strip()
 
     @property
     def is_recipe(self) -> bool:
-        return self.density is not None
+        return self.name not in (DENSE.name, NO_EXCHANGE.name, FP16.name)
 
 
 DENSE = Method("dense")
 NO_EXCHANGE = Method("no exchange")
+FP16 = Method("fp16")
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,11 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> "Job":
         told = json.loads(text)
-        return cls(**told | {"methods": [Method(**each) for each in told["methods"]]})
+        methods = [
+            Method(each["name"], tuple((n, v) for n, v in each["options"]))
+            for each in told["methods"]
+        ]
+        return cls(**told | {"methods": methods})
 
 
 # ------------------------------------------------------------------------------------ the model
@@ -187,14 +201,14 @@ class Runner:
 
     def _register(self) -> Any:
         """Register the method's hook; statistics of its own if it keeps any."""
-        if self.method.name == "fp16":
+        if self.method == FP16:
             self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        elif self.method.name == NO_EXCHANGE.name:
+        elif self.method == NO_EXCHANGE:
             self.model.register_comm_hook(None, hand_back)
         elif self.method.is_recipe:
             import ddp_compress as dc
 
-            return dc.attach(self.model, self.method.name, **self.method.arguments).stats
+            return dc.attach(self.model, self.method.name, **dict(self.method.options)).stats
         return None
 
     def step(self, gradients: Sequence[Tensor]) -> float:
@@ -231,9 +245,9 @@ class Runner:
         if stats is not None:
             bits, sent, received = stats.payload_bits, stats.sent_bytes, stats.received_bytes
             return bits / 8, sent, received, stats.collectives
-        if self.method.name == NO_EXCHANGE.name:
+        if self.method == NO_EXCHANGE:
             return 0, 0, 0, 0
-        payload = self.steps * DENSE_BYTES / (2 if self.method.name == "fp16" else 1)
+        payload = self.steps * DENSE_BYTES / (2 if self.method == FP16 else 1)
         ring = payload * 2 * (dist.get_world_size() - 1) / dist.get_world_size()
         return payload, ring, ring, self.steps * self._buckets()
 
@@ -507,10 +521,17 @@ def argument_parser() -> argparse.ArgumentParser:
         "--recipes",
         nargs="*",
         default=list(RECIPES),
-        metavar="NAME[:CODEC]",
-        help=f"beside dense; default: {' '.join(RECIPES)}",
+        metavar="NAME[,WORD=VALUE...]",
+        help="beside dense, with words of the recipe, such as majority_vote,density=0.01; "
+        f"default: {' '.join(RECIPES)}",
     )
-    add("--density", nargs="+", type=density, default=[0.001], help="of every recipe")
+    add(
+        "--density",
+        nargs="+",
+        type=density,
+        default=[0.001],
+        help="of every recipe that has one and is not given its own",
+    )
     add("--steps", type=at_least(1), default=10, help="measured for each method")
     add("--ranks", type=at_least(2), default=4)
     add("--limit", type=at_least(1), default=900, help="seconds that the ranks may take, per rate")
@@ -518,32 +539,48 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def methods(names: Sequence[str], densities: Sequence[float]) -> Iterator[Method]:
+def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method]:
     """The baselines, then every recipe at every density.
 
     Raises:
-        ValueError: for a recipe or codec that the package does not have.
+        ValueError: for a recipe or a word that the package does not have.
     """
     yield DENSE
     yield NO_EXCHANGE
-    for name, _, codec in (text.partition(":") for text in names):
-        if name == "fp16" and not codec:
-            yield Method(name)
+    for text in texts:
+        if text == FP16.name:
+            yield FP16
             continue
-        for each in densities:
-            method = Method(name, each, codec or None)
-            check_recipe(method)
-            yield method
+        name, *words = text.split(",")
+        build, options = recipe(name), dict(map(word, words))
+        free = "density" in inspect.signature(build).parameters and "density" not in options
+        for each in [{"density": d} for d in densities] if free else [{}]:
+            called = options | each
+            try:
+                build(**called)  # so that what is wrong with it shows before the ranks start
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"--recipes: {text}: {error}") from None
+            yield Method(name, tuple(called.items()))
 
 
-def check_recipe(method: Method) -> None:
-    """Build the recipe once, so that what is wrong with it shows before the ranks start."""
+def recipe(name: str) -> Callable[..., object]:
     import ddp_compress as dc
 
-    build = getattr(dc.recipes, method.name, None)
-    if not callable(build):
-        raise ValueError(f"--recipes: ddp_compress.recipes has no {method.name!r}")
-    build(**method.arguments)
+    if name not in dc.recipes.__all__:
+        expected = ", ".join(["fp16", *dc.recipes.__all__])
+        raise ValueError(f"--recipes: expected {expected}; got {name!r}")
+    return getattr(dc.recipes, name)
+
+
+def word(text: str) -> tuple[str, Any]:
+    """One option of a recipe, such as ``variant=add_drop`` or ``bits=2``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--recipes: expected WORD=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
 
 
 def main() -> int:

@@ -1,0 +1,190 @@
+"""Real gradients for the benches: ResNet-18 learns handwritten digits on several ranks.
+
+The network is ResNet-18 as for CIFAR (3×3 stem, 11,173,962 parameters, batch normalization), the
+images are scikit-learn's 1797 digits, doubled to 16 × 16. (At 8 × 8 the last stage would see single
+pixels, eight ninths of its weights would have no gradient, and messages would look too small.)
+
+Training is DDP's: one recipe's hook carries the gradients. From some step on, further recipes start
+with a copy of its residuals and are given the very same gradients, but training does not take what
+they give.
+"""
+
+# DDP inspects a hook's annotations: they must be objects, not strings.
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import ddp_compress as dc
+from ranks import on_ranks
+
+Gradients = Mapping[str, Tensor]  # by parameter
+Watch = Callable[[Sequence[dc.CompressionState], Gradients, Sequence[Gradients]], Any]
+LAST = 20  # steps whose mean loss is the loss at the end
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train."""
+
+    ranks: int = 4
+    steps: int = 300
+    batch: int = 8  # of a rank
+    lr: float = 0.1
+    pixels: int = 16  # a side
+    seed: int = 0
+    others_from: int = 0  # the step from which further recipes are given the gradients
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training gave: mean losses over ranks, accuracy on digits never seen, and all that
+    was watched, [ranks][steps]."""
+
+    losses: list[float]
+    accuracy: float
+    watched: list[list[Any]] = field(repr=False)
+
+    @property
+    def loss(self) -> float:
+        """The mean over the last steps."""
+        last = self.losses[-LAST:]
+        return sum(last) / len(last)
+
+
+# ------------------------------------------------------------------------------------ the network
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a way past them."""
+
+    def __init__(self, into: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = normed(into, width, 3, stride)
+        self.second = normed(width, width, 3, 1)
+        same = into == width and stride == 1
+        self.past = nn.Identity() if same else normed(into, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(F.relu(self.first(x))) + self.past(x))
+
+
+def normed(into: int, width: int, size: int, stride: int) -> nn.Sequential:
+    """A convolution and its batch normalization."""
+    conv = nn.Conv2d(into, width, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))
+
+
+def resnet18(classes: int = 10) -> nn.Sequential:
+    """ResNet-18 for small images."""
+    blocks: list[nn.Module] = []
+    into = 64
+    for width in (64, 128, 256, 512):
+        blocks += [Block(into, width, 1 + (into != width)), Block(width, width, 1)]
+        into = width
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
+    return nn.Sequential(normed(3, 64, 3, 1), nn.ReLU(), *blocks, *pool)
+
+
+with torch.device("meta"):
+    SIZES = {name: p.numel() for name, p in resnet18().named_parameters()}
+PARAMETERS = sum(SIZES.values())
+
+
+# --------------------------------------------------------------------------------------- the data
+
+
+def digits(pixels: int) -> tuple[Tensor, Tensor]:
+    """All images [1797, 3, pixels, pixels], of mean 0 and variance 1, and their classes."""
+    from sklearn.datasets import load_digits
+
+    flat, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(flat).float().view(-1, 1, 8, 8)
+    images = F.interpolate((images - images.mean()) / images.std(), (pixels, pixels))
+    return images.expand(-1, 3, -1, -1), torch.from_numpy(labels)
+
+
+# ------------------------------------------------------------------------------------ the training
+
+
+def train(training: Training, recipes: Sequence[dc.Recipe], watch: Watch) -> Outcome:
+    """Train on as many processes as there are ranks.
+
+    Args:
+        training: see there.
+        recipes: the first carries the gradients, the others are given the same.
+        watch: called with the states, this rank's gradients, and what every state made of all
+            ranks' gradients, after every step that the others take part in. What it returns is
+            collected.
+    """
+    ranks = on_ranks(training.ranks, train_here, training, recipes, watch)
+    losses = torch.stack([losses for losses, _, _ in ranks]).mean(0)
+    return Outcome(losses.tolist(), ranks[0][1], [watched for _, _, watched in ranks])
+
+
+def train_here(
+    training: Training, recipes: Sequence[dc.Recipe], watch: Watch
+) -> tuple[Tensor, float, list[Any]]:
+    """Train as one rank: its losses, the accuracy, and what was watched."""
+    rank = dist.get_rank()
+    torch.manual_seed(training.seed)
+    model = DistributedDataParallel(resnet18())
+    states = [dc.CompressionState(model, recipe) for recipe in recipes]
+    parameters = dict(model.module.named_parameters())
+    names = {id(p): name for name, p in parameters.items()}
+    gradients: dict[str, Tensor] = {}
+
+    def hook(state: dc.CompressionState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        for p, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            gradients[names[id(p)]] = gradient.clone()
+        return dc.compress_hook(state, bucket)
+
+    model.register_comm_hook(states[0], hook)
+    optimizer = torch.optim.SGD(model.parameters(), training.lr)
+    images, labels = digits(training.pixels)
+    held_out = torch.arange(len(labels)) % 5 == 4
+    mine = (~held_out).nonzero().flatten()[rank :: training.ranks]
+    order = torch.Generator().manual_seed(training.seed * 1000 + rank)
+    losses, watched = torch.zeros(training.steps), []
+    for step in tqdm(range(training.steps), unit="step", disable=rank > 0):
+        some = mine[torch.randperm(len(mine), generator=order)[: training.batch]]
+        loss = F.cross_entropy(model(images[some]), labels[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.detach()
+        if step + 1 == training.others_from:
+            for state in states[1:]:
+                state.load_state_dict(copied(states[0], state))
+        if step < training.others_from:
+            continue
+        came: list[Gradients] = [{name: given(p) for name, p in parameters.items()}]
+        came += [state.reduce({name: gradients[name] for name in SIZES}) for state in states[1:]]
+        watched.append(watch(states, gradients, came))
+    accuracy = share_right(model.module, images[held_out], labels[held_out])
+    return losses, accuracy, watched
+
+
+def copied(state: dc.CompressionState, other: dc.CompressionState) -> dict[str, Any]:
+    """A state's checkpoint as one of another recipe, which may keep fewer tensors, or more."""
+    saved = state.state_dict()
+    kept = {slot: saved["tensors"].get(slot, {}) for slot in other.recipe.tensors}
+    return saved | {"recipe": other.recipe.name, "tensors": kept}
+
+
+def given(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+@torch.no_grad()
+def share_right(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    network.eval()
+    return (network(images).argmax(1) == labels).float().mean().item()

@@ -1,0 +1,44 @@
+"""Run a function on several ranks of one machine."""
+
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def on_ranks(count: int, work: Callable[..., T], *arguments: Any) -> list[T]:
+    """Call a function in as many processes, of one thread each, that share a Gloo group.
+
+    Processes are forked: arguments may be anything, and nothing is imported again.
+
+    Args:
+        count: how many ranks.
+        work: what every rank calls; results must be picklable.
+        arguments: of the call, the same for all.
+
+    Returns:
+        What each rank gave, in rank order.
+    """
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # no thread: a lock that it holds would stay held in the processes
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+        folder = Path(name)
+        everything = (count, folder, work, arguments)
+        start_processes(as_rank, everything, count, start_method="fork")
+        return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(count)]
+
+
+def as_rank(rank: int, count: int, folder: Path, work: Callable[..., Any], arguments: Any) -> None:
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
+    (folder / str(rank)).write_bytes(pickle.dumps(work(*arguments)))
+    dist.barrier()
+    dist.destroy_process_group()
