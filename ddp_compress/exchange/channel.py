@@ -187,8 +187,9 @@ class Channel:
         share = torch.full((numel,), torch.nan, dtype=dtype)
         self._fill(share, lambda: build().clamp(-limit, limit) / self.world_size)
         mean = yield from self._comm.all_reduce(share)
-        if not mean.isfinite().all():
-            raise PeerError("a rank failed while values were averaged") from self._failure
+        if not mean.isfinite().all():  # alike on every rank: whoever failed says why
+            yield from self.share(lambda: None)
+            raise PeerError("a rank failed while values were averaged")
         return share * self.world_size, mean
 
     def _fill(self, value: Tensor, build: Callable[[], Tensor]) -> None:
