@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -349,7 +349,7 @@ def collectives_of_steps(row: Row) -> list[int]:
     ("recipe", "phases"),
     [
         (recipes.majority_vote(0.1, ballot_box="gather"), 2),
-        (recipes.majority_vote(0.1, ballot_box="sharded"), 5),
+        (recipes.majority_vote(0.1, ballot_box="sharded"), 6),
         (recipes.hgc(0.1), 2),
         (recipes.stc(0.1), 3),
         (recipes.topk(0.1, exchange="union"), 3),
@@ -437,7 +437,7 @@ def test_whatever_raises_on_one_rank_raises_on_all(ranks, row):
 
 def bad_density(row: str, flush_bytes: int) -> str:
     """Known before the first phase, in which another rank may be due to speak."""
-    make = {"hgc": recipes.hgc, "vote": recipes.majority_vote, "stc": recipes.stc}[row]
+    make: Callable[..., Recipe] = {"hgc": recipes.hgc, "vote": recipes.majority_vote, "stc": recipes.stc}[row]
     recipe = make(lambda step: 2.0 if step == 5 and dist.get_rank() == 1 else 0.1)
     state = CompressionState(small_model(), recipe, flush_bytes=flush_bytes)
     for number in range(5):
