@@ -52,9 +52,9 @@ ROWS = {
     "vote-add-drop-sharded": Row(
         majority_vote(0.05, "add_drop", 0.2, 4, "tensor", ballot_box="sharded"), min_numel=20
     ),
-    "hgc": Row(hgc(0.1)),
+    "hgc": Row(hgc(0.1, predictor=0.9)),
     "hgc-2-bits": Row(hgc(0.05, bits=2, scope="tensor", momentum=0.9), min_numel=20),
-    "hgc-warmup": Row(hgc(exponential_warmup(0.02, steps=5), bits=3, predictor=None)),
+    "hgc-warmup": Row(hgc(exponential_warmup(0.02, steps=5), bits=3)),
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

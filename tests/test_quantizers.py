@@ -20,7 +20,7 @@ QUANTIZERS = [
     Signs(8),
     Signs(64),
     *(Fractional(bits) for bits in (2, 4, 6)),
-    *(Levels(bits) for bits in (1, 2, 4)),
+    *(Levels(bits, 0.9) for bits in (1, 2, 4)),
     Levels(2, predictor=None),
 ]
 LARGEST = torch.finfo(torch.float32).max
@@ -132,7 +132,9 @@ def test_a_byte_more_or_less_is_refused(quantizer):
             quantizer.decode(wrong, counts)
 
 
-@pytest.mark.parametrize("quantizer", [Means(), Signs(), Fractional(), Levels()], ids=repr)
+@pytest.mark.parametrize(
+    "quantizer", [Means(), Signs(), Fractional(), Levels(predictor=0.9)], ids=repr
+)
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_a_mean_that_is_not_finite_is_refused(quantizer, bad):
     values, counts = random_values(40), torch.tensor([40])
@@ -246,14 +248,14 @@ def test_a_guess_changes_the_bytes_alone(bits, dtype):
     values, counts = random_values(3000, dtype), torch.tensor([1800, 0, 1200])
     expected = roundtrip(Levels(bits, None), values, counts)
     for guess in (None, torch.zeros_like(values), values, random_guess(values)):
-        assert torch.equal(roundtrip(Levels(bits), values, counts, guess), expected)
+        assert torch.equal(roundtrip(Levels(bits, 0.9), values, counts, guess), expected)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_a_better_guess_costs_less(bits):
     values, counts = random_values(10_000), torch.tensor([10_000])
     guesses = (torch.zeros_like(values), random_guess(values), random_guess(values, 0.0), values)
-    sizes = [len(Levels(bits).encode(values, counts, guess)) for guess in guesses]
+    sizes = [len(Levels(bits, 0.9).encode(values, counts, guess)) for guess in guesses]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 4 * 2**bits + 16  # all is known: the means and a table
 

@@ -50,7 +50,7 @@ class SharedMask:
     The bytes of the values are gathered and decoded in rank order, or they are decoded at home and
     averaged by an all-reduce, whichever sends less. With values of q bits, reduced in b, the gather
     does up to W = 2 b / q ranks: plain values are reduced from three ranks on, in their own dtype,
-    levels of one bit from 65 on, in fp32.
+    levels of one bit (and zero, which makes it 1.6) from 40 on, in fp32.
 
     Args:
         agree: how ranks agree on a mask.

@@ -33,7 +33,7 @@ class Levels:
     parameter on every rank, 4 bytes. The averages at the positions sent are divided into levels
     like values, and what is sent is how the code of a value differs from that of its guess (their
     XOR), entropy-coded apart from the positions never seen before. The second moment by which the
-    paper divides the average is left out: it cannot change a sign, and did not help in experiments.
+    paper divides the average is left out: it cannot change a sign.
 
     Args:
         bits: bits of a sign and a level, 1 to 4.
@@ -47,7 +47,7 @@ class Levels:
     2024), §3.1, eq. 3 and 4.
 
     Example:
-        >>> levels, counts = Levels(bits=2), torch.tensor([5])
+        >>> levels, counts = Levels(bits=2, predictor=0.9), torch.tensor([5])
         >>> values = torch.tensor([1.0, 2.0, 0.0, -3.0, 9.0])
         >>> levels.decode(levels.encode(values, counts), counts)
         tensor([ 1.5000,  1.5000,  0.0000, -3.0000,  9.0000])
@@ -56,7 +56,7 @@ class Levels:
     """
 
     bits: int = 1
-    predictor: float | None = 0.9
+    predictor: float | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in range(1, 5):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,15 @@ WORDS = {
 
 
 def most_bytes(count: int, alphabet: int) -> int:
-    """The most bytes that ``ops.rans_encode`` gives: a table, a state and whole bits a symbol.
+    """The most bytes that ``ops.rans_encode`` gives: a table, a state, and symbols alike often.
 
     Example:
         >>> most_bytes(1000, alphabet=3)
-        259
+        212
     """
     table, state = alphabet + 12 * (alphabet - 1), 32
-    return (table + 7 + state + count * alphabet.bit_length() + 7) // 8
+    symbols = math.ceil(1.02 * count * math.log2(alphabet))  # counts are rounded to 4096ths
+    return (table + 7 + state + symbols + 7) // 8
 
 
 def read_symbols(name: str, data: Tensor, count: int, alphabet: int) -> tuple[Tensor, int]:

@@ -15,7 +15,7 @@ WARM_UP = exponential_warmup(0.001, steps=300)  # the paper's
 def hgc(
     density: float | Schedule = WARM_UP,
     bits: int = 1,
-    predictor: float | None = 0.9,
+    predictor: float | None = None,
     scope: Scope = "model",
     codec: str = "golomb",
     momentum: float | Schedule = 0.0,
@@ -24,8 +24,8 @@ def hgc(
     """Send levels of few bits at the positions that one rank, in its turn, selects for all.
 
     Rank ``step mod W`` sends the positions of its K largest entries. Every rank then sends which
-    of 2^bits levels its value at each of them falls into, as the difference to a guess that all
-    ranks share, entropy-coded. What that rounds away stays in the residual.
+    of 2^bits levels its value at each of them falls into, entropy-coded, and with a predictor as
+    the difference to a guess that all ranks share. What that rounds away stays in the residual.
 
     Around a change of the learning rate the paper raises density and momentum for a while: use
     `schedules.around_lr_change` for either.
@@ -34,7 +34,8 @@ def hgc(
         density: share of the elements to send, or a schedule of it.
         bits: of a level: a sign and, above 1, its magnitude; 1 to 4.
         predictor: what the running average behind the guess keeps of itself in a step, in [0, 1).
-            It costs one fp32 number a parameter on every rank. None for no guess and no memory.
+            It costs one fp32 number a parameter on every rank; the paper has one, but on our
+            gradients it saved nothing (see bench/RESULTS.md). None for no guess and no memory.
         scope: what one selection and its levels run over: ``"tensor"``, ``"bucket"``, ``"model"``.
         codec: how positions travel: ``"golomb"`` (smallest), ``"elias_fano"`` or ``"raw"``.
         momentum: in [0, 1), or a schedule of it. If not 0, it is applied before selection and
@@ -52,7 +53,7 @@ def hgc(
 
     Example:
         >>> hgc(density=0.001, bits=2).quantize
-        Levels(bits=2, predictor=0.9)
+        Levels(bits=2, predictor=None)
     """
     return Recipe(
         "hgc",

@@ -437,7 +437,12 @@ def test_whatever_raises_on_one_rank_raises_on_all(ranks, row):
 
 def bad_density(row: str, flush_bytes: int) -> str:
     """Known before the first phase, in which another rank may be due to speak."""
-    make: Callable[..., Recipe] = {"hgc": recipes.hgc, "vote": recipes.majority_vote, "stc": recipes.stc}[row]
+    recipes_by_name: dict[str, Callable[..., Recipe]] = {
+        "hgc": recipes.hgc,
+        "vote": recipes.majority_vote,
+        "stc": recipes.stc,
+    }
+    make = recipes_by_name[row]
     recipe = make(lambda step: 2.0 if step == 5 and dist.get_rank() == 1 else 0.1)
     state = CompressionState(small_model(), recipe, flush_bytes=flush_bytes)
     for number in range(5):
