@@ -23,7 +23,7 @@ def most_bytes(count: int, alphabet: int) -> int:
 
     Example:
         >>> most_bytes(1000, alphabet=3)
-        212
+        211
     """
     table, state = alphabet + 12 * (alphabet - 1), 32
     symbols = math.ceil(1.02 * count * math.log2(alphabet))  # counts are rounded to 4096ths
