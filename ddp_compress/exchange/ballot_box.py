@@ -38,7 +38,7 @@ class BallotBox:
 
     There is no server. Either every rank gathers every ballot and counts (``"gather"``: one
     collective, W - 1 ballots), or every rank counts the positions that it owns, a histogram of
-    keys over all ranks tells where the K-th lies, and the winners are gathered (``"sharded"``: four
+    keys over all ranks tells where the K-th lies, and the winners are gathered (``"sharded"``: five
     collectives, about two ballots at any W). Both find the same mask.
 
     Args:
@@ -70,7 +70,7 @@ class BallotBox:
     ) -> Generator[Work, None, Mask | None]:
         """See `shared_mask.Agree.run`."""
         size, others = recipe.codec.size(message.plan), channel.world_size - 1
-        sharded = 2 * size * others // channel.world_size + 3 * PHASE_BYTES
+        sharded = 2 * size * others // channel.world_size + 4 * PHASE_BYTES
         gathers = self.count == "gather" or (self.count == "auto" and size * others <= sharded)
         poll = (_Gathered if gathers else _Sharded)(message, recipe, channel, self)
         return (yield from poll.run())
