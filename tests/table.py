@@ -58,6 +58,14 @@ ROWS = {
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-every_family = pytest.mark.parametrize(
-    "row", [ROWS["topk"], ROWS["dgc-golomb"], ROWS["sbc-golomb"]], ids=["topk", "dgc", "sbc"]
+FAMILY = (
+    "topk",
+    "dgc-golomb",
+    "sbc-golomb",
+    "vote-sharded",
+    "vote-add-drop-sharded",
+    "hgc",
+    "stc",
+    "sign-sharded",
 )
+every_family = pytest.mark.parametrize("row", [ROWS[name] for name in FAMILY], ids=FAMILY)

@@ -21,7 +21,7 @@ def model() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["topk", "dgc", "sbc"])
+@pytest.mark.parametrize("name", ["topk", "dgc", "sbc", "stc", "hgc", "majority_vote"])
 def test_density_outside_its_range(name, density):
     with pytest.raises(ValueError, match=r"density must lie in \(0, 1\], got"):
         recipes.by_name(name, density=density)
@@ -46,6 +46,44 @@ def test_density_of_another_type(density):
         ("dgc", {"value_dtype": torch.int8}, "value_dtype must be one of torch.float32, .*int8"),
         ("dgc", {"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ("dgc", {"momentum": float("nan")}, r"momentum must lie in \[0, 1\), got nan"),
+        ("topk", {"exchange": "ring"}, "exchange must be one of all_gather, sharded, union; got"),
+        ("stc", {"momentum": -0.1}, r"momentum must lie in \[0, 1\), got -0.1"),
+        ("stc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
+        ("stc", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
+        ("sign", {"block": 12}, "block must be a positive multiple of 8 or None, got 12"),
+        ("sign", {"block": 0}, "block must be a positive multiple of 8 or None, got 0"),
+        ("sign", {"block": 12.5}, "block must be a positive multiple of 8 or None, got 12.5"),
+        ("sign", {"exchange": "union"}, "exchange must be one of auto, all_gather, sharded; got"),
+        ("hgc", {"bits": 0}, "bits must lie within 1 and 4, got 0"),
+        ("hgc", {"bits": 5}, "bits must lie within 1 and 4, got 5"),
+        ("hgc", {"bits": 1.5}, "bits must lie within 1 and 4, got 1.5"),
+        ("hgc", {"predictor": 1.0}, r"predictor must lie in \[0, 1\) or be None, got 1.0"),
+        ("hgc", {"predictor": float("nan")}, r"predictor must lie in \[0, 1\) or be None, got nan"),
+        ("hgc", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
+        ("hgc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
+        ("majority_vote", {"variant": "veto"}, "variant must be one of top, random, add_drop; got"),
+        ("majority_vote", {"value_bits": 8}, "value_bits must be 32, 16 or 4, got 8"),
+        (
+            "majority_vote",
+            {"value_dtype": torch.int8},
+            "value_dtype must be torch.float16 or .*int8",
+        ),
+        (
+            "majority_vote",
+            {"ballot_box": "urn"},
+            "count must be 'auto', 'gather' or 'sharded', got 'urn'",
+        ),
+        ("majority_vote", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got"),
+        ("majority_vote", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got"),
+        ("majority_vote", {"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        *(
+            (
+                "majority_vote",
+                {"variant": "add_drop", "change": change},
+                rf"change must lie in \(0, 1\], got {change}",
+            )
+            for change in (0.0, -0.1, 1.5, float("nan"))
+        ),
     ],
 )
 def test_unknown_names(name, options, words):

@@ -86,9 +86,34 @@ def with_recipes(mine: Row, others: Row) -> str:
             Row(recipes.sbc(0.1)),
             ["min_numel 0", "min_numel 7"],
         ),
+        (Row(recipes.hgc(0.1, seed=2)), Row(recipes.hgc(0.1)), ["seed=0", "seed=2"]),
+        (
+            Row(recipes.majority_vote(0.1, seed=2)),
+            Row(recipes.majority_vote(0.1)),
+            ["seed=0, count", "seed=2, count"],
+        ),
+        (
+            Row(recipes.majority_vote(0.1, "random")),
+            Row(recipes.majority_vote(0.1)),
+            ["random=False", "random=True"],
+        ),
+        (
+            Row(recipes.majority_vote(0.1, "add_drop", 0.3)),
+            Row(recipes.majority_vote(0.1, "add_drop")),
+            ["change=0.1", "change=0.3"],
+        ),
+        (Row(recipes.hgc(0.1, bits=2)), Row(recipes.hgc(0.1)), ["bits=1", "bits=2"]),
+        (Row(recipes.hgc(0.1, predictor=None)), Row(recipes.hgc(0.1)), ["=0.9)", "=None)"]),
+        (Row(recipes.sign(64)), Row(recipes.sign(32)), ["block=32", "block=64"]),
+        (
+            Row(recipes.topk(0.1, exchange="union")),
+            Row(recipes.topk(0.1)),
+            ["AllGather()", "Sharded(reply='union')"],
+        ),
     ],
-    ids=["recipe", "density", "momentum", "value_dtype", "scope", "codec", "min_numel"],
-)
+    ids=["recipe", "density", "momentum", "value_dtype", "scope", "codec", "min_numel", "seed",
+         "votes' seed", "variant", "change", "bits", "predictor", "block", "exchange"],
+)  # fmt: skip
 def test_a_rank_that_compresses_otherwise_is_named_on_every_rank(ranks, mine, others, words):
     for message in ranks.run(3, with_recipes, mine, others):
         assert "rank 1 differs from rank 0" in message

@@ -169,9 +169,9 @@ def test_law_6_the_kernels_do_not_change_the_training(ranks, row):
 
 @every_family
 def test_law_7_delays_change_nothing(ranks, row):
-    """Every bucket is a message of its own; ranks sleep up to 20 ms around every hook call."""
-    slow = same_everywhere(ranks.run(4, with_delays, row, 40, 0.02))
-    fast = same_everywhere(ranks.run(4, with_delays, row, 40, 0.0))
+    """Every bucket is a message of its own; ranks sleep up to 10 ms around every hook call."""
+    slow = same_everywhere(ranks.run(4, with_delays, row, 20, 0.01))
+    fast = same_everywhere(ranks.run(4, with_delays, row, 20, 0.0))
     assert slow == fast
 
 

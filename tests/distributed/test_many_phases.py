@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -389,11 +389,11 @@ def fails_in_every_place(row: Row) -> tuple[int, int]:
             push(each, grads(number))
     at_once = late = 0
     for place, name in places(row.recipe):
-        real = getattr(place, name)
+        real: Any = getattr(place, name)
         for call in range(1, 100):
             calls: list[int] = []
 
-            def failing(*args: Any, real: Any = real, calls: Any = calls, call: Any = call) -> Any:
+            def failing(*args: Any, real: Any = real, calls: Any = calls, call: int = call) -> Any:
                 calls.append(1)
                 if len(calls) == call and dist.get_rank() == 1:
                     raise MemoryError("no room")
@@ -437,13 +437,11 @@ def test_whatever_raises_on_one_rank_raises_on_all(ranks, row):
 
 def bad_density(row: str, flush_bytes: int) -> str:
     """Known before the first phase, in which another rank may be due to speak."""
-    recipes_by_name: dict[str, Callable[..., Recipe]] = {
-        "hgc": recipes.hgc,
-        "vote": recipes.majority_vote,
-        "stc": recipes.stc,
-    }
-    make = recipes_by_name[row]
-    recipe = make(lambda step: 2.0 if step == 5 and dist.get_rank() == 1 else 0.1)
+
+    def density(step: int) -> float:
+        return 2.0 if step == 5 and dist.get_rank() == 1 else 0.1
+
+    recipe = recipes.by_name(row, density=density)
     state = CompressionState(small_model(), recipe, flush_bytes=flush_bytes)
     for number in range(5):
         push(state, random_grads(number))
@@ -454,7 +452,9 @@ def bad_density(row: str, flush_bytes: int) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("row", "flush_bytes"), [("hgc", 1), ("vote", 1), ("stc", 1), ("stc", 99)])
+@pytest.mark.parametrize(
+    ("row", "flush_bytes"), [("hgc", 1), ("majority_vote", 1), ("stc", 1), ("stc", 99)]
+)
 def test_a_bad_density_is_an_error_on_every_rank(ranks, row, flush_bytes):
     for message in ranks.run(3, bad_density, row, flush_bytes):
         assert message.startswith("rank 1 failed: ValueError: density schedule")
@@ -522,6 +522,31 @@ def half_a_step(row: Row) -> None:
 @rows("stc", "vote-add-drop-sharded", "sign-sharded")
 def test_half_a_step_is_given_up_alike(ranks, row):
     ranks.run(3, half_a_step, row)
+
+
+def gives_up_alone(row: Row) -> list[str]:
+    """One rank sends a message, gives up the step, and begins another: what becomes of both."""
+    state = state_of(row, flush_bytes=1)
+    for number in range(3):
+        push(state, random_grads(number))
+    if dist.get_rank() == 1:
+        name, grad = next(iter(random_grads(9).items()))
+        state.push(grad.flatten(), Layout((name,), (grad.numel(),)), last=False)
+        state.abandon_step()
+    outcomes = []
+    for number in range(3, 5):
+        try:
+            push(state, random_grads(number))
+            outcomes.append("done")
+        except PeerError:
+            outcomes.append("PeerError")
+    return outcomes
+
+
+@rows("stc", "vote", "hgc")
+def test_a_step_that_one_rank_gives_up_fails_alike_at_worst(ranks, row):
+    outcomes = same_everywhere(ranks.run(2, gives_up_alone, row))
+    assert outcomes == ["PeerError" if row.scope == "tensor" else "done", "done"]
 
 
 # --------------------------------------------------------------------------- threads, groups, ends
