@@ -103,7 +103,7 @@ def with_recipes(mine: Row, others: Row) -> str:
             ["change=0.1", "change=0.3"],
         ),
         (Row(recipes.hgc(0.1, bits=2)), Row(recipes.hgc(0.1)), ["bits=1", "bits=2"]),
-        (Row(recipes.hgc(0.1, predictor=None)), Row(recipes.hgc(0.1)), ["=0.9)", "=None)"]),
+        (Row(recipes.hgc(0.1)), Row(recipes.hgc(0.1, predictor=0.9)), ["=0.9)", "=None)"]),
         (Row(recipes.sign(64)), Row(recipes.sign(32)), ["block=32", "block=64"]),
         (
             Row(recipes.topk(0.1, exchange="union")),
