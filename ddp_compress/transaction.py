@@ -100,6 +100,8 @@ class Transaction:
         Raises:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
+        if not self._sent:
+            self._worker = None  # backward is over: nothing would go on beside it
         for draft in self._drafts.values():
             if draft.chunks:
                 self._send(draft.take())
