@@ -130,14 +130,11 @@ def _accumulated(chunk: Chunk, momentum: float) -> Tensor:
 
 def _is_finite(chunk: Chunk, momentum: float) -> bool:
     """Mostly in one pass over the gradient alone."""
-    # The residual is finite. What is less than half the spacing of the largest numbers cannot make
-    # it overflow.
-    if not len(chunk.grad):
-        return True
-    limits = torch.finfo(chunk.kept["residual"].dtype)
     added = [chunk.grad, *(chunk.kept[name] for name in ("momentum",) if name in chunk.kept)]
-    largest = sum(max(-float(low), float(high)) for low, high in map(torch.aminmax, added))
-    if largest < limits.max * limits.eps / 4:
+    wide = [each.to(chunk.kept["residual"].dtype) for each in added]
+    # A finite sum of squares holds no number that could make the finite residual overflow: it would
+    # have to be half the spacing of the largest numbers, whose square is infinite.
+    if all(torch.dot(each, each).isfinite() for each in wide):
         return True
     return bool(_accumulated(chunk, momentum).isfinite().all())
 

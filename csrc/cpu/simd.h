@@ -9,6 +9,13 @@
 #define DDP_COMPRESS_TARGET_AVX2 __attribute__((target("avx2,f16c")))
 #endif
 
+// A function that is compiled once more into every caller, with the caller's registers.
+#if defined(__GNUC__)
+#define DDP_COMPRESS_INLINE inline __attribute__((always_inline))
+#else
+#define DDP_COMPRESS_INLINE inline
+#endif
+
 namespace ddp_compress {
 
 // False on other machines, and where DDP_COMPRESS_PORTABLE is set (the tests compare both paths).
