@@ -132,6 +132,11 @@ class Plan:
         return zlib.crc32(repr(self).encode())
 
     @cached_property
+    def layout_digest(self) -> int:
+        """The same, whatever the density."""
+        return zlib.crc32(repr((self.layouts, self.scope, self.min_numel)).encode())
+
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """The first position of every chunk."""
         return tuple(accumulate((layout.numel for layout in self.layouts[:-1]), initial=0))

@@ -89,11 +89,15 @@ class Message:
             if "momentum" in chunk.kept:
                 value = self.momentum * chunk.kept["momentum"][here] + value
             parts.append(chunk.kept["residual"][here] + value)
-        values, idle = torch.cat(parts), self.idle
+        values, idle = torch.cat(parts), self.idle_at(indices)
+        return values if idle is None else values.masked_fill(idle, 0.0)
+
+    def idle_at(self, indices: Tensor) -> Tensor | None:
+        """Which positions [K] are of parameters idle on this rank, bool; None where none is."""
+        idle = self.idle
         if idle is None:
-            return values
-        of_param = torch.searchsorted(self.plan.bounds, indices.long(), right=True) - 1
-        return values.masked_fill(idle[of_param], 0.0)
+            return None
+        return idle[torch.searchsorted(self.plan.bounds, indices.long(), right=True) - 1]
 
     def kept_at(self, name: str, indices: Tensor) -> Tensor:
         """A tensor of the memory at ascending positions [K]."""

@@ -105,9 +105,14 @@ class Exchange(Protocol):
     def many_phase(self) -> bool:
         """Whether a collective waits for an earlier one's result.
 
-        One phase is launched from the hook. Many run on the state's worker thread, on a process
-        group of their own, message after message.
+        One phase is launched from the hook. Many run on a process group of their own: beside
+        backward on the state's worker thread, message after message; what is sent at the step's
+        last chunk, when backward is over, from the hook.
         """
+
+    @property
+    def rotates(self) -> bool:
+        """Whether in the first phase one rank, ``step mod W``, sends more than the others."""
 
     def run(
         self, message: Message, recipe: Recipe, channel: Channel

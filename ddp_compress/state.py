@@ -102,6 +102,8 @@ class CompressionState:
 
     def _start(self) -> None:
         """What every copy of a state makes anew."""
+        self._closed = False
+        self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._worker = Worker() if self.recipe.exchange.many_phase else None
         self._know_parameters()
 
@@ -223,6 +225,7 @@ class CompressionState:
         Call it where states come and go, after the last step on every rank.
         """
         self.abandon_step()
+        self._closed = True
         if self._worker is not None:
             self._worker.close()
         if self._comm is not None:
@@ -230,10 +233,24 @@ class CompressionState:
 
     def _under_way(self) -> Transaction:
         """The step under way; a new one where there is none."""
+        if self._closed:
+            raise RuntimeError("this state was closed: make a new one, or close it later")
         if self._transaction is None:
+            comm = self._bind()
             self._transaction = Transaction(
-                self._settings, self._store, self._bind(), self._worker, self.step
+                self._settings, self._store, comm, self._worker, self.step
             )
+            here = [comm.rank, comm.world_size]
+            if self.recipe.exchange.tensors and self._saved_by not in (None, here):
+                rank, world_size = self._saved_by
+                what = " and ".join(self.recipe.exchange.tensors)
+                self._transaction.fail(
+                    ValueError(
+                        f"checkpoint was saved by rank {rank} of {world_size}, this is rank "
+                        f"{comm.rank} of {comm.world_size}: each would lose its {what}. Load it on "
+                        "the same rank of as many"
+                    )
+                )
         return self._transaction
 
     def _finish(self) -> None:
@@ -254,12 +271,13 @@ class CompressionState:
     def _bind(self) -> Comm:
         """Meet the other ranks, once: a state may be built before the process group."""
         if self._comm is None or self._comm.outdated:
-            comm = Comm(self.process_group, self.stats, self.recipe.exchange.many_phase)
+            exchange = self.recipe.exchange
+            comm = Comm(self.process_group, self.stats, exchange.many_phase, exchange.rotates)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:
                 density = 1.0  # the step's message will tell every rank
-            comm.agree(self._description(density), density)
+            comm.agree(self._description(density), density, self.step)
             self._comm = comm
         return self._comm
 
@@ -291,15 +309,22 @@ class CompressionState:
             >>> import ddp_compress as dc
             >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
             >>> sorted(state.state_dict())
-            ['format', 'recipe', 'stats', 'step', 'tensors']
+            ['format', 'recipe', 'saved_by', 'stats', 'step', 'tensors']
         """
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
+            "saved_by": self._here(),
             "step": self.step,
             "stats": self.stats.state_dict(),
             "tensors": self._store.state_dict(),
         }
+
+    def _here(self) -> list[int] | None:
+        """Rank and world size, where this rank has met the others; None where nothing is kept."""
+        if self._comm is None:
+            return self._saved_by
+        return [self._comm.rank, self._comm.world_size]
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, of the same model and recipe; density may differ.
@@ -313,6 +338,7 @@ class CompressionState:
         stats = self._checked(saved)
         self._store.load(saved["tensors"])
         self.step = saved["step"]
+        self._saved_by = saved["saved_by"]
         self.stats = stats
         if self._comm is not None:
             self._comm.stats = stats
@@ -321,7 +347,7 @@ class CompressionState:
     def _checked(self, saved: Mapping[str, Any]) -> Stats:
         if not isinstance(saved, Mapping):
             raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-        missing = {"format", "recipe", "step", "stats", "tensors"} - set(saved)
+        missing = {"format", "recipe", "saved_by", "step", "stats", "tensors"} - set(saved)
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
         if saved["format"] != FORMAT:
@@ -334,6 +360,13 @@ class CompressionState:
             if not isinstance(saved[key], Mapping):
                 raise ValueError(f"checkpoint's {what} are {saved[key]!r}, expected a mapping")
         step, tensors = saved["step"], saved["tensors"]
+        place = saved["saved_by"]
+        if place is not None and not (
+            isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place)
+        ):
+            raise ValueError(
+                f"checkpoint has saved_by {place!r}, expected rank and world size, or None"
+            )
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
         if set(tensors) != set(self._store.tensors):

@@ -157,10 +157,11 @@ class Transaction:
             message = Message(chunks, self._plan(chunks, self._density), self._step, self._momentum)
             parts = (recipe.quantize, recipe.codec, recipe.exchange)
             setting = (recipe.name, self._momentum, *parts, message.plan.digest)
-            channel = Channel(self._comm, number, self._density, setting, self._step)
+            layout = message.plan.layout_digest
+            channel = Channel(self._comm, number, self._density, setting, layout, self._step)
             exchange: Exchanging = recipe.exchange.run(message, recipe, channel)
         except Exception as error:
-            channel = Channel(self._comm, number, 0.0, None, self._step)
+            channel = Channel(self._comm, number, 0.0, None, 0, self._step)
             exchange = channel.report(error)
         self._sent.append(_Sent(chunks, channel, self._launch(exchange, channel)))
 

@@ -34,6 +34,7 @@ class AllGather:
     """
 
     many_phase: ClassVar[bool] = False
+    rotates: ClassVar[bool] = False
     tensors: ClassVar[Tensors] = {}
 
     def run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class BallotBox:
     random: bool = False
     seed: int = 0
     count: Count = "auto"
+
+    rotates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.count not in ("auto", "gather", "sharded"):
@@ -147,6 +149,10 @@ class _Gathered(_Poll):
 
     def _winners(self, bodies: list[Tensor]) -> Tensor:
         ballots = self.read(bodies, self.plan.bounds)
+        for rank, votes in enumerate(ballots):
+            counts = self.plan.counts(votes)
+            if (counts > self.plan.ks).any() or int(counts.sum()) != len(votes):
+                raise ValueError(f"rank {rank}: ballot: more votes than K, or for exact parameters")
         positions, keys = self.keys(ballots, self.plan.bounds, self.salts)
         return positions[ops.largest(keys, self.plan.k)]
 

@@ -29,6 +29,7 @@ class BySize:
     limit: int
 
     many_phase: ClassVar[bool] = True
+    rotates: ClassVar[bool] = False
 
     @property
     def tensors(self) -> Tensors:

@@ -42,18 +42,22 @@ class Channel:
         comm: the other ranks.
         number: of the message in its step.
         density: of this step; ranks must agree.
-        setting: anything whose repr ranks must share: recipe and layout.
+        setting: anything whose repr ranks must share: recipe and plan.
+        layout: a number for the plan's layout, whatever its density.
         step: of the state; ranks must agree.
 
     Attributes:
         learned: what the next message of this layout may build upon, if the step commits.
     """
 
-    def __init__(self, comm: Comm, number: int, density: float, setting: object, step: int) -> None:
+    def __init__(
+        self, comm: Comm, number: int, density: float, setting: object, layout: int, step: int
+    ) -> None:
         self._comm = comm
         self._number = number
         self._density = density
         self._setting = zlib.crc32(repr(setting).encode())
+        self._layout = layout
         self._step = step
         self._phase = 0
         self._failure: Exception | None = None
@@ -77,12 +81,12 @@ class Channel:
     @property
     def known(self) -> dict[str, Any]:
         """What the last committed message of this layout learned."""
-        setting, known = self._comm.known.get(self._number, (None, {}))
-        return known if setting == self._setting else {}
+        layout, known = self._comm.known.get(self._number, (None, {}))
+        return known if layout == self._layout else {}
 
     def commit(self) -> None:
         """Keep what was learned."""
-        self._comm.known[self._number] = (self._setting, self.learned)
+        self._comm.known[self._number] = (self._layout, self.learned)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor:
         """What some work between two phases gives; if it raises, the next phase tells."""
@@ -93,14 +97,13 @@ class Channel:
             return torch.empty(0, dtype=torch.int32)
 
     def share(
-        self, build: Callable[[], Tensor | None], rotates: bool = False
+        self, build: Callable[[], Tensor | None]
     ) -> Generator[Work, None, list[Tensor] | None]:
         """Send one body to all ranks.
 
         Args:
             build: gives the body [B], uint8; B may differ between ranks. None where a gradient is
                 not finite.
-            rotates: whether one rank's body is of another size than the others', in turn.
 
         Returns:
             The bodies of the W ranks, in rank order; None where a rank had none.
@@ -116,12 +119,13 @@ class Channel:
         mine = seal(Header(self._density, fingerprint, self._step, flags, length), body)
         self.stats.payload_bits += 8 * len(mine)
         try:
-            opened = yield from self._meet(mine, rotates)
+            opened = yield from self._meet(mine)
         except PeerError as error:
             raise error from self._failure
         _check_alike([header for header, _ in opened])
-        self._comm.density, self._comm.step = self._density, self._step
-        if any(header.flags & NONFINITE for header, _ in opened):
+        aborts = any(header.flags & NONFINITE for header, _ in opened)
+        self._comm.density, self._comm.step = self._density, self._step + (not aborts)
+        if aborts:
             return None
         return [body for _, body in opened]
 
@@ -209,9 +213,7 @@ class Channel:
             PeerError: always, on every rank, from ``error``.
         """
         self._failure = error
-        # What it would have been, its peers' frames are of the size that they were the last time.
-        rotates = (self._number, self._phase + 1, True) in self._comm.capacities
-        yield from self.share(lambda: None, rotates)
+        yield from self.share(lambda: None)
 
     def _attempt(self, build: Callable[[], Tensor | None]) -> tuple[int, Tensor]:
         """Flags and body of the next frame."""
@@ -224,14 +226,12 @@ class Channel:
             return FAILED, text_body(f"{type(self._failure).__name__}: {self._failure}")
         return (NONFINITE, nothing) if body is None else (0, body)
 
-    def _meet(
-        self, mine: Tensor, rotates: bool
-    ) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
+    def _meet(self, mine: Tensor) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
         """Exchange frames, in a second and larger collective where one does not fit."""
         comm = self._comm
-        # Not step % W: whoever is in another step must still meet the others.
-        turns = [rotates and rank == comm.turn for rank in range(self.world_size)]
-        slots = [(self._number, self._phase, turn) for turn in turns]
+        # By the agreed step, not this rank's: whoever is in another must still meet the others.
+        turn = comm.turn if self._phase == 1 else None
+        slots = [(self._number, self._phase, rank == turn) for rank in range(self.world_size)]
         room = [comm.capacities.get(slot, HEADER_BYTES) for slot in slots]
         here = room[self.rank]
         frame = padded(mine, here) if len(mine) <= here else announce(mine, here)

@@ -32,30 +32,35 @@ class Comm:
             is alone.
         stats: where to count.
         private: whether collectives run on a group of their own, made when the ranks first
-            meet, because a thread beside the caller's launches them.
+            meet, because a thread beside the caller's may launch them.
+        rotates: see `recipe.Exchange`.
 
     Attributes:
         density: the latest that all ranks are known to share. What must come out alike on every
             rank before the ranks have met, such as where a message ends, depends on it alone.
-        step: the latest that all ranks are known to share.
-        turn: the rank whose turn it is in this step, as far as the ranks know without having met.
+        step: the next, as far as the ranks have agreed, whatever one of them has loaded or missed.
+        turn: the rank whose frame is of another size in this step; None where none is.
         capacities: bytes of the next frame, by its place in a step; alike on every rank.
-        known: what the last step taught of each of its messages, by number: setting and findings.
+        known: what the last step taught of each of its messages, by number: layout and findings.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, stats: Stats, private: bool) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None, stats: Stats, private: bool, rotates: bool
+    ) -> None:
         alone = not dist.is_initialized()
         self.group = group
         self.stats = stats
         self.rank = 0 if alone else dist.get_rank(group)
         self.world_size = 1 if alone else dist.get_world_size(group)
         self.density = 1.0
-        self.step = self.turn = 0
+        self.step = 0
+        self.turn: int | None = None
         self.capacities: dict[object, int] = {}
         self.known: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, tuple[int, int]] = {}
         self._alone = alone
         self._private = private and not alone
+        self._rotates = rotates
         # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
         # GIL, and destroying the group just then would deadlock (torch 2.13).
         self._alive: list[Tensor] = []
@@ -66,17 +71,17 @@ class Comm:
         return self._alone and dist.is_initialized()
 
     def begin_step(self) -> None:
-        """Let go of the last step's tensors; it is the next rank's turn."""
+        """Let go of the last step's tensors; see whose turn it is."""
         self._alive = []
-        self.turn = (self.step + 1) % self.world_size
+        self.turn = self.step % self.world_size if self._rotates else None
 
-    def agree(self, description: str, density: float) -> None:
-        """Compare a description of the setting, density included, before the first step.
+    def agree(self, description: str, density: float, step: int) -> None:
+        """Compare a description of the setting, density and step included, before the first step.
 
         Raises:
             PeerError: on every rank, where one differs.
         """
-        self.density = density
+        self.density, self.step = density, step
         if self._alone:
             return
         answers: list[tuple[str, str]] = [("", "")] * self.world_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class RotatingOwner:
         RotatingOwner()
     """
 
+    rotates: ClassVar[bool] = True
+
     def run(
         self, message: Message, recipe: Recipe, channel: Channel
     ) -> Generator[Work, None, Mask | None]:
@@ -49,7 +51,7 @@ class RotatingOwner:
             channel.stats.position_bits += 8 * len(body)
             return body
 
-        bodies = yield from channel.share(build, rotates=True)
+        bodies = yield from channel.share(build)
         if bodies is None:
             return None
 

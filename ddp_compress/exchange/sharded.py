@@ -55,6 +55,7 @@ class Sharded:
     reply: Reply = "reselect"
 
     many_phase: ClassVar[bool] = True
+    rotates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.reply not in ("reselect", "union"):

@@ -37,6 +37,10 @@ class Mask:
 class Agree(Protocol):
     """How ranks agree on a mask."""
 
+    @property
+    def rotates(self) -> bool:
+        """See `recipe.Exchange`."""
+
     def run(
         self, message: Message, recipe: Recipe, channel: Channel
     ) -> Generator[Work, None, Mask | None]:
@@ -65,6 +69,11 @@ class SharedMask:
 
     many_phase: ClassVar[bool] = True
     tensors: ClassVar[Tensors] = {}
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the mask comes from one rank, in turn."""
+        return self.agree.rotates
 
     def run(
         self, message: Message, recipe: Recipe, channel: Channel
@@ -113,4 +122,7 @@ def _average(
     if name and guess is not None:
         writes[name] = Sparse(mask, quantize.learn(guess, torch.stack(received).sum(0) * scale))
     lists = [Sparse(mask, values) for values in received]
-    return Delivery([Sparse(mask, sent)], lists, scale, writes=writes)
+    gone, idle = Sparse(mask, sent), message.idle_at(mask)
+    if idle is not None:  # there nothing was sent, and momentum stays
+        gone = Sparse(mask[~idle], sent[~idle])
+    return Delivery([gone], lists, scale, writes=writes)

@@ -6,7 +6,9 @@ PYTHONPATH=. python tests/distributed/soak.py --steps 2000 --trials 100
 import argparse
 import random
 import time
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,7 +33,8 @@ POISONS = (float("inf"), float("-inf"), float("nan"))
 
 
 def with_delays(row: Row, steps: int, longest: float, seed: int = 0) -> str:
-    """Train with sleeps of 0 to ``longest`` seconds around every hook call; the weights.
+    """Train with sleeps of 0 to ``longest`` seconds around every hook call, and of up to a quarter
+    of that before every collective; the weights.
 
     Every bucket is a message of its own. Gradients are compared across ranks at the end alone, by
     the weights: a difference at any step stays in them.
@@ -46,8 +49,16 @@ def with_delays(row: Row, steps: int, longest: float, seed: int = 0) -> str:
         time.sleep(sleeps.uniform(0, longest))
         return future
 
-    ddp, state = wrap(small_model(), row, hook, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
-    train(ddp, range(steps))
+    to_all, before_collectives = dist.all_to_all_single, random.Random(seed - 1 - dist.get_rank())
+
+    def late(*args: Any, **options: Any) -> Any:
+        time.sleep(before_collectives.uniform(0, longest / 4))
+        return to_all(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_to_all_single", late)
+        ddp, state = wrap(small_model(), row, hook, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+        train(ddp, range(steps))
     if row.scope != "model":
         assert state.stats.collectives >= 3 * (steps - 1), "several messages a step were meant"
     return weights(ddp)

@@ -563,9 +563,10 @@ def come_and_go() -> None:
     for _ in range(2):
         unused.close()
     for number in range(4):
-        states = [state_of(ROWS[name]) for name in ("vote-sharded", "hgc")]
+        names = ("stc", "vote-add-drop-sharded")  # whose messages go out beside backward
+        states = [state_of(ROWS[name], flush_bytes=1) for name in names]
         for state in states:
-            state.reduce(random_grads(number))
+            push(state, random_grads(number))
         assert len(our_threads()) == 2
         if dist.get_rank() == number % 2:
             time.sleep(0.05)
@@ -573,8 +574,8 @@ def come_and_go() -> None:
             state.close()
         assert not our_threads()
         assert len(dist.distributed_c10d._world.pg_map) == groups
-    forgotten = state_of(ROWS["stc"])
-    forgotten.reduce(random_grads(0))
+    forgotten = state_of(ROWS["stc"], flush_bytes=1)
+    push(forgotten, random_grads(0))
     assert our_threads()
     del forgotten
     gc.collect()
