@@ -1,5 +1,6 @@
 """How ranks share what they selected: one idea a file. Nothing else knows that ranks exist."""
 
+from ddp_compress.checks import check_one_of
 from ddp_compress.exchange.all_gather import AllGather
 from ddp_compress.exchange.ballot_box import BallotBox
 from ddp_compress.exchange.by_size import BySize
@@ -36,6 +37,7 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
             nothing else is lost, and entries that several ranks sent come back once.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: there is no such exchange.
 
     Example:
@@ -47,6 +49,5 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
         "sharded": Sharded(),
         "union": Sharded("union"),
     }
-    if name not in exchanges:
-        raise ValueError(f"exchange must be one of {', '.join(exchanges)}; got {name!r}")
+    check_one_of("exchange", name, exchanges)
     return exchanges[name]

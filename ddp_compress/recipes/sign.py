@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.codec import Everything as AllPositions
 from ddp_compress.exchange import AllGather, BySize, Sharded
 from ddp_compress.memory import Residual
@@ -31,6 +32,7 @@ def sign(
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Karimireddy et al., Error Feedback Fixes SignSGD (ICML 2019), Alg. 1; in blocks and in
@@ -46,8 +48,8 @@ def sign(
         "all_gather": AllGather(),
         "sharded": Sharded(),
     }
-    if exchange not in exchanges:
-        raise ValueError(f"exchange must be one of {', '.join(exchanges)}; got {exchange!r}")
+    check_one_of("exchange", exchange, exchanges)
+    check_int("block", block)
     return Recipe(
         "sign",
         Residual(),
