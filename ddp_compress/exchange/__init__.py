@@ -32,8 +32,9 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
     Args:
         name: ``"all_gather"``: every rank's entries to every rank; nothing else is lost, but a rank
             receives (W - 1) K entries. ``"sharded"``: to the owner of each range, who sends back
-            the K largest of the mean; about 2 K entries at any W, but what the owner leaves out
-            arrives later, from its own residual. ``"union"``: the owner sends back all that came;
+            the K largest of the mean; about 2 K entries at any W (every owner sends at least one of
+            every tensor, see ``scope``), but what it leaves out arrives later, from its own
+            residual. ``"union"``: the owner sends back all that came;
             nothing else is lost, and entries that several ranks sent come back once.
 
     Raises:

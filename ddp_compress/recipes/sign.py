@@ -22,11 +22,12 @@ def sign(
     ``r += g; sent = sign(r) * mean|r|`` in every block; ``r -= sent``.
 
     Args:
-        block: elements that share a magnitude, a multiple of 8; 32 / block bits an element more.
+        block: elements that share a magnitude, a multiple of 8; 32 / block bits an element more,
+            each way when sharded.
         exchange: ``"all_gather"``: every rank's signs to every rank, their mean taken.
             ``"sharded"``: to the owner of each range, who sends back the majority: the signs of
             their mean, with a second residual. Traffic then does not grow with the number of ranks.
-            ``"auto"``: all-gather for up to 4 ranks.
+            ``"auto"``: all-gather for up to 4 ranks, else sharded.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
