@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat
+
+from ddp_compress.checks import check_count, check_number
 
 Schedule = Callable[[int], float]
 
@@ -40,6 +41,7 @@ def exponential_warmup(density: float, steps: int, start: float = 0.25) -> Expon
         A schedule: call it with a step to get the density.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Lin et al., Deep Gradient Compression (ICLR 2018), §3.3.
@@ -51,8 +53,7 @@ def exponential_warmup(density: float, steps: int, start: float = 0.25) -> Expon
     """
     check_density(density, "density")
     check_density(start, "start")
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
+    check_count("steps", steps, least=0)
     return ExponentialWarmup(density, steps, start)
 
 
@@ -92,8 +93,8 @@ def around_lr_change(
         A schedule: call it with a step to get the value.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
-        TypeError: an argument is no number.
 
     Source: Hu, Jiang & He, Practical Hybrid Gradient Compression for Federated Learning Systems
     (IJCAI 2024), §3.2.
@@ -106,12 +107,20 @@ def around_lr_change(
         [0.01, 0.1, 0.1, 0.01]
     """
     for name, value in {"changed": changed, "normal": 0.0 if callable(normal) else normal}.items():
-        if not math.isfinite(_number(value, name)):
+        if not math.isfinite(check_number(name, value)):
             raise ValueError(f"{name} must be finite, got {value!r}")
-    for name, steps in {"before": before, "after": after, "at": min(at, default=0)}.items():
-        if steps < 0:
-            raise ValueError(f"{name} must be 0 or more, got {steps}")
-    return AroundLrChange(normal, changed, tuple(at), before, after)
+    check_count("before", before, least=0)
+    check_count("after", after, least=0)
+    return AroundLrChange(normal, changed, _steps(at, "at"), before, after)
+
+
+def _steps(value: object, name: str) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
+    steps = tuple(value)
+    for index, step in enumerate(steps):
+        check_count(f"{name}[{index}]", step, least=0)
+    return steps
 
 
 def check_density(value: float, name: str) -> float:
@@ -121,7 +130,7 @@ def check_density(value: float, name: str) -> float:
         >>> check_density(0.5, "density")
         0.5
     """
-    number = _number(value, name)
+    number = check_number(name, value)
     if not 0.0 < number <= 1.0:
         raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
     return number
@@ -134,16 +143,10 @@ def check_momentum(value: float, name: str) -> float:
         >>> check_momentum(0.9, "momentum")
         0.9
     """
-    number = _number(value, name)
+    number = check_number(name, value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
     return number
-
-
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
 
 
 def density_at(density: float | Schedule, step: int) -> float:

@@ -11,6 +11,7 @@ import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import Tensor, nn
 from torch.futures import Future
 
+from ddp_compress.checks import check_count
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
     refuse_second_momentum,
@@ -408,11 +409,3 @@ class CompressionState:
             )
         if not tensor.isfinite().all():
             raise ValueError(f"checkpoint's {what} is not finite")
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise an error that names an argument which is no integer of ``least`` or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or more, got {value}")

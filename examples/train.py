@@ -41,7 +41,7 @@ def main() -> None:
     try:
         recipe = make_recipe(args)
         data = load(args, int(os.environ["WORLD_SIZE"]))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         fail(str(error))
 
     with process_group(args.recipe) as device:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import re
 import weakref
 
 import pytest
@@ -52,26 +53,24 @@ def test_density_of_another_type(density):
         ("stc", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
         ("sign", {"block": 12}, "block must be a positive multiple of 8 or None, got 12"),
         ("sign", {"block": 0}, "block must be a positive multiple of 8 or None, got 0"),
-        ("sign", {"block": 12.5}, "block must be a positive multiple of 8 or None, got 12.5"),
         ("sign", {"exchange": "union"}, "exchange must be one of auto, all_gather, sharded; got"),
         ("hgc", {"bits": 0}, "bits must lie within 1 and 4, got 0"),
         ("hgc", {"bits": 5}, "bits must lie within 1 and 4, got 5"),
-        ("hgc", {"bits": 1.5}, "bits must lie within 1 and 4, got 1.5"),
         ("hgc", {"predictor": 1.0}, r"predictor must lie in \[0, 1\) or be None, got 1.0"),
         ("hgc", {"predictor": float("nan")}, r"predictor must lie in \[0, 1\) or be None, got nan"),
         ("hgc", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
         ("hgc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
         ("majority_vote", {"variant": "veto"}, "variant must be one of top, random, add_drop; got"),
-        ("majority_vote", {"value_bits": 8}, "value_bits must be 32, 16 or 4, got 8"),
+        ("majority_vote", {"value_bits": 8}, "value_bits must be one of 32, 16, 4; got 8"),
         (
             "majority_vote",
             {"value_dtype": torch.int8},
-            "value_dtype must be torch.float16 or .*int8",
+            "value_dtype must be one of torch.float16, torch.bfloat16; got torch.int8",
         ),
         (
             "majority_vote",
-            {"ballot_box": "urn"},
-            "count must be 'auto', 'gather' or 'sharded', got 'urn'",
+            {"ballot_box": "naive"},
+            "ballot_box must be one of auto, gather, sharded; got 'naive'",
         ),
         ("majority_vote", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got"),
         ("majority_vote", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got"),
@@ -79,16 +78,64 @@ def test_density_of_another_type(density):
         *(
             (
                 "majority_vote",
-                {"variant": "add_drop", "change": change},
+                {"variant": variant, "change": change},
                 rf"change must lie in \(0, 1\], got {change}",
             )
-            for change in (0.0, -0.1, 1.5, float("nan"))
+            for variant in ("top", "random", "add_drop")
+            for change in (0.0, -0.1, 5.0, float("nan"))
         ),
     ],
 )
 def test_unknown_names(name, options, words):
     with pytest.raises(ValueError, match=words):
         recipes.by_name(name, **options)
+
+
+WITH_MOMENTUM = ("dgc", "sbc", "stc", "hgc", "majority_vote")
+NO_WORD: tuple[object, ...] = (["golomb"], {}, None, 3, True)
+WRONG_TYPES = [  # recipes, an argument of theirs, values of a wrong type, what was expected
+    (WITH_MOMENTUM, "momentum", (None, "", "0.9", [], False, True), "must be a number"),
+    (("topk", *WITH_MOMENTUM), "density", (None, "", [], True), "must be a number"),
+    (("topk", *WITH_MOMENTUM), "codec", NO_WORD, "must be one of elias_fano, golomb, raw;"),
+    (("topk", *WITH_MOMENTUM), "scope", NO_WORD, "must be one of tensor, bucket, model;"),
+    (("topk", "dgc", "sbc"), "exchange", NO_WORD, "must be one of all_gather, sharded, union;"),
+    (("sign",), "exchange", NO_WORD, "must be one of auto, all_gather, sharded;"),
+    (("topk", "dgc"), "value_dtype", NO_WORD, "must be one of torch.float32, torch.float16,"),
+    (("majority_vote",), "value_dtype", NO_WORD, "must be one of torch.float16, torch.bfloat16;"),
+    (("majority_vote",), "variant", NO_WORD, "must be one of top, random, add_drop;"),
+    (("majority_vote",), "value_bits", ([], {}, None, "4", 4.0, True), "must be one of 32, 16, 4;"),
+    (("majority_vote",), "ballot_box", NO_WORD, "must be one of auto, gather, sharded;"),
+    (("majority_vote",), "change", (None, "a", [], True), "must be a number"),
+    (("majority_vote", "hgc"), "seed", (None, "x", 1.5, True, []), "must be an int"),
+    (("sign",), "block", (None, "8", 1024.0, 12.5, True, []), "must be an int"),
+    (("hgc",), "bits", (None, "a", 1.0, 1.5, True, []), "must be an int"),
+    (("hgc",), "predictor", ("a", False, True, []), "must be a number or None"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "words"),
+    [
+        (name, argument, value, words)
+        for names, argument, values, words in WRONG_TYPES
+        for name in names
+        for value in values
+    ],
+)
+def test_arguments_of_a_wrong_type(name, argument, value, words):
+    with pytest.raises(TypeError, match=rf"^{argument} {words}.* got {re.escape(repr(value))}$"):
+        recipes.by_name(name, **{argument: value})
+
+
+@pytest.mark.parametrize("name", [["topk"], None, 1])
+def test_a_recipe_is_named_by_a_word(name):
+    with pytest.raises(TypeError, match=r"^recipe must be one of dgc, .*, topk; got"):
+        recipes.by_name(name)
+
+
+@pytest.mark.parametrize("name", WITH_MOMENTUM)
+def test_a_momentum_may_be_a_schedule(name):
+    assert "momentum" in recipes.by_name(name, momentum=lambda step: 0.0).tensors
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,40 @@ def test_schedules_of_equal_arguments_are_equal():
         ({"changed": abs}, TypeError, "changed must be a number"),
         ({"before": -1}, ValueError, "before must be 0 or more, got -1"),
         ({"after": -2}, ValueError, "after must be 0 or more, got -2"),
-        ({"at": [3, -4]}, ValueError, "at must be 0 or more, got -4"),
+        ({"at": [3, -4]}, ValueError, r"at\[1\] must be 0 or more, got -4"),
+        ({"at": 5}, TypeError, "at must be a sequence of ints, got 5"),
+        ({"at": "12"}, TypeError, "at must be a sequence of ints, got '12'"),
+        ({"at": None}, TypeError, "at must be a sequence of ints, got None"),
+        ({"at": ["a"]}, TypeError, r"at\[0\] must be an int, got 'a'"),
+        ({"at": [1, 1.5]}, TypeError, r"at\[1\] must be an int, got 1.5"),
+        ({"before": "x"}, TypeError, "before must be an int, got 'x'"),
+        ({"before": 1.5}, TypeError, "before must be an int, got 1.5"),
+        ({"before": True}, TypeError, "before must be an int, got True"),
+        ({"after": None}, TypeError, "after must be an int, got None"),
     ],
 )
 def test_bad_arguments_are_named(change, error, words):
     good = {"normal": 0.1, "changed": 0.2, "at": [5], "before": 1, "after": 1}
     with pytest.raises(error, match=words):
         around_lr_change(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "words"),
+    [
+        (-1, ValueError, "steps must be 0 or more, got -1"),
+        ("x", TypeError, "steps must be an int, got 'x'"),
+        (1.5, TypeError, "steps must be an int, got 1.5"),
+    ],
+)
+def test_a_warmup_lasts_whole_steps(steps, error, words):
+    with pytest.raises(error, match=words):
+        exponential_warmup(0.1, steps)
+
+
+def test_changes_may_come_from_any_iterable():
+    schedule = around_lr_change(0.1, 0.2, (step for step in (5, 9)), 1, 1)
+    assert schedule == around_lr_change(0.1, 0.2, [5, 9], 1, 1)
 
 
 @pytest.mark.parametrize("momentum", [0, 0.5, 0.999])

@@ -1,5 +1,6 @@
 """How positions travel: one idea a file."""
 
+from ddp_compress.checks import check_one_of
 from ddp_compress.codec.elias_fano import EliasFano
 from ddp_compress.codec.everything import Everything
 from ddp_compress.codec.golomb import Golomb
@@ -21,12 +22,12 @@ def by_name(name: str) -> EliasFano | Golomb | Raw:
         name: a key of `CODECS`.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: there is no such codec.
 
     Example:
         >>> by_name("golomb")
         Golomb()
     """
-    if name not in CODECS:
-        raise ValueError(f"codec must be one of {', '.join(CODECS)}; got {name!r}")
+    check_one_of("codec", name, CODECS)
     return CODECS[name]

@@ -1,5 +1,6 @@
 """How ranks share what they selected: one idea a file. Nothing else knows that ranks exist."""
 
+from ddp_compress.checks import check_one_of
 from ddp_compress.exchange.all_gather import AllGather
 from ddp_compress.exchange.ballot_box import BallotBox
 from ddp_compress.exchange.by_size import BySize
@@ -31,11 +32,13 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
     Args:
         name: ``"all_gather"``: every rank's entries to every rank; nothing else is lost, but a rank
             receives (W - 1) K entries. ``"sharded"``: to the owner of each range, who sends back
-            the K largest of the mean; about 2 K entries at any W, but what the owner leaves out
-            arrives later, from its own residual. ``"union"``: the owner sends back all that came;
+            the K largest of the mean; about 2 K entries at any W (every owner sends at least one of
+            every tensor, see ``scope``), but what it leaves out arrives later, from its own
+            residual. ``"union"``: the owner sends back all that came;
             nothing else is lost, and entries that several ranks sent come back once.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: there is no such exchange.
 
     Example:
@@ -47,6 +50,5 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
         "sharded": Sharded(),
         "union": Sharded("union"),
     }
-    if name not in exchanges:
-        raise ValueError(f"exchange must be one of {', '.join(exchanges)}; got {name!r}")
+    check_one_of("exchange", name, exchanges)
     return exchanges[name]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.exchange import ballot, entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
@@ -64,8 +65,8 @@ class BallotBox:
     rotates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.count not in ("auto", "gather", "sharded"):
-            raise ValueError(f"count must be 'auto', 'gather' or 'sharded', got {self.count!r}")
+        check_one_of("ballot_box", self.count, ("auto", "gather", "sharded"))
+        check_int("seed", self.seed)
 
     def run(
         self, message: Message, recipe: Recipe, channel: Channel

@@ -25,6 +25,7 @@ class MomentumCorrection:
         momentum: mu, in [0, 1), or a schedule of it.
 
     Raises:
+        TypeError: the momentum is no number.
         ValueError: the momentum lies outside its range.
 
     Source: Lin et al., Deep Gradient Compression (ICLR 2018), §3.1 and §3.2.

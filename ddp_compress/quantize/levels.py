@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.checks import check_int, check_number
 from ddp_compress.quantize.symbols import (
     cell_means,
     groups_of,
@@ -59,9 +60,11 @@ class Levels:
     predictor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in range(1, 5):
+        if check_int("bits", self.bits) not in range(1, 5):
             raise ValueError(f"bits must lie within 1 and 4, got {self.bits!r}")
-        if self.predictor is not None and not 0.0 <= self.predictor < 1.0:
+        if self.predictor is None:
+            return
+        if not 0.0 <= check_number("predictor", self.predictor, "a number or None") < 1.0:
             raise ValueError(f"predictor must lie in [0, 1) or be None, got {self.predictor!r}")
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.checks import check_int
 from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 
@@ -26,6 +27,7 @@ class Signs(NoGuess):
         block: how many values of a group share a magnitude, a multiple of 8; None for all.
 
     Raises:
+        TypeError: the block is no int.
         ValueError: the block is no positive multiple of 8.
 
     Source: Sattler et al., Robust and Communication-Efficient Federated Learning from Non-IID Data
@@ -42,7 +44,10 @@ class Signs(NoGuess):
     block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.block is not None and (self.block <= 0 or self.block % 8):
+        if self.block is None:
+            return
+        check_int("block", self.block, "an int or None")
+        if self.block <= 0 or self.block % 8:
             raise ValueError(f"block must be a positive multiple of 8 or None, got {self.block!r}")
 
     def size(self, plan: Plan) -> int:

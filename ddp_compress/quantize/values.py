@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ddp_compress.checks import check_one_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Values(NoGuess):
         dtype: torch.float32, torch.float16 or torch.bfloat16.
 
     Raises:
+        TypeError: no dtype.
         ValueError: another dtype.
 
     Example:
@@ -38,9 +40,7 @@ class Values(NoGuess):
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            names = ", ".join(map(str, DTYPES))
-            raise ValueError(f"value_dtype must be one of {names}; got {self.dtype!r}")
+        check_one_of("value_dtype", self.dtype, DTYPES)
 
     def size(self, plan: Plan) -> int:
         """Bytes for all K values."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ddp_compress.checks import check_one_of
 from ddp_compress.recipe import Recipe
 from ddp_compress.recipes.dgc import dgc
 from ddp_compress.recipes.hgc import hgc
@@ -34,12 +35,11 @@ def by_name(name: str, **options: Any) -> Recipe:
 
     Raises:
         ValueError: no recipe has this name.
-        TypeError: the recipe takes no such option.
+        TypeError: the name is no string, or the recipe takes no such option.
 
     Example:
         >>> by_name("sbc", density=0.001).name
         'sbc'
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {name!r}")
+    check_one_of("recipe", name, RECIPES)
     return RECIPES[name](**options)

@@ -14,7 +14,7 @@ from ddp_compress.select import TopK
 
 def dgc(
     density: float | Schedule = 0.001,
-    momentum: float = 0.9,
+    momentum: float | Schedule = 0.9,
     scope: Scope = "tensor",
     codec: str = "elias_fano",
     value_dtype: torch.dtype = torch.float32,
@@ -28,7 +28,7 @@ def dgc(
 
     Args:
         density: share of the elements to send, or a schedule of it.
-        momentum: of the training, in [0, 1).
+        momentum: of the training, in [0, 1), or a schedule of it.
         scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
@@ -39,6 +39,7 @@ def dgc(
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Lin et al., Deep Gradient Compression (ICLR 2018), Alg. 1.

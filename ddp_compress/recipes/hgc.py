@@ -1,9 +1,10 @@
 """Hybrid Gradient Compression: one rank's mask for all, and predicted, entropy-coded levels."""
 
+from ddp_compress.checks import check_int
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import RotatingOwner, SharedMask
 from ddp_compress.layout import Scope
-from ddp_compress.memory import MomentumCorrection, Residual
+from ddp_compress.memory import memory_with
 from ddp_compress.quantize import Levels
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule, exponential_warmup
@@ -46,6 +47,7 @@ def hgc(
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Hu et al., Practical Hybrid Gradient Compression for Federated Learning Systems (IJCAI
@@ -55,9 +57,10 @@ def hgc(
         >>> hgc(density=0.001, bits=2).quantize
         Levels(bits=2, predictor=None)
     """
+    check_int("seed", seed)
     return Recipe(
         "hgc",
-        MomentumCorrection(momentum) if momentum else Residual(),
+        memory_with(momentum),
         TopK(density, scope, seed),
         Levels(bits, predictor),
         by_name(codec),

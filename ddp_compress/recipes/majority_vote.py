@@ -4,13 +4,14 @@ from typing import Literal
 
 import torch
 
+from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import BallotBox, SharedMask
 from ddp_compress.layout import Scope
-from ddp_compress.memory import MomentumCorrection, Residual
+from ddp_compress.memory import memory_with
 from ddp_compress.quantize import Fractional, Values
 from ddp_compress.recipe import Quantize, Recipe
-from ddp_compress.schedules import Schedule
+from ddp_compress.schedules import Schedule, check_density
 from ddp_compress.select import AddDrop, TopK
 
 VARIANTS = ("top", "random", "add_drop")
@@ -34,6 +35,12 @@ def majority_vote(
     votes are the mask, the same on every rank, ties broken by a seeded hash. Values at the mask are
     averaged and leave the residual. Traffic does not grow with the number of ranks.
 
+    The mask is always the K most voted of the whole message, whatever the scope: with ``"tensor"``
+    or ``"bucket"`` only the ballots hold their density in each.
+
+    With 16 bits the sum over ranks is rounded to 16 bits as well, from three ranks on, as in dense
+    fp16 training, and that is lost. What rounding a rank's own values loses stays in its residual.
+
     Args:
         density: share of the elements that a ballot and the mask hold, or a schedule of it.
         variant: ``"top"``: the most voted win (MV). ``"random"``: K positions are drawn with
@@ -41,10 +48,11 @@ def majority_vote(
             last ballot, and only the changes travel (MV-AD).
         change: of ``"add_drop"``: share of a ballot that may change in a step, in (0, 1].
         value_bits: 32 for fp32, 16 for ``value_dtype``, 4 for entropy-coded logarithmic levels.
-        scope: what one ballot runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
+        scope: what one ballot, not the mask, runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
         codec: how positions travel: ``"golomb"``, ``"elias_fano"`` or ``"raw"``.
         value_dtype: what 16 bits are: torch.float16 or torch.bfloat16.
-        ballot_box: how votes are counted: see `exchange.BallotBox`.
+        ballot_box: how votes are counted: ``"auto"``, ``"gather"`` or ``"sharded"``, see
+            `exchange.BallotBox`.
         momentum: in [0, 1), or a schedule of it. If not 0, it is applied before voting and masked
             where values are sent, and the optimizer must have none.
         seed: of the hash that breaks ties; ranks must agree.
@@ -53,6 +61,7 @@ def majority_vote(
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020).
@@ -61,12 +70,11 @@ def majority_vote(
         >>> majority_vote(variant="random").exchange
         SharedMask(agree=BallotBox(random=True, seed=0, count='auto'))
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
-    if value_bits not in (32, 16, 4):
-        raise ValueError(f"value_bits must be 32, 16 or 4, got {value_bits!r}")
-    if value_dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"value_dtype must be torch.float16 or torch.bfloat16, got {value_dtype}")
+    check_one_of("variant", variant, VARIANTS)
+    check_one_of("value_bits", value_bits, (32, 16, 4))
+    check_one_of("value_dtype", value_dtype, (torch.float16, torch.bfloat16))
+    check_density(change, "change")
+    check_int("seed", seed)
     ballot = (
         AddDrop(density, change, scope, seed)
         if variant == "add_drop"
@@ -79,7 +87,7 @@ def majority_vote(
     }
     return Recipe(
         "majority_vote",
-        MomentumCorrection(momentum) if momentum else Residual(),
+        memory_with(momentum),
         ballot,
         quantizers[value_bits],
         by_name(codec),

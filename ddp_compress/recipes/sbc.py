@@ -3,7 +3,7 @@
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import exchange_by_name
 from ddp_compress.layout import Scope
-from ddp_compress.memory import MomentumCorrection, Residual
+from ddp_compress.memory import memory_with
 from ddp_compress.quantize import Means
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule
@@ -14,7 +14,7 @@ def sbc(
     density: float | Schedule = 0.001,
     scope: Scope = "tensor",
     codec: str = "elias_fano",
-    momentum: float = 0.0,
+    momentum: float | Schedule = 0.0,
     exchange: str = "all_gather",
 ) -> Recipe:
     """Send where the heavier-sided largest entries are, and their mean.
@@ -27,8 +27,9 @@ def sbc(
         density: share of the elements to send, or a schedule of it.
         scope: what one selection and one mean run over: ``"tensor"``, ``"bucket"`` or ``"model"``.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
-        momentum: in [0, 1). SBC compresses updates that hold their momentum already, and masks it
-            where it sends (supplement A): give the momentum here, and 0 to the optimizer.
+        momentum: in [0, 1), or a schedule of it. SBC compresses updates that hold their momentum
+            already, and masks it where it sends (supplement A): give the momentum here, and 0 to
+            the optimizer.
         exchange: how ranks share: ``"all_gather"``, ``"sharded"`` or ``"union"``; see
             `exchange.exchange_by_name`.
 
@@ -36,6 +37,7 @@ def sbc(
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Sattler et al., Sparse Binary Compression (2018), Alg. 2-4 and supplement A.
@@ -46,7 +48,7 @@ def sbc(
     """
     return Recipe(
         "sbc",
-        MomentumCorrection(momentum) if momentum else Residual(),
+        memory_with(momentum),
         HeavierSide(density, scope),
         Means(),
         by_name(codec),

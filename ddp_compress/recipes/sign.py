@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.codec import Everything as AllPositions
 from ddp_compress.exchange import AllGather, BySize, Sharded
 from ddp_compress.memory import Residual
@@ -21,16 +22,18 @@ def sign(
     ``r += g; sent = sign(r) * mean|r|`` in every block; ``r -= sent``.
 
     Args:
-        block: elements that share a magnitude, a multiple of 8; 32 / block bits an element more.
+        block: elements that share a magnitude, a multiple of 8; 32 / block bits an element more,
+            each way when sharded.
         exchange: ``"all_gather"``: every rank's signs to every rank, their mean taken.
             ``"sharded"``: to the owner of each range, who sends back the majority: the signs of
             their mean, with a second residual. Traffic then does not grow with the number of ranks.
-            ``"auto"``: all-gather for up to 4 ranks.
+            ``"auto"``: all-gather for up to 4 ranks, else sharded.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Karimireddy et al., Error Feedback Fixes SignSGD (ICML 2019), Alg. 1; in blocks and in
@@ -46,8 +49,8 @@ def sign(
         "all_gather": AllGather(),
         "sharded": Sharded(),
     }
-    if exchange not in exchanges:
-        raise ValueError(f"exchange must be one of {', '.join(exchanges)}; got {exchange!r}")
+    check_one_of("exchange", exchange, exchanges)
+    check_int("block", block)
     return Recipe(
         "sign",
         Residual(),

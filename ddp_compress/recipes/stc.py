@@ -3,7 +3,7 @@
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import Sharded
 from ddp_compress.layout import Scope
-from ddp_compress.memory import MomentumCorrection, Residual
+from ddp_compress.memory import memory_with
 from ddp_compress.quantize import Signs
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule
@@ -14,7 +14,7 @@ def stc(
     density: float | Schedule = 0.01,
     scope: Scope = "tensor",
     codec: str = "golomb",
-    momentum: float = 0.0,
+    momentum: float | Schedule = 0.0,
 ) -> Recipe:
     """Send signs of the largest entries and their mean magnitude; compress the mean again.
 
@@ -27,13 +27,14 @@ def stc(
         scope: what one selection and one magnitude run over: ``"tensor"``, ``"bucket"``,
             ``"model"``.
         codec: how positions travel: ``"golomb"`` (smallest), ``"elias_fano"`` or ``"raw"``.
-        momentum: in [0, 1). If not 0, it is applied before compression and masked where entries
-            are sent, and the optimizer must have none.
+        momentum: in [0, 1), or a schedule of it. If not 0, it is applied before compression and
+            masked where entries are sent, and the optimizer must have none.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Sattler et al., Robust and Communication-Efficient Federated Learning from Non-IID Data
@@ -45,7 +46,7 @@ def stc(
     """
     return Recipe(
         "stc",
-        MomentumCorrection(momentum) if momentum else Residual(),
+        memory_with(momentum),
         TopK(density, scope),
         Signs(),
         by_name(codec),

@@ -36,6 +36,7 @@ def topk(
         The recipe: frozen configuration, for `attach` or `CompressionState`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Aji & Heafield, Sparse Communication for Distributed Gradient Descent (EMNLP 2017).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.checks import check_int
 from ddp_compress.layout import Scope, Sparse, entries
 from ddp_compress.message import Selection
 from ddp_compress.schedules import Schedule, check_density
@@ -37,6 +38,7 @@ class AddDrop:
         seed: of the hash that breaks ties, see `TopK`.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020), §3, Alg. 2.
@@ -53,6 +55,7 @@ class AddDrop:
 
     def __post_init__(self) -> None:
         check_density(self.change, "change")
+        check_int("seed", self.seed)
         _ = self._top_k  # which checks the rest
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.layout import SCOPES, Scope, Sparse
 from ddp_compress.message import Selection
 from ddp_compress.reference import salts
@@ -32,6 +33,7 @@ class TopK:
         seed: break ties by a hash of seed, step and place instead of taking the first.
 
     Raises:
+        TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
     Example:
@@ -48,8 +50,9 @@ class TopK:
     def __post_init__(self) -> None:
         if not callable(self.density):
             check_density(self.density, "density")
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope must be one of {', '.join(SCOPES)}; got {self.scope!r}")
+        check_one_of("scope", self.scope, SCOPES)
+        if self.seed is not None:
+            check_int("seed", self.seed, "an int or None")
 
     @property
     def tensors(self) -> Mapping[str, torch.dtype | None]:
