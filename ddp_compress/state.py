@@ -44,9 +44,10 @@ class CompressionState:
         recipe: see `ddp_compress.recipes`.
         process_group: the ranks to exchange with; None for the DDP module's group, or the default.
         start_step: the step that density schedules start from.
-        min_numel: parameters with fewer elements are exact: they travel dense, in the gradient's
-            dtype, inside the same messages. Raise it when the few hundred numbers of biases and
-            norms matter more than their bytes: at 0.1 % density they can outweigh all the rest.
+        min_numel: parameters with fewer elements are exact: they travel dense, with ``all_gather``
+            inside the same messages, else by an all-reduce of their own. Raise it when the few
+            hundred numbers of biases and norms matter more than their bytes: at 0.1 % density they
+            can outweigh all the rest.
         flush_bytes: a message goes out when it holds this many bytes. Small ones cost a round
             trip each; large ones do not overlap backward.
 
@@ -99,12 +100,12 @@ class CompressionState:
         self._settings = Settings(recipe, min_numel, flush_bytes, find_unused)
         self._comm: Comm | None = None
         self._transaction: Transaction | None = None
+        self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._start()
 
     def _start(self) -> None:
         """What every copy of a state makes anew."""
         self._closed = False
-        self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._worker = Worker() if self.recipe.exchange.many_phase else None
         self._know_parameters()
 
@@ -115,9 +116,8 @@ class CompressionState:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone = {"process_group": None, "_comm": None, "_transaction": None}
-        gone |= {"_names": None, "_worker": None}
-        return self.__dict__ | gone
+        gone = ("process_group", "_comm", "_transaction", "_names", "_worker")
+        return self.__dict__ | dict.fromkeys(gone) | {"_saved_by": self._here()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -730,3 +731,78 @@ def test_two_states_in_one_process_do_not_meet(ranks):
     pair = ROWS["vote-sharded"], ROWS["hgc"]
     together = same_everywhere(ranks.run(2, two_models, *pair))
     assert together == [ranks.run(2, one_model, row)[0] for row in pair]
+
+
+# ------------------------------------------------------------------------- what must not be lost
+
+
+def momentum_of_an_idle_layer() -> None:
+    """Rank 1 has no gradient for one layer, whose positions the others' mask may hold."""
+    state = state_of(Row(recipes.majority_vote(0.5, momentum=0.9)))
+    state._settings = replace(state._settings, find_unused=True)
+    state.reduce(random_grads(0))
+    before = state.state_dict()["tensors"]
+    grads = random_grads(1)
+    if dist.get_rank() == 1:
+        grads["0.weight"].zero_()
+    state.reduce(grads)
+    after = state.state_dict()["tensors"]
+    if dist.get_rank() == 1:
+        momentum = 0.9 * before["momentum"]["0.weight"]
+        assert torch.equal(after["momentum"]["0.weight"], momentum)
+        torch.testing.assert_close(
+            after["residual"]["0.weight"], before["residual"]["0.weight"] + momentum
+        )
+
+
+def test_where_nothing_was_sent_momentum_stays(ranks):
+    ranks.run(2, momentum_of_an_idle_layer)
+
+
+def loaded_elsewhere(saved_by: list[int]) -> str:
+    """As if two of three ranks went on with their checkpoints."""
+    state = state_of(ROWS["stc"])
+    state.reduce(random_grads(0))
+    saved = state.state_dict()
+    assert saved["saved_by"] == [dist.get_rank(), 2]
+    other = state_of(ROWS["stc"])
+    other.load_state_dict({**saved, "saved_by": saved_by})
+    before = memory(other)
+    with pytest.raises(PeerError) as caught:
+        other.reduce(random_grads(1))
+    assert memory(other) == before
+    return str(caught.value)
+
+
+def test_a_second_residual_goes_back_to_its_owner(ranks):
+    for message in ranks.run(2, loaded_elsewhere, [0, 3]):
+        assert "checkpoint was saved by rank 0 of 3" in message
+
+
+def fails_at_once(unlucky: int) -> str:
+    """Before any frame's size is known."""
+    state = state_of(ROWS["hgc"])
+    with pytest.raises(PeerError) as caught:
+        state.reduce({"nope": torch.ones(3)} if dist.get_rank() == unlucky else random_grads(0))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("unlucky", [0, 1, 2])
+def test_a_rank_may_fail_in_its_very_first_step(ranks, unlucky):
+    for message in ranks.run(3, fails_at_once, unlucky):
+        assert f"rank {unlucky} failed: KeyError" in message
+
+
+def bits_of_changing_votes() -> float:
+    """Of a vote, in the last of some steps whose densities differ a little."""
+    recipe = recipes.majority_vote(lambda step: 0.3 - 1e-9 * step, "add_drop")
+    state = CompressionState(nn.Linear(100, 100, bias=False), recipe)
+    for number in range(6):
+        before = state.stats.position_bits
+        generator = torch.Generator().manual_seed(number)
+        state.reduce({"weight": torch.randn(10_000, generator=generator)})
+    return (state.stats.position_bits - before) / 3000
+
+
+def test_a_schedule_does_not_forget_the_last_ballot(ranks):
+    assert all(bits < 1.5 for bits in ranks.run(2, bits_of_changing_votes))
