@@ -161,9 +161,13 @@ class _Gathered(_Poll):
 class _Sharded(_Poll):
     """Every rank counts the positions that it owns."""
 
+    def __init__(self, message: Message, recipe: Recipe, channel: Channel, box: BallotBox) -> None:
+        super().__init__(message, recipe, channel, box)
+        self._cut = shards(self.plan, channel.world_size)
+        self._positions = self._keys = torch.empty(0)  # voted for, of those that this rank owns
+
     def run(self) -> Generator[Work, None, Mask | None]:
         channel = self.channel
-        self._cut = shards(self.plan, channel.world_size)
         bodies = yield from channel.route(self._ballots)
         if bodies is None:
             return None
