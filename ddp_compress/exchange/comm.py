@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -64,6 +67,7 @@ class Comm:
         # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
         # GIL, and destroying the group just then would deadlock (torch 2.13).
         self._alive: list[Tensor] = []
+        _comms.add(self)
 
     @property
     def outdated(self) -> bool:
@@ -74,6 +78,11 @@ class Comm:
         """Let go of the last step's tensors; see whose turn it is."""
         self._alive = []
         self.turn = self.step % self.world_size if self._rotates else None
+
+    def leak(self) -> None:
+        """Never let go of this step's tensors."""
+        for tensor in self._alive:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(tensor))
 
     def agree(self, description: str, density: float, step: int) -> None:
         """Compare a description of the setting, density and step included, before the first step.
@@ -155,6 +164,16 @@ class Comm:
         mine = total.to(tensor.dtype).view(torch.uint8)
         sums = yield from self.all_to_all([mine] * self.world_size, [len(p) for p in parts])
         return torch.cat(sums).view(tensor.dtype)
+
+
+_comms: WeakSet[Comm] = WeakSet()
+
+
+@atexit.register
+def _outlive_the_interpreter() -> None:
+    """Never free what Gloo's threads may still hold: after the end there is no GIL to do it with."""
+    for comm in _comms:
+        comm.leak()
 
 
 def _twin(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
