@@ -171,7 +171,7 @@ _comms: WeakSet[Comm] = WeakSet()
 
 @atexit.register
 def _outlive_the_interpreter() -> None:
-    """Never free what Gloo's threads may still hold: after the end there is no GIL to do it with."""
+    """Gloo's threads may still hold tensors, and at the end there is no GIL to free them with."""
     for comm in _comms:
         comm.leak()
 
