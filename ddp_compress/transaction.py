@@ -229,7 +229,7 @@ class _Running(Protocol):
 
 
 class _InTurns:
-    """An exchange of one phase, launched here and now."""
+    """An exchange launched here and now; this thread goes from phase to phase."""
 
     def __init__(self, exchange: Exchanging) -> None:
         self._exchange = exchange

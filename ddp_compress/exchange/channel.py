@@ -199,12 +199,8 @@ class Channel:
     def _fill(self, value: Tensor, build: Callable[[], Tensor]) -> None:
         """Copy what is built, unless something fails."""
         self.stats.payload_bits += 8 * value.nbytes
-        if self._failure is not None:
-            return
-        try:
-            value.copy_(build())
-        except Exception as error:
-            self._failure = error
+        if self._failure is None:
+            self.attempt(lambda: value.copy_(build()))
 
     def report(self, error: Exception) -> Generator[Work, None, None]:
         """Take part in a message that this rank failed to build, and tell every rank why.

@@ -80,13 +80,20 @@ def read_count(body: Tensor) -> int:
 
 
 def check_counts(indices: Tensor | None, plan: Plan) -> None:
-    """Raise where positions are more than a group may send.
+    """Raise where positions are more than a group may send, or outside every group.
 
     Raises:
         ValueError: see above.
     """
-    if (plan.counts(indices) > plan.ks).any():
+    counts = plan.counts(indices)
+    if (counts > plan.ks).any():
         raise ValueError("positions: more than a group may send")
+    _check_inside(indices, counts)
+
+
+def _check_inside(indices: Tensor | None, counts: Tensor) -> None:
+    if indices is not None and int(counts.sum()) != len(indices):
+        raise ValueError("positions: outside every group")
 
 
 def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats) -> Tensor:
@@ -101,6 +108,5 @@ def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: St
 def _decode(body: Tensor, plan: Plan, space: Space, recipe: Recipe, dtype: torch.dtype) -> Sparse:
     indices, used = recipe.codec.decode(body, space)
     counts = plan.counts(indices)
-    if indices is not None and int(counts.sum()) != len(indices):
-        raise ValueError("positions: outside every group")
+    _check_inside(indices, counts)
     return Sparse(indices, recipe.quantize.decode(body[used:], counts).to(dtype))

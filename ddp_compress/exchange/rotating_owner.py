@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
-from ddp_compress.exchange.entries import check_counts
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message import Message
 
@@ -44,8 +44,8 @@ class RotatingOwner:
         def build() -> Tensor | None:
             if channel.rank != owner:
                 return torch.empty(0, dtype=torch.uint8) if message.is_finite() else None
-            selection = recipe.select(message)
-            if not (selection.finite and message.values_at(plan.exact).isfinite().all()):
+            selection = entries.select(message, recipe)
+            if not selection.finite:
                 return None
             body = recipe.codec.encode(selection.entries.positions, plan)
             channel.stats.position_bits += 8 * len(body)
@@ -57,7 +57,7 @@ class RotatingOwner:
 
         def read() -> Tensor:
             mask, _ = recipe.codec.decode(bodies[owner], plan)
-            check_counts(mask, plan)
+            entries.check_counts(mask, plan)
             return mask
 
         return Mask(channel.attempt(read))
