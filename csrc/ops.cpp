@@ -1,10 +1,6 @@
 // Schemas and tensor checks. Every op checks what it was given here, then calls a raw-pointer
 // kernel.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <optional>
@@ -12,20 +8,15 @@
 #include <vector>
 
 #include "kernels.h"
+#include "schemas.h"
+#include "tensors.h"
 
 namespace ddp_compress {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 void check(const Tensor& t, const char* name, ScalarType dtype) {
   STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
-  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has dtype ", t.scalar_type(), ", expected ",
-                  dtype);
+  check_kind(t, name, dtype);
 }
 
 Tensor empty_cpu(int64_t size, ScalarType dtype) {
@@ -45,84 +36,20 @@ Tensor scalar(T value, ScalarType dtype) {
   return to_tensor(std::vector<T>{value}, dtype);
 }
 
-template <typename T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <typename T>
-T* write(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-// Calls f(G{}, A{}) with the gradient's type and the type its memory is kept in.
-template <typename F>
-void dispatch(ScalarType grad, F f) {
-  switch (grad) {
-    case ScalarType::Float:
-      return f(float{}, float{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{}, float{});
-    case ScalarType::Half:
-      return f(Half{}, float{});
-    case ScalarType::Double:
-      return f(double{}, double{});
-    default:
-      STD_TORCH_CHECK(false, "gradient has dtype ", grad,
-                      ", expected float32, bfloat16, float16 or float64");
-  }
-}
-
-ScalarType memory_type(ScalarType grad) {
-  return grad == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 using TopKResult = std::tuple<Tensor, Tensor, Tensor>;
 
 TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
                     const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier) {
-  STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
-  STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
-                  " tensors, expected ", grads.size());
-  STD_TORCH_CHECK(momenta.empty() || momenta.size() == grads.size(), "momenta has ", momenta.size(),
-                  " tensors, expected none or ", grads.size());
-  check(bounds, "bounds", ScalarType::Long);
-  check(groups, "groups", ScalarType::Long);
-  check(ks, "ks", ScalarType::Long);
-  check(salts, "salts", ScalarType::Long);
-  STD_TORCH_CHECK(bounds.numel() == groups.numel() + 1, "bounds has ", bounds.numel(),
-                  " entries, expected one more than groups, ", groups.numel() + 1);
-  STD_TORCH_CHECK(salts.numel() == 0 || salts.numel() == groups.numel(), "salts has ",
-                  salts.numel(), " entries, expected none or one for each of ", groups.numel(),
-                  " groups");
+  const auto check_data = [](const Tensor& t, const char* name, ScalarType dtype) {
+    check(t, name, dtype);
+  };
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, check_data);
   const ScalarType type = grads[0].scalar_type();
-  int64_t total = 0;
-  for (size_t i = 0; i < grads.size(); ++i) {
-    check(grads[i], "grads", type);
-    check(residuals[i], "residuals", memory_type(type));
-    STD_TORCH_CHECK(residuals[i].numel() == grads[i].numel(), "residuals[", i, "] has ",
-                    residuals[i].numel(), " elements, expected ", grads[i].numel());
-    if (!momenta.empty()) {
-      check(momenta[i], "momenta", memory_type(type));
-      STD_TORCH_CHECK(momenta[i].numel() == grads[i].numel(), "momenta[", i, "] has ",
-                      momenta[i].numel(), " elements, expected ", grads[i].numel());
-    }
-    total += grads[i].numel();
-  }
   const int64_t* b = read<int64_t>(bounds);
-  const int64_t params = groups.numel();
-  STD_TORCH_CHECK(b[0] == 0 && b[params] == total, "bounds must run from 0 to ", total);
-  STD_TORCH_CHECK(std::is_sorted(b, b + params + 1), "bounds must ascend");
-  STD_TORCH_CHECK(total <= INT32_MAX, "a message holds at most 2**31 - 1 elements, got ", total);
-  const int64_t* k = read<int64_t>(ks);
-  STD_TORCH_CHECK(std::all_of(k, k + ks.numel(), [](int64_t each) { return each > 0; }),
-                  "ks must be positive");
   const int64_t* g = read<int64_t>(groups);
-  for (int64_t i = 0; i < params; ++i)
-    STD_TORCH_CHECK(g[i] >= -1 && g[i] < ks.numel(), "groups[", i, "] is ", g[i],
-                    ", expected -1 or an index into ks of ", ks.numel(), " entries");
-
+  const int64_t* k = read<int64_t>(ks);
+  const int64_t params = groups.numel();
   const int64_t* s = salts.numel() ? read<int64_t>(salts) : nullptr;
   TopKResult result;
   dispatch(type, [&]<typename G, typename A>(G, A) {
@@ -237,16 +164,8 @@ std::tuple<Tensor, Tensor> elias_fano_decode_cpu(const Tensor& data, int64_t num
   return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
 }
 
-void check_bounds(const Tensor& bounds) {
-  check(bounds, "bounds", ScalarType::Long);
-  const int64_t* b = read<int64_t>(bounds);
-  STD_TORCH_CHECK(bounds.numel() > 0 && b[0] == 0 && std::is_sorted(b, b + bounds.numel()),
-                  "bounds must ascend from 0");
-  STD_TORCH_CHECK(b[bounds.numel() - 1] <= INT32_MAX, "bounds must stay below 2**31");
-}
-
 Tensor golomb_encode_cpu(const Tensor& indices, const Tensor& bounds) {
-  check_bounds(bounds);
+  check_positions_of(bounds);
   check_positions(indices, read<int64_t>(bounds)[bounds.numel() - 1]);
   return to_tensor(golomb_encode(read<int32_t>(indices), indices.numel(), read<int64_t>(bounds),
                                  bounds.numel() - 1),
@@ -256,7 +175,7 @@ Tensor golomb_encode_cpu(const Tensor& indices, const Tensor& bounds) {
 std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& bounds,
                                              int64_t limit) {
   check(data, "data", ScalarType::Byte);
-  check_bounds(bounds);
+  check_positions_of(bounds);
   STD_TORCH_CHECK(limit >= 0, "limit must be 0 or more, got ", limit);
   std::vector<int32_t> indices;
   const int64_t status = golomb_decode(read<uint8_t>(data), data.numel(), read<int64_t>(bounds),
@@ -280,7 +199,7 @@ std::tuple<Tensor, Tensor> tally_cpu(std::vector<Tensor> ballots) {
 
 Tensor vote_keys_cpu(const Tensor& positions, const Tensor& votes, const Tensor& bounds,
                      const Tensor& salts, int64_t voters, bool random) {
-  check_bounds(bounds);
+  check_positions_of(bounds);
   const int64_t params = bounds.numel() - 1;
   check_positions(positions, read<int64_t>(bounds)[params]);
   check(votes, "votes", ScalarType::Int);
@@ -337,28 +256,6 @@ std::tuple<Tensor, Tensor> rans_decode_cpu(const Tensor& data, int64_t count, in
   return {symbols, scalar<int64_t>(status, ScalarType::Long)};
 }
 
-struct SignSizes {
-  int64_t numel, bits, scales;
-};
-
-// Sizes of a message of signs, once its bounds and block are checked.
-SignSizes sign_sizes(const Tensor& bounds, int64_t block) {
-  check(bounds, "bounds", ScalarType::Long);
-  const int64_t* b = read<int64_t>(bounds);
-  const int64_t edges = bounds.numel();
-  STD_TORCH_CHECK(edges > 0 && b[0] == 0 && std::is_sorted(b, b + edges),
-                  "bounds must ascend from 0");
-  STD_TORCH_CHECK(block > 0 && block % 8 == 0, "block must be a positive multiple of 8, got ",
-                  block);
-  SignSizes sizes{b[edges - 1], 0, 0};
-  for (int64_t s = 0; s + 1 < edges; ++s) {
-    const int64_t numel = b[s + 1] - b[s];
-    sizes.bits += (numel + 7) / 8;
-    sizes.scales += numel / block + (numel % block > 0);
-  }
-  return sizes;
-}
-
 std::tuple<Tensor, Tensor> sign_encode_cpu(const Tensor& values, const Tensor& bounds,
                                            int64_t block) {
   check(values, "values", values.scalar_type());
@@ -398,30 +295,7 @@ Tensor sign_decode_cpu(const Tensor& bits, const Tensor& scales, const Tensor& b
 }  // namespace
 }  // namespace ddp_compress
 
-STABLE_TORCH_LIBRARY(ddp_compress, m) {
-  m.def(
-      "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
-      "Tensor groups, Tensor ks, Tensor salts, bool heavier) -> (Tensor, Tensor, Tensor)");
-  m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
-  m.def("accumulate(Tensor(a!) residual, Tensor(b!) grad, Tensor(c!)? momentum, float mu) -> ()");
-  m.def(
-      "scatter_add(Tensor(a!) out, int start, Tensor[] indices, Tensor[] values, float scale) -> "
-      "()");
-  m.def("checksum(Tensor data) -> Tensor");
-  m.def("elias_fano_encode(Tensor indices, int numel, int k) -> Tensor");
-  m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
-  m.def("golomb_encode(Tensor indices, Tensor bounds) -> Tensor");
-  m.def("golomb_decode(Tensor data, Tensor bounds, int limit) -> (Tensor, Tensor)");
-  m.def("tally(Tensor[] ballots) -> (Tensor, Tensor)");
-  m.def(
-      "vote_keys(Tensor positions, Tensor votes, Tensor bounds, Tensor salts, int voters, bool "
-      "random) -> Tensor");
-  m.def("largest(Tensor keys, int k) -> Tensor");
-  m.def("rans_encode(Tensor symbols, int alphabet) -> Tensor");
-  m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
-  m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");
-  m.def("sign_decode(Tensor bits, Tensor scales, Tensor bounds, int block) -> Tensor");
-}
+STABLE_TORCH_LIBRARY(ddp_compress, m) { ddp_compress::define_ops(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   using namespace ddp_compress;

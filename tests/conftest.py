@@ -1,4 +1,15 @@
+import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("calm", deadline=None)  # a busy machine is no failure
 settings.load_profile("calm")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `needs_cuda` where there is no GPU."""
+    if torch.cuda.is_available():
+        return
+    without = [item for item in items if item.get_closest_marker("needs_cuda")]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]

@@ -1,0 +1,88 @@
+// The CUDA twins of ../kernels.h: raw pointers into device memory, and a stream to work on.
+//
+// Nothing here waits for the device, so no size may depend on what is computed there: a list of
+// positions has a slot for each that there may be. The unused slots come last; they hold kUnused
+// and the value 0, and every kernel that reads a list passes over them. Pointers named `host_*`
+// are of host memory.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace ddp_compress::cuda {
+
+constexpr int32_t kUnused = INT32_MAX;  // above every position
+
+// The stream that an op works on, and scratch memory that is its own until the op returns (what is
+// launched by then is done with it before anyone else is).
+struct Device {
+  void* stream;  // a cudaStream_t: callers need no CUDA headers
+  std::function<void*(int64_t bytes)> allocate;
+
+  template <typename T>
+  T* array(int64_t count) const {
+    return static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T))));
+  }
+};
+
+// topk.cu: indices and values have a slot for each of sum(ks). Where something is not finite, all
+// slots are unused. host_salts may be null.
+template <typename G, typename A>
+void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
+          const int64_t* host_bounds, const int64_t* host_groups, int64_t params,
+          const int64_t* host_ks, int64_t groups, const int64_t* host_salts, bool heavier,
+          int32_t* indices, A* values, bool* finite);
+
+// segment_means.cu
+template <typename A>
+void segment_means(const Device& device, const A* values, const int64_t* counts, int64_t segments,
+                   float* means);
+
+// accumulate.cu
+template <typename G, typename A>
+void accumulate(const Device& device, A* residual, G* grad, A* momentum, A mu, int64_t numel);
+
+// scatter_add.cu
+template <typename G, typename A>
+void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
+                 const std::vector<Entries<A>>& ranks, A scale);
+
+// checksum.cu
+void checksum(const Device& device, const uint8_t* data, int64_t size, int64_t* sum);
+
+// elias_fano.cu: `count` slots are read, k are written.
+void elias_fano_encode(const Device& device, const int32_t* indices, int64_t count, int64_t numel,
+                       int64_t k, uint8_t* out);
+// The status is the bytes read, or a DecodeError, and then all slots are unused.
+void elias_fano_decode(const Device& device, const uint8_t* data, int64_t size, int64_t numel,
+                       int64_t k, int32_t* indices, int64_t* status);
+
+// golomb.cu: the one kernel that waits for the device, because its size is not known before.
+// `output` gives device memory for so many bytes.
+void golomb_encode(const Device& device, const int32_t* indices, int64_t count,
+                   const int64_t* host_bounds, int64_t params,
+                   const std::function<uint8_t*(int64_t bytes)>& output);
+
+// ballot.cu: positions and votes have a slot for each vote.
+struct Ballot {
+  const int32_t* positions;
+  int64_t count;
+};
+void tally(const Device& device, const std::vector<Ballot>& ballots, int32_t* positions,
+           int32_t* votes);
+void vote_keys(const Device& device, const int32_t* positions, const int32_t* votes, int64_t count,
+               const int64_t* host_bounds, const int64_t* host_salts, int64_t params,
+               int64_t voters, bool random, int64_t* keys);
+void largest(const Device& device, const int64_t* keys, int64_t count, int64_t k, int64_t* indices);
+
+// signs.cu
+template <typename A>
+void sign_encode(const Device& device, const A* values, const int64_t* host_bounds,
+                 int64_t segments, int64_t block, uint8_t* bits, float* scales);
+void sign_decode(const Device& device, const uint8_t* bits, const float* scales,
+                 const int64_t* host_bounds, int64_t segments, int64_t block, float* values);
+
+}  // namespace ddp_compress::cuda

@@ -1,0 +1,67 @@
+// How host code puts work on a stream.
+//
+// tests/emulation has a <cuda_runtime.h> of its own, with which a C++ compiler builds these files
+// for the CPU; beside CUDA's language it knows what kernels here use, and no more.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace ddp_compress::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+inline cudaStream_t stream_of(const Device& device) {
+  return static_cast<cudaStream_t>(device.stream);
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Runs a kernel on `blocks` blocks; on none it does nothing.
+template <typename... Parameters, typename... Arguments>
+void launch(const Device& device, int64_t blocks, int threads, void (*kernel)(Parameters...),
+            Arguments... arguments) {
+  if (blocks == 0) return;
+#ifdef __CUDACC__
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_of(device)>>>(arguments...);
+#else
+  emulate(static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+          [&] { kernel(arguments...); });
+#endif
+  check(cudaGetLastError());
+}
+
+template <typename T>
+void fill_zero(const Device& device, T* data, int64_t count) {
+  if (count == 0) return;
+  check(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(T), stream_of(device)));
+}
+
+// A copy on the device, of host memory that may be gone when this returns.
+template <typename T>
+T* upload(const Device& device, const T* host, int64_t count) {
+  T* data = device.array<T>(count);
+  if (count > 0)
+    check(cudaMemcpyAsync(data, host, static_cast<size_t>(count) * sizeof(T),
+                          cudaMemcpyHostToDevice, stream_of(device)));
+  return data;
+}
+
+template <typename T>
+T* upload(const Device& device, const std::vector<T>& host) {
+  return upload(device, host.data(), static_cast<int64_t>(host.size()));
+}
+
+}  // namespace ddp_compress::cuda

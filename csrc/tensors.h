@@ -1,0 +1,143 @@
+// What the ops share that check and make tensors.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace ddp_compress {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+T* write(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Calls f(G{}, A{}) with the gradient's type and the type its memory is kept in.
+template <typename F>
+void dispatch(ScalarType grad, F f) {
+  switch (grad) {
+    case ScalarType::Float:
+      return f(float{}, float{});
+    case ScalarType::BFloat16:
+      return f(torch::headeronly::BFloat16{}, float{});
+    case ScalarType::Half:
+      return f(torch::headeronly::Half{}, float{});
+    case ScalarType::Double:
+      return f(double{}, double{});
+    default:
+      STD_TORCH_CHECK(false, "gradient has dtype ", grad,
+                      ", expected float32, bfloat16, float16 or float64");
+  }
+}
+
+inline ScalarType memory_type(ScalarType grad) {
+  return grad == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_kind(const Tensor& t, const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has dtype ", t.scalar_type(), ", expected ",
+                  dtype);
+}
+
+// Tables describe a message to the host and stay there, whatever device the message is on.
+inline void check_table(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
+  check_kind(t, name, ScalarType::Long);
+}
+
+inline void check_bounds(const Tensor& bounds) {
+  check_table(bounds, "bounds");
+  const int64_t* b = read<int64_t>(bounds);
+  STD_TORCH_CHECK(bounds.numel() > 0 && b[0] == 0 && std::is_sorted(b, b + bounds.numel()),
+                  "bounds must ascend from 0");
+}
+
+// A message's positions have 31 bits.
+inline void check_positions_of(const Tensor& bounds) {
+  check_bounds(bounds);
+  STD_TORCH_CHECK(read<int64_t>(bounds)[bounds.numel() - 1] <= INT32_MAX,
+                  "bounds must stay below 2**31");
+}
+
+// check_data(tensor, name, dtype) says where gradients and memory must be.
+template <typename CheckData>
+void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& residuals,
+                const std::vector<Tensor>& momenta, const Tensor& bounds, const Tensor& groups,
+                const Tensor& ks, const Tensor& salts, CheckData check_data) {
+  STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
+  STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
+                  " tensors, expected ", grads.size());
+  STD_TORCH_CHECK(momenta.empty() || momenta.size() == grads.size(), "momenta has ", momenta.size(),
+                  " tensors, expected none or ", grads.size());
+  check_table(bounds, "bounds");
+  check_table(groups, "groups");
+  check_table(ks, "ks");
+  check_table(salts, "salts");
+  STD_TORCH_CHECK(bounds.numel() == groups.numel() + 1, "bounds has ", bounds.numel(),
+                  " entries, expected one more than groups, ", groups.numel() + 1);
+  STD_TORCH_CHECK(salts.numel() == 0 || salts.numel() == groups.numel(), "salts has ",
+                  salts.numel(), " entries, expected none or one for each of ", groups.numel(),
+                  " groups");
+  const ScalarType type = grads[0].scalar_type();
+  int64_t total = 0;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    check_data(grads[i], "grads", type);
+    check_data(residuals[i], "residuals", memory_type(type));
+    STD_TORCH_CHECK(residuals[i].numel() == grads[i].numel(), "residuals[", i, "] has ",
+                    residuals[i].numel(), " elements, expected ", grads[i].numel());
+    if (!momenta.empty()) {
+      check_data(momenta[i], "momenta", memory_type(type));
+      STD_TORCH_CHECK(momenta[i].numel() == grads[i].numel(), "momenta[", i, "] has ",
+                      momenta[i].numel(), " elements, expected ", grads[i].numel());
+    }
+    total += grads[i].numel();
+  }
+  const int64_t* b = read<int64_t>(bounds);
+  const int64_t params = groups.numel();
+  STD_TORCH_CHECK(b[0] == 0 && b[params] == total, "bounds must run from 0 to ", total);
+  STD_TORCH_CHECK(std::is_sorted(b, b + params + 1), "bounds must ascend");
+  STD_TORCH_CHECK(total <= INT32_MAX, "a message holds at most 2**31 - 1 elements, got ", total);
+  const int64_t* k = read<int64_t>(ks);
+  STD_TORCH_CHECK(std::all_of(k, k + ks.numel(), [](int64_t each) { return each > 0; }),
+                  "ks must be positive");
+  const int64_t* g = read<int64_t>(groups);
+  for (int64_t i = 0; i < params; ++i)
+    STD_TORCH_CHECK(g[i] >= -1 && g[i] < ks.numel(), "groups[", i, "] is ", g[i],
+                    ", expected -1 or an index into ks of ", ks.numel(), " entries");
+}
+
+// Sizes of a message of signs.
+struct SignSizes {
+  int64_t numel, bits, scales;
+};
+
+inline SignSizes sign_sizes(const Tensor& bounds, int64_t block) {
+  check_bounds(bounds);
+  STD_TORCH_CHECK(block > 0 && block % 8 == 0, "block must be a positive multiple of 8, got ",
+                  block);
+  const int64_t* b = read<int64_t>(bounds);
+  const int64_t segments = bounds.numel() - 1;
+  SignSizes sizes{b[segments], 0, 0};
+  for (int64_t s = 0; s < segments; ++s) {
+    const int64_t numel = b[s + 1] - b[s];
+    sizes.bits += (numel + 7) / 8;
+    sizes.scales += numel / block + (numel % block > 0);
+  }
+  return sizes;
+}
+
+}  // namespace ddp_compress
