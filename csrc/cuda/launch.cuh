@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -37,10 +38,37 @@ void launch(const Device& device, int64_t blocks, int threads, void (*kernel)(Pa
 #ifdef __CUDACC__
   kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_of(device)>>>(arguments...);
 #else
-  emulate(static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+  emulate(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), false,
           [&] { kernel(arguments...); });
 #endif
   check(cudaGetLastError());
+}
+
+// Runs a kernel whose blocks wait for each other (see Grid in grid.cuh) on as many as there is room
+// for at once, but no more than `wanted`; at least one.
+template <typename... Parameters, typename... Arguments>
+void launch_together(const Device& device, int64_t wanted, int threads,
+                     void (*kernel)(Parameters...), Arguments... arguments) {
+#ifdef __CUDACC__
+  int index, processors, each;
+  check(cudaGetDevice(&index));
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0));
+  const int64_t room = int64_t{processors} * each;
+  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, room));
+  std::tuple<Parameters...> values(arguments...);
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {&value...};
+        check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks),
+                                          dim3(threads), pointers, 0, stream_of(device)));
+      },
+      values);
+#else
+  constexpr int64_t kRoom = 5;
+  emulate(static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, kRoom)),
+          static_cast<unsigned>(threads), true, [&] { kernel(arguments...); });
+#endif
 }
 
 template <typename T>

@@ -1,10 +1,11 @@
 // A stand-in for CUDA's header: builds kernels with a C++ compiler and runs them on the CPU.
 //
-// So the logic of csrc/cuda is tested where there is no GPU, bit for bit. Blocks run one after
-// another; the threads of a block are fibers that take turns at barriers. Both orders are drawn
-// anew for each launch from a fixed seed, so a missing barrier, or a block that counts on an
-// earlier one being done (unless by a ticket that it drew), gives wrong results sooner or later.
-// What it cannot show: memory ordering, alignment, occupancy, time.
+// So the logic of csrc/cuda is tested where there is no GPU, bit for bit. The threads of a block are
+// fibers that take turns at barriers. Blocks run one after another, or, where the launch is
+// cooperative, beside each other on threads of the operating system. The orders of fibers and
+// blocks are drawn anew for each launch, so a missing barrier, or a block that counts on an earlier
+// one being done, gives wrong results sooner or later. What it cannot show: memory ordering,
+// alignment, occupancy, time.
 #pragma once
 
 #include <ucontext.h>
@@ -21,6 +22,7 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -28,7 +30,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __shared__ static  // one block runs at a time
+#define __shared__ static thread_local  // a block stays on its thread
 #define __restrict__
 #define __launch_bounds__(...)
 
@@ -37,6 +39,7 @@ struct uint3 {
 };
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x = 1) : x(x) {}
 };
 
 // ------------------------------------------------------------------------------ vector loads
@@ -104,16 +107,15 @@ struct Block {
   std::vector<bool> done;
   unsigned threads = 0, current = 0, waiting = 0, alive = 0;
   uint64_t turn = 0, progress = 0;
-  std::mt19937 random{20240607};
 };
 
 inline Block& block() {
-  static Block the_block;
+  static thread_local Block the_block;
   return the_block;
 }
 
-inline uint3 thread_index, block_index;
-inline dim3 block_size, grid_size;
+inline thread_local uint3 thread_index, block_index;
+inline thread_local dim3 block_size, grid_size;
 
 inline void yield() {
   Block& b = block();
@@ -209,56 +211,81 @@ uint64_t reduce(unsigned mask, uint64_t value, Combine combine) {
 
 }  // namespace emulation
 
-inline uint3& threadIdx = emulation::thread_index;
-inline uint3& blockIdx = emulation::block_index;
-inline dim3& blockDim = emulation::block_size;
-inline dim3& gridDim = emulation::grid_size;
+namespace emulation {
+
+inline std::mt19937& random_numbers() {
+  static std::mt19937 random{20240607};
+  return random;
+}
+
+inline std::vector<unsigned> shuffled(unsigned count) {
+  std::vector<unsigned> order(count);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(order.begin(), order.end(), random_numbers());
+  return order;
+}
+
+// Runs one block: its threads in turns, until all have returned.
+inline void run_block(unsigned number, dim3 blocks, dim3 threads, const std::vector<unsigned>& order,
+                      const std::function<void()>& kernel) {
+  Block& b = block();
+  b.kernel = kernel;
+  block_index.x = number;
+  block_size = threads;
+  grid_size = blocks;
+  b.warps.assign((threads.x + kLanes - 1) / kLanes, Warp{});
+  for (unsigned t = threads.x; t % kLanes; ++t) b.warps.back().exited |= 1u << t % kLanes;
+  b.done.assign(threads.x, false);
+  b.alive = threads.x;
+  b.waiting = 0;
+  for (unsigned t = 0; t < threads.x; ++t) {
+    ucontext_t& fiber = b.fibers[t];
+    getcontext(&fiber);
+    fiber.uc_stack.ss_sp = b.stacks.get() + kStack * t;
+    fiber.uc_stack.ss_size = kStack;
+    fiber.uc_link = &b.scheduler;
+    makecontext(&fiber, run_fiber, 0);
+  }
+  while (b.alive > 0) {
+    const uint64_t before = b.progress;
+    for (const unsigned t : order) {
+      if (b.done[t]) continue;
+      b.current = thread_index.x = t;
+      swapcontext(&b.scheduler, &b.fibers[t]);
+    }
+    if (b.alive > 0 && b.progress == before) {
+      std::fputs("emulation: the threads of a block wait for each other for ever\n", stderr);
+      std::abort();
+    }
+  }
+}
+
+}  // namespace emulation
+
+#define threadIdx emulation::thread_index
+#define blockIdx emulation::block_index
+#define blockDim emulation::block_size
+#define gridDim emulation::grid_size
 constexpr int warpSize = 32;
 
-// Runs a kernel's threads, block after block.
-inline void emulate(unsigned blocks, unsigned threads, std::function<void()> kernel) {
+// Runs a kernel's blocks: all of them together where they wait for each other.
+inline void emulate(unsigned blocks, unsigned threads, bool together,
+                    const std::function<void()>& kernel) {
   using namespace emulation;
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
-  Block& b = block();
   if (threads > kMostThreads) std::abort();
-  b.kernel = std::move(kernel);
-  b.threads = threads;
-  block_size = {threads, 1, 1};
-  grid_size = {blocks, 1, 1};
-  std::vector<unsigned> block_order(blocks), order(threads);
-  std::iota(block_order.begin(), block_order.end(), 0u);
-  std::iota(order.begin(), order.end(), 0u);
-  std::shuffle(block_order.begin(), block_order.end(), b.random);
-  for (const unsigned number : block_order) {
-    block_index.x = number;
-    std::shuffle(order.begin(), order.end(), b.random);
-    b.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
-    for (unsigned t = threads; t % kLanes; ++t) b.warps.back().exited |= 1u << t % kLanes;
-    b.done.assign(threads, false);
-    b.alive = threads;
-    b.waiting = 0;
-    for (unsigned t = 0; t < threads; ++t) {
-      ucontext_t& fiber = b.fibers[t];
-      getcontext(&fiber);
-      fiber.uc_stack.ss_sp = b.stacks.get() + kStack * t;
-      fiber.uc_stack.ss_size = kStack;
-      fiber.uc_link = &b.scheduler;
-      makecontext(&fiber, run_fiber, 0);
-    }
-    while (b.alive > 0) {
-      const uint64_t before = b.progress;
-      for (const unsigned t : order) {
-        if (b.done[t]) continue;
-        b.current = thread_index.x = t;
-        swapcontext(&b.scheduler, &b.fibers[t]);
-      }
-      if (b.alive > 0 && b.progress == before) {
-        std::fputs("emulation: the threads of a block wait for each other for ever\n", stderr);
-        std::abort();
-      }
-    }
+  const dim3 grid{blocks}, size{threads};
+  if (!together) {
+    for (const unsigned number : shuffled(blocks))
+      run_block(number, grid, size, shuffled(threads), kernel);
+    return;
   }
+  std::vector<std::thread> running;
+  for (unsigned number = 0; number < blocks; ++number)
+    running.emplace_back(
+        [&, number, order = shuffled(threads)] { run_block(number, grid, size, order, kernel); });
+  for (std::thread& each : running) each.join();
 }
 
 // ----------------------------------------------------------------------------------- in kernels
@@ -275,7 +302,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 inline int __syncthreads_or(int predicate) {
-  static int any;
+  static thread_local int any;
   __syncthreads();
   any = 0;
   __syncthreads();
@@ -284,7 +311,7 @@ inline int __syncthreads_or(int predicate) {
   return any;
 }
 inline int __syncthreads_count(int predicate) {
-  static int count;
+  static thread_local int count;
   __syncthreads();
   count = 0;
   __syncthreads();
@@ -354,21 +381,36 @@ void __stcs(T* p, T value) {
   *p = value;
 }
 
+inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+
 // As in CUDA, these exist for int, unsigned and unsigned long long alone (float sums would depend
 // on the order of threads).
-#define EMULATED_ATOMIC(T)                                                         \
-  inline T atomicAdd(T* p, T value) { return std::exchange(*p, *p + value); }      \
-  inline T atomicMax(T* p, T value) { return std::exchange(*p, std::max(*p, value)); } \
-  inline T atomicMin(T* p, T value) { return std::exchange(*p, std::min(*p, value)); } \
-  inline T atomicOr(T* p, T value) { return std::exchange(*p, *p | value); }       \
-  inline T atomicAnd(T* p, T value) { return std::exchange(*p, *p & value); }      \
-  inline T atomicExch(T* p, T value) { return std::exchange(*p, value); }          \
-  inline T atomicCAS(T* p, T compare, T value) {                                   \
-    const T old = *p;                                                              \
-    if (old == compare) *p = value;                                                \
-    return old;                                                                    \
+template <typename T, typename Combine>
+T emulated_atomic(T* p, Combine combine) {
+  T old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  T next = combine(old);
+  while (!__atomic_compare_exchange_n(p, &old, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+    next = combine(old);
+  return old;
+}
+#define EMULATED_ATOMIC(name, expression)                                             \
+  inline int name(int* p, int value) {                                                \
+    return emulated_atomic(p, [=](int old) { return expression; });                   \
+  }                                                                                   \
+  inline unsigned name(unsigned* p, unsigned value) {                                 \
+    return emulated_atomic(p, [=](unsigned old) { return expression; });              \
+  }                                                                                   \
+  inline unsigned long long name(unsigned long long* p, unsigned long long value) {   \
+    return emulated_atomic(p, [=](unsigned long long old) { return expression; });    \
   }
-EMULATED_ATOMIC(int)
-EMULATED_ATOMIC(unsigned)
-EMULATED_ATOMIC(unsigned long long)
+EMULATED_ATOMIC(atomicAdd, old + value)
+EMULATED_ATOMIC(atomicMax, std::max(old, value))
+EMULATED_ATOMIC(atomicMin, std::min(old, value))
+EMULATED_ATOMIC(atomicOr, old | value)
+EMULATED_ATOMIC(atomicAnd, old & value)
+EMULATED_ATOMIC(atomicExch, value)
 #undef EMULATED_ATOMIC
+template <typename T>
+T atomicCAS(T* p, T compare, T value) {
+  return emulated_atomic(p, [=](T old) { return old == compare ? value : old; });
+}

@@ -1,0 +1,79 @@
+// What threads of a block, and blocks of a grid, do together.
+#pragma once
+
+#include "launch.cuh"
+
+namespace ddp_compress::cuda {
+
+// A barrier for all blocks of a kernel that `launch_together` runs.
+class Grid {
+ public:
+  // `arrived` counts blocks: zero when the kernel starts.
+  __device__ explicit Grid(unsigned* arrived) : arrived_(arrived) {}
+
+  // Every thread of every block comes here; what they wrote before, all see afterwards.
+  __device__ void wait() {
+    wanted_ += gridDim.x;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      atomicAdd(arrived_, 1u);
+      while (atomicAdd(arrived_, 0u) < wanted_) __nanosleep(20);
+      __threadfence();
+    }
+    __syncthreads();
+  }
+
+ private:
+  unsigned* arrived_;
+  unsigned wanted_ = 0;
+};
+
+// [begin, end) of `count` things for this block: neighbours, so that blocks are in order.
+struct Share {
+  int64_t begin, end;
+
+  __device__ explicit Share(int64_t count)
+      : begin(count * blockIdx.x / gridDim.x), end(count * (blockIdx.x + 1) / gridDim.x) {}
+};
+
+// The sum of all threads' values before this thread's own; `total` gets the sum of all.
+template <int kThreads, typename T>
+__device__ T exclusive_sum(T value, T& total) {
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ T sums[kWarps];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  T inclusive = value;
+  for (int delta = 1; delta < kWarp; delta *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, inclusive, delta);
+    if (lane >= delta) inclusive += other;
+  }
+  if (lane == kWarp - 1) sums[warp] = inclusive;
+  __syncthreads();
+  T before = 0;
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) before = total;
+    total += sums[w];
+  }
+  __syncthreads();  // before the next call writes
+  return before + inclusive - value;
+}
+
+// The same of all threads' values together.
+template <int kThreads, typename T, typename Combine>
+__device__ T reduce(T value, Combine combine) {
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ T parts[kWarps];
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, lanes));
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = parts[0];
+  for (int w = 1; w < kWarps; ++w) value = combine(value, parts[w]);
+  __syncthreads();
+  return value;
+}
+
+}  // namespace ddp_compress::cuda
