@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,8 +20,9 @@ class Chunk:
     Args:
         grad: [N].
         layout: its parameters.
-        kept: memory, by name.
+        kept: memory, by name: written when the step commits.
         may_be_idle: whether a parameter may have been left out of this rank's step.
+        sums: [N], ``residual + grad``, where selecting has left it.
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
@@ -29,8 +30,9 @@ class Chunk:
 
     grad: Tensor
     layout: Layout
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: MutableMapping[str, Tensor] = field(default_factory=dict)
     may_be_idle: bool = False
+    sums: Tensor | None = None
 
     def __post_init__(self) -> None:
         devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []

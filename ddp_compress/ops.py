@@ -59,10 +59,12 @@ def topk(
     ks: Tensor,
     salts: Tensor,
     heavier: bool,
+    sums: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.topk`."""
+    lists = (list(grads), list(residuals), list(momenta))
     indices, values, finite = _kernels.topk(
-        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, salts, heavier
+        *lists, momentum, bounds, groups, ks, salts, heavier, list(sums)
     )
     indices, values = _used(indices, values)
     return indices, values, finite
@@ -162,7 +164,7 @@ if NATIVE:
         return like.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
 
     @_fake("topk")
-    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier):  # type: ignore[no-untyped-def]
+    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier, sums):  # type: ignore[no-untyped-def]
         indices = _unknown_size(grads[0], torch.int32)
         values = indices.new_empty(indices.shape, dtype=residuals[0].dtype)
         return indices, values, indices.new_empty(1, dtype=torch.bool)

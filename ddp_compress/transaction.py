@@ -193,7 +193,7 @@ def _commit(
     chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory, momentum: float
 ) -> None:
     """Write memory, and the averaged gradient in the place of this rank's own."""
-    memory.retain(chunk.kept, chunk.grad, momentum)
+    memory.retain(chunk, momentum)
     numel = len(chunk.grad)
     for delivery in deliveries:
         for entries in delivery.sent:

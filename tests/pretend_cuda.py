@@ -1,8 +1,8 @@
 """A pretended GPU, for machines that have none: the whole way of a gradient on "cuda".
 
-Its tensors say that they are on ``cuda:0`` and hold their numbers in the host's memory. As on a GPU,
-tensors of the two must not meet in one operation. The package's ops run their CUDA kernels, by way
-of `tests.emulation`. What it cannot show: streams that run ahead, and time.
+Its tensors say that they are on ``cuda:0`` and hold their numbers in the host's memory. As on a
+GPU, tensors of the two must not meet in one operation. The package's ops run their CUDA kernels, by
+way of `tests.emulation`. What it cannot show: streams that run ahead, and time.
 """
 
 from collections.abc import Iterator
@@ -39,21 +39,21 @@ class OnCuda(Tensor):
         return wrapper
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return CUDA
 
     @property
-    def is_cuda(self) -> bool:
+    def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
     def tolist(self) -> Any:
         return self.host.tolist()
 
-    def __repr__(self) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"OnCuda({self.host!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         return on_either(func, args, kwargs or {})
 
 
@@ -88,8 +88,9 @@ def on_either(func: Any, args: Any, kwargs: Any) -> Any:
         result = args[0].host.clone() if isinstance(args[0], OnCuda) else args[0].clone()
     else:
         result = kernel(*on_host(args), **on_host(kwargs))
-    if func._schema.is_mutable and func._schema.returns:  # in place: the same tensor comes back
-        return args[0]
+    returns = func._schema.returns
+    if returns and returns[0].alias_info is not None and returns[0].alias_info.is_write:
+        return args[0]  # in place: the same tensor comes back
     return tree_map_only(Tensor, OnCuda, result) if here or made_there else result
 
 

@@ -20,7 +20,7 @@ class Model(nn.Module):
     """Parameters of many sizes, one of them empty."""
 
     def __init__(
-        self, dtype: torch.dtype = torch.float32, device: torch.device = torch.device("cpu")
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
         for name, size in SIZES.items():

@@ -1,4 +1,4 @@
-"""The way of a gradient on a CUDA device: the same bits as on the CPU, in results, memory and bytes."""
+"""The way of a gradient on a CUDA device: results, memory and bytes are those of the CPU."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_compress import CompressionState
-from ddp_compress.exchange import channel
+from ddp_compress.exchange import channel, frame
 from tests import pretend_cuda
 from tests.table import Row, every_row
 from tests.test_laws import Model, random_grads
@@ -31,7 +31,7 @@ def cuda(request) -> Iterator[torch.device]:
 def frames(monkeypatch) -> list[bytes]:
     """Collects every message sealed."""
     sealed: list[bytes] = []
-    seal = channel.seal
+    seal = frame.seal
 
     def note(*args: Any) -> Tensor:
         sealed.append(bytes(seal(*args).tolist()))
