@@ -67,6 +67,22 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 @every_row
+def test_a_checkpoint_goes_from_device_to_device(row, cuda):
+    devices = [torch.device("cpu"), cuda, torch.device("cpu")]
+    uninterrupted = CompressionState(Model(), row.recipe)
+    saved = uninterrupted.state_dict()
+    for begin, device in enumerate(devices):
+        state = CompressionState(Model(device=device), row.recipe)
+        state.load_state_dict(saved)
+        for step in (2 * begin, 2 * begin + 1):
+            moved = {name: grad.to(device) for name, grad in random_grads(step).items()}
+            expected = uninterrupted.reduce(random_grads(step))
+            assert_same(on_host(state.reduce(moved)), expected)
+        saved = state.state_dict()
+        state.close()
+
+
+@every_row
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_device_gives_what_the_cpu_gives(row, dtype, cuda, frames):
     expected = trained(row, torch.device("cpu"), dtype)
