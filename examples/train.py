@@ -28,7 +28,7 @@ from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, count_parameters
 from options import fail, parse_args
 from report import Measurement, Report
-from traffic import BUILT_IN, Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
+from traffic import Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
 
 EVALUATIONS = 8  # points of the learning curve
 
