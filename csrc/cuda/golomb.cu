@@ -1,12 +1,12 @@
-// Golomb-Rice codes, in one kernel whose blocks wait for each other between its phases:
-//   of each parameter the gaps are counted that have a bit set, for each of their bits,
-//   from which follow the parameter's best b and the message's size,
-//   the lengths of a block's codes are summed, which tells the next blocks where their codes start,
-//   the codes are written.
-// A gap is found anew wherever it is needed: that is cheaper than to keep it.
+// Golomb-Rice codes, by one kernel whose blocks wait for each other between its phases:
+//   1. For each parameter, and each bit that a gap may have, count the gaps that have it set.
+//   2. These counts tell the cost of every b; choose the best, and sum the size of the message.
+//   3. Sum the lengths of each block's codes, so that the next blocks know where theirs start.
+//   4. Write the codes.
+// Phases find gaps anew from the positions, which is cheaper than to keep them.
 //
-// The message grows in scratch memory, of whole words, for the longest there may be. The host waits
-// for its size alone, and then copies so many bytes.
+// The message is written to scratch memory, which has whole words and room for the longest there
+// may be. The host waits for the size alone, and copies so many bytes.
 #include <bit>
 
 #include "../wire_format.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kParameterBits = 5;
-constexpr int kMostCodeBits = 32;  // on average, with the best b: with b = 31 all have as many
+constexpr int kMostCodeBits = 32;  // on average: with b = 31 every code has as many
 
 // A gap has 31 bits. The last plane counts the gaps themselves.
 constexpr int kPlanes = 32;

@@ -265,7 +265,7 @@ def test_the_device_finds_errors_far_into_a_message(on_device):
     data = native.elias_fano_encode(random_positions(numel, 19_900), numel, k)
     generator = torch.Generator().manual_seed(3)
     seen = set()
-    for bit in torch.randint(8 * len(data), (40,), generator=generator).tolist():
+    for bit in torch.randint(8 * len(data), (20,), generator=generator).tolist():
         bad = data.clone()
         bad[bit // 8] ^= 1 << bit % 8
         seen |= set(assert_device_finds_the_same(on_device, bad, numel, k).tolist())

@@ -104,7 +104,8 @@ def test_positions_survive_and_both_twins_write_the_same_bytes(message):
 @on_examples
 @given(messages(), st.integers(0, 40))
 def test_the_device_writes_the_same_bytes(on_device, message, unused):
-    assert_device_agrees(on_device, *message, unused)
+    indices, bounds = message
+    assert_device_agrees(on_device, indices, bounds, unused)
 
 
 @given(altered())
@@ -193,7 +194,7 @@ def test_a_long_unary_part_crosses_words():
 
 
 def test_the_device_writes_long_unary_parts(on_device):
-    # Two gaps of many thousand ones each, in one warp and across its words.
+    # Two gaps of many thousand ones each, neighbours in one warp.
     indices = torch.cat([torch.arange(20_000), torch.tensor([2**20, 2**21]), 2**21 + positions(9)])
     assert_device_agrees(on_device, indices.int(), torch.tensor([0, 2**22]))
     assert_device_agrees(on_device, indices.int(), torch.tensor([0, 19_000, 2**20, 2**22]), 600)
@@ -203,7 +204,7 @@ THREADS = 512
 
 
 @pytest.mark.parametrize(
-    "count", [THREADS - 1, THREADS, THREADS + 1, 5 * THREADS, 5 * THREADS + 1, 30_000]
+    "count", [THREADS - 1, THREADS, THREADS + 1, 5 * THREADS, 5 * THREADS + 1, 20_000]
 )
 @pytest.mark.parametrize("params", [1, 7, 100])
 def test_the_device_agrees_at_the_edges_of_blocks(on_device, count, params):
