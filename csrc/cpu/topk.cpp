@@ -308,6 +308,12 @@ class Selector {
     for (const auto& c : chunks) sources_.push_back({c.grad, c.residual, c.momentum, mu});
   }
 
+  void leave_sums(const std::vector<Chunk<G, A>>& chunks) const {
+    for (size_t c = 0; c < chunks.size(); ++c)
+      if (chunks[c].sums)
+        for (int64_t i = 0; i < chunks[c].numel; ++i) chunks[c].sums[i] = sources_[c][i];
+  }
+
   // Finds the group's candidates; keeps the k largest of each side.
   void find(const std::vector<Piece>& pieces, int64_t numel, int64_t k, Search<A>& search) const {
     guess(pieces, numel, k, search);
@@ -413,6 +419,7 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
                   const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
                   bool heavier) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
+  selector.leave_sums(chunks);
   TopK<A> result;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
     const int64_t k = *ks++;

@@ -29,7 +29,7 @@ struct Device {
 };
 
 // topk.cu: indices and values have a slot for each of sum(ks). Where something is not finite, all
-// slots are unused. host_salts may be null.
+// slots are unused and sums have no meaning. host_salts may be null.
 template <typename G, typename A>
 void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
           const int64_t* host_bounds, const int64_t* host_groups, int64_t params,

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -77,13 +78,30 @@ void fill_zero(const Device& device, T* data, int64_t count) {
   check(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(T), stream_of(device)));
 }
 
-// A copy on the device, of host memory that may be gone when this returns.
+struct Packet {
+  uint8_t bytes[3072];  // a kernel's arguments may take 4096
+};
+
+template <int kCopy = 0>  // a template, so that every file may hold one
+__global__ void unpack(Packet packet, uint8_t* out, int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    out[i] = packet.bytes[i];
+}
+
+// A copy on the device, of host memory that may be gone when this returns. It travels as kernel
+// arguments, because a CUDA graph would remember where a copy came from, not what was copied.
 template <typename T>
 T* upload(const Device& device, const T* host, int64_t count) {
-  T* data = device.array<T>(count);
-  if (count > 0)
-    check(cudaMemcpyAsync(data, host, static_cast<size_t>(count) * sizeof(T),
-                          cudaMemcpyHostToDevice, stream_of(device)));
+  T* const data = device.array<T>(count);
+  const auto* const from = reinterpret_cast<const uint8_t*>(host);
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  Packet packet;
+  for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(sizeof(packet.bytes))) {
+    const int64_t part = std::min<int64_t>(bytes - at, sizeof(packet.bytes));
+    std::memcpy(packet.bytes, from + at, static_cast<size_t>(part));
+    launch(device, 1, 256, unpack<>, packet, reinterpret_cast<uint8_t*>(data) + at,
+           static_cast<int>(part));
+  }
   return data;
 }
 
