@@ -26,7 +26,7 @@ constexpr unsigned kCounted = ~kGapMask;
 
 // Where a parameter starts: its first position, and how many bits the counts of all before it take.
 struct Section {
-  int64_t start, header;
+  int32_t start, header;
 };
 
 struct Message {
@@ -52,7 +52,7 @@ class Code {
   __device__ void find(const Message& message, int64_t slot, int64_t slots) {
     used = false;
     if (slot >= slots) return;
-    const int64_t position = message.indices[slot];
+    const int32_t position = message.indices[slot];
     if (position < 0 || position >= message.sections[message.params].start) return;
     used = true;
     if (position < message.sections[param].start || position >= message.sections[param + 1].start)
@@ -70,7 +70,7 @@ class Code {
 
  private:
   // The last that starts at the position or before: the one that is not empty.
-  static __device__ int64_t param_of(int64_t position, const Message& message) {
+  static __device__ int64_t param_of(int32_t position, const Message& message) {
     int64_t first = 0;
     for (int64_t last = message.params; last - first > 1;) {
       const int64_t middle = (first + last) / 2;
@@ -204,8 +204,8 @@ __device__ void write(const Message& message, const Code& code, int b, int64_t b
   constexpr unsigned kLongRun = 32;  // with the zero and 31 low bits, that many fill 64
   unsigned ones = 0;
   if (code.used) {
-    const int64_t header = message.sections[code.param].header;
-    const int64_t width = message.sections[code.param + 1].header - header;
+    const int32_t header = message.sections[code.param].header;
+    const int32_t width = message.sections[code.param + 1].header - header;
     if (code.first) {
       const unsigned count = message.planes[code.param * kPlanes + kPlanes - 1];
       writer.put(bit + header, count | static_cast<uint64_t>(b) << width);
@@ -265,8 +265,8 @@ void golomb_encode(const Device& device, const int32_t* indices, int64_t count,
   std::vector<Section> sections{{0, 0}};
   for (int64_t p = 0; p < params; ++p) {
     const auto numel = static_cast<uint64_t>(host_bounds[p + 1] - host_bounds[p]);
-    const auto width = static_cast<int>(std::bit_width(numel));
-    sections.push_back({host_bounds[p + 1], sections.back().header + width});
+    const auto width = static_cast<int32_t>(std::bit_width(numel));
+    sections.push_back({static_cast<int32_t>(host_bounds[p + 1]), sections.back().header + width});
   }
   const int64_t most_bits =
       sections.back().header + params * kParameterBits + count * kMostCodeBits;
