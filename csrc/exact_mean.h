@@ -44,8 +44,8 @@ class ExactMean {
   // in the lowest bits; what is rounded is at most 2**31. Sums wrap where values are not finite.
   DDP_COMPRESS_HD uint64_t term(double value) const {
     constexpr double kRound = 6755399441055744.0;
-    return __builtin_bit_cast(uint64_t, value* scale_ + kRound) -
-           __builtin_bit_cast(uint64_t, kRound);
+    const double rounded = value * scale_ + kRound;
+    return __builtin_bit_cast(uint64_t, rounded) - __builtin_bit_cast(uint64_t, kRound);
   }
 
   // 0 of no values, NaN where one is not finite.
