@@ -5,7 +5,7 @@ namespace ddp_compress::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kEach = 16;  // words a thread
+constexpr int kEach = 8;  // words a thread
 
 template <bool kAligned>
 __device__ uint32_t load_word(const uint8_t* p) {
@@ -24,11 +24,17 @@ __device__ uint32_t ends(const uint8_t* data, int64_t size) {
 template <bool kAligned>
 __global__ void add_terms(const uint8_t* data, int64_t size, unsigned* sum) {
   const int64_t first = int64_t{blockIdx.x} * kThreads * kEach + threadIdx.x;
+  uint32_t words[kEach];  // all of them on the way at once
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t at = first + i * kThreads;
+    words[i] = at < size / 4 ? load_word<kAligned>(data + 4 * at) : 0;
+  }
   uint32_t mine = first == 0 ? ends(data, size) : 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int64_t word = first + i * kThreads;
-    if (word < size / 4) mine += mix_word(load_word<kAligned>(data + 4 * word), word);
+    const int64_t at = first + i * kThreads;
+    if (at < size / 4) mine += mix_word(words[i], at);
   }
   mine = reduce<kThreads>(mine, [](uint32_t a, uint32_t b) { return a + b; });
   if (threadIdx.x == 0) atomicAdd(sum, mine);

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kEach = 16;  // values a thread, where there are few
+constexpr int kEach = 8;  // values that a thread has at once
 
 using Sum = unsigned long long;  // what CUDA adds atomically
 
@@ -54,6 +54,22 @@ __device__ void for_each_part(const int64_t* offsets, int64_t segments, Part par
   }
 }
 
+// Calls each(value) for a lane's part of [begin, end), and for zeros: they change no largest
+// magnitude and no sum.
+template <typename A, typename Each>
+__device__ void for_each_value(const A* values, int64_t begin, int64_t end, Each each) {
+  for (int64_t first = begin + threadIdx.x % kWarp; first < end; first += kWarp * kEach) {
+    A mine[kEach];  // all of them on the way at once
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t at = first + i * kWarp;
+      mine[i] = at < end ? values[at] : A(0);
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) each(mine[i]);
+  }
+}
+
 template <bool kMagnitudes, typename A>
 __global__ void find_means(const A* values, int64_t count, const int64_t* counts, int64_t segments,
                            Found found, float* means) {
@@ -63,11 +79,9 @@ __global__ void find_means(const A* values, int64_t count, const int64_t* counts
   grid.wait();
   for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
     Magnitude<A> largest = 0;
-#pragma unroll 8
-    for (int64_t i = begin + lane; i < end; i += kWarp) {
-      const Magnitude<A> each = magnitude(values[i]);
-      if (each > largest) largest = each;
-    }
+    for_each_value(values, begin, end, [&](A value) {
+      if (magnitude(value) > largest) largest = magnitude(value);
+    });
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
       const Magnitude<A> other = __shfl_xor_sync(kAllLanes, largest, lanes);
       if (other > largest) largest = other;
@@ -78,9 +92,8 @@ __global__ void find_means(const A* values, int64_t count, const int64_t* counts
   for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
     const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[segment]));
     Sum sum = 0;
-#pragma unroll 8
-    for (int64_t i = begin + lane; i < end; i += kWarp)
-      sum += scale.term(kMagnitudes ? fabs(values[i]) : values[i]);
+    for_each_value(values, begin, end,
+                   [&](A value) { sum += scale.term(kMagnitudes ? fabs(value) : value); });
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
       sum += __shfl_xor_sync(kAllLanes, sum, lanes);
     if (lane == 0) atomicAdd(&found.sums[segment], sum);

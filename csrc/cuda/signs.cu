@@ -122,12 +122,17 @@ __global__ void decode(const uint8_t* __restrict__ bits, const float* __restrict
   const int lane = threadIdx.x % kWarp;
   for_each_tile(table, [&](const Tile& tile) {
     const unsigned scale = __float_as_uint(scales[tile.scale]);
+    unsigned mine[kEach];  // all of them on the way at once
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int at = i * kWarp + lane;
-      if (at >= tile.count) continue;
-      const unsigned sign = bits[tile.byte + at / 8] >> at % 8 & 1u;
-      values[tile.value + at] = __uint_as_float(scale ^ sign << 31);
+      mine[i] = at < tile.count ? bits[tile.byte + at / 8] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = i * kWarp + lane;
+      const unsigned sign = mine[i] >> at % 8 << 31;
+      if (at < tile.count) values[tile.value + at] = __uint_as_float(scale ^ sign);
     }
   });
 }
