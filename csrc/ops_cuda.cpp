@@ -120,8 +120,8 @@ Tensor segment_means_cuda(const Tensor& values, const Tensor& counts) {
   const Here here(values);
   Tensor means = empty_like_of(values, counts.numel(), ScalarType::Float);
   dispatch_float(values, [&]<typename A>(A) {
-    cuda::segment_means(here, read<A>(values), read<int64_t>(counts), counts.numel(),
-                        write<float>(means));
+    cuda::segment_means(here, read<A>(values), values.numel(), read<int64_t>(counts),
+                        counts.numel(), write<float>(means));
   });
   return means;
 }
