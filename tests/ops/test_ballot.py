@@ -97,7 +97,7 @@ def test_a_device_counts_large_ballots(on_device, voters, numel, density):
 @pytest.mark.parametrize("start", [0, 5, 2**31 - 10_000])
 def test_a_device_counts_next_to_the_edges_of_windows(on_device, start):
     edges = start + ints(0, 1, 31, 32, 33, 8190, 8191, 8192, 8193)
-    check_tally(on_device, [edges, edges[::2], edges[3:]])
+    check_tally(on_device, [edges, edges[:4], edges[3:]])
 
 
 def test_a_device_counts_ballots_that_have_nothing_in_common(on_device):
