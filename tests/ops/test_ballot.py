@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -9,6 +9,13 @@ from ddp_compress import reference
 native = torch.ops.ddp_compress
 
 WORD = 2**64
+UNUSED = 2**31 - 1
+
+# Of any input, but not as many inputs: each thread takes its time.
+emulable = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_gpu_alone = pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.needs_cuda)], indirect=True
+)
 
 
 def ints(*values: int) -> Tensor:
@@ -26,6 +33,10 @@ def random_positions(numel: int, density: float, seed: int) -> Tensor:
     return (torch.rand(numel, generator=generator) < density).nonzero().flatten().int()
 
 
+def with_unused(positions: Tensor, count: int) -> Tensor:
+    return torch.cat([positions, torch.full((count,), UNUSED, dtype=torch.int32)])
+
+
 def hash_in_python(salt: int, offset: int, draw: int) -> int:
     """The hash as its definition has it, in unbounded integers."""
     z = (salt + 0x9E3779B97F4A7C15 * offset + 0xD1B54A32D192ED03 * draw) % WORD
@@ -37,7 +48,24 @@ def hash_in_python(salt: int, offset: int, draw: int) -> int:
 # ------------------------------------------------------------------------------------------- tally
 
 
-@given(st.lists(st.sets(st.integers(0, 2**31 - 1) | st.integers(0, 9)), min_size=1, max_size=9))
+any_ballots = st.lists(
+    st.sets(st.integers(0, UNUSED - 1) | st.integers(0, 9)), min_size=1, max_size=9
+)
+
+
+def check_tally(on_device, ballots: list[Tensor]) -> None:
+    """The device finds what the CPU does; the slots left over come last."""
+    expected = native.tally(ballots)
+    ballots = [with_unused(ballot, i % 3) for i, ballot in enumerate(ballots)]
+    positions, votes = on_device("tally", ballots)
+    used = len(expected[0])
+    assert same((positions[:used], votes[:used]), expected)
+    assert len(positions) == len(votes) == sum(map(len, ballots))
+    assert (positions[used:] == UNUSED).all()
+    assert (votes[used:] == 0).all()
+
+
+@given(any_ballots)
 def test_twins_count_any_ballots(sets):
     ballots = [ints(*sorted(each)) for each in sets]
     positions, votes = native.tally(ballots)
@@ -50,6 +78,51 @@ def test_twins_count_any_ballots(sets):
 def test_twins_count_large_ballots(voters):
     ballots = [random_positions(300_000, 0.1, seed) for seed in range(voters)]
     assert same(native.tally(ballots), reference.tally(ballots))
+
+
+@emulable
+@given(any_ballots)
+def test_a_device_counts_any_ballots(on_device, sets):
+    check_tally(on_device, [ints(*sorted(each)) for each in sets])
+
+
+@pytest.mark.parametrize(
+    ("voters", "numel", "density"),
+    [(1, 9000, 0.3), (3, 30_000, 0.1), (2, 10**6, 0.001), (64, 9000, 0.01), (300, 3000, 0.003)],
+)
+def test_a_device_counts_large_ballots(on_device, voters, numel, density):
+    check_tally(on_device, [random_positions(numel, density, seed) for seed in range(voters)])
+
+
+@pytest.mark.parametrize("start", [0, 5, 2**31 - 10_000])
+def test_a_device_counts_next_to_the_edges_of_windows(on_device, start):
+    edges = start + ints(0, 1, 31, 32, 33, 8190, 8191, 8192, 8193)
+    check_tally(on_device, [edges, edges[:4], edges[3:]])
+
+
+def test_a_device_counts_ballots_that_have_nothing_in_common(on_device):
+    longest, other = torch.arange(9001).int() + 2**30, torch.arange(9000).int()
+    check_tally(on_device, [longest, other, ints(), ints(UNUSED - 1)])
+
+
+@on_gpu_alone
+@pytest.mark.parametrize(
+    ("voters", "numel", "density"), [(8, 10**7, 0.01), (64, 10**7, 0.1), (4, 10**8, 0.1)]
+)
+def test_a_gpu_counts_huge_ballots(on_device, voters, numel, density):
+    check_tally(on_device, [random_positions(numel, density, seed) for seed in range(voters)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_device_survives_ballots_that_do_not_ascend(on_device, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ballots = [
+        torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32)
+        for count in (0, 1, 500, 300)
+    ]
+    ballots.append(ints(*[7] * 200))
+    positions, votes = on_device("tally", ballots)
+    assert len(positions) == len(votes) == 1001
 
 
 @pytest.mark.parametrize("bad", [[2, 1], [1, 1], [-1, 2]])
@@ -96,13 +169,59 @@ def test_twins_give_the_defined_keys(election):
         assert key == (voters * max(draws) if random else (vote - 1 << 32) + draws[0])
 
 
+def large_election(numel: int, random: bool):
+    positions, votes = native.tally([random_positions(numel, 0.1, seed) for seed in range(4)])
+    bounds = torch.linspace(0, numel, 201).long()
+    salts = reference.salts([str(i) for i in range(200)], seed=1, step=2)
+    return positions, votes, bounds, salts, 4, random
+
+
 @pytest.mark.parametrize("random", [False, True])
 def test_twins_agree_on_large_elections(random):
-    positions, votes = native.tally([random_positions(200_000, 0.1, seed) for seed in range(4)])
-    bounds = torch.arange(0, 200_001, 1000)
-    salts = reference.salts([str(i) for i in range(200)], seed=1, step=2)
-    args = (positions, votes, bounds, salts, 4, random)
-    assert same(native.vote_keys(*args), reference.vote_keys(*args))
+    election = large_election(200_000, random)
+    assert same(native.vote_keys(*election), reference.vote_keys(*election))
+
+
+def keys_on_device(on_device, positions, votes, bounds, salts, voters, random) -> Tensor:
+    tables = {"bounds": bounds, "salts": salts, "voters": voters, "random": random}
+    return on_device("vote_keys", positions, votes, **tables)
+
+
+def check_keys(on_device, positions, votes, *rest) -> None:
+    """The device gives the CPU's keys; those of unused slots are less than any."""
+    unused = torch.zeros(3, dtype=torch.int32)
+    keys = keys_on_device(on_device, with_unused(positions, 3), torch.cat([votes, unused]), *rest)
+    assert same(keys[:-3], native.vote_keys(positions, votes, *rest))
+    assert keys[-3:].tolist() == [-1] * 3
+
+
+@emulable
+@given(elections())
+def test_a_device_gives_the_defined_keys(on_device, election):
+    check_keys(on_device, *election)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_device_agrees_on_large_elections(on_device, random):
+    check_keys(on_device, *large_election(30_000, random))
+
+
+@on_gpu_alone
+@pytest.mark.parametrize("random", [False, True])
+def test_a_gpu_agrees_on_huge_elections(on_device, random):
+    check_keys(on_device, *large_election(10**7, random))
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("sizes", [[], [0], [4, 0, 5]])
+def test_a_device_survives_bad_elections(on_device, sizes, random):
+    bounds = torch.tensor([0, *sizes]).cumsum(0)
+    positions = ints(-(2**31), -1, 0, 3, 8, 9, 2**30, 4)
+    votes = ints(2, 0, -(2**31), UNUSED, -1, 2, 1, 0)
+    rest = (bounds, torch.arange(len(sizes)), 3, random)
+    keys = keys_on_device(on_device, positions, votes, *rest)
+    outside = (positions < 0) | (positions >= bounds[-1])
+    assert (keys[outside] == -1).all()
 
 
 def test_the_most_voted_come_first():
@@ -201,23 +320,72 @@ def test_salts_depend_on_name_seed_and_step_alone():
 # ----------------------------------------------------------------------------------------- largest
 
 
-@given(
-    st.lists(st.integers(-3, 3) | st.integers(-(2**63), 2**63 - 1), max_size=40),
-    st.integers(0, 50),
-)
+any_keys = st.lists(st.integers(-3, 3) | st.integers(-(2**63), 2**63 - 1), max_size=40)
+
+
+@given(any_keys, st.integers(0, 50))
 def test_twins_find_the_largest_of_anything(keys, k):
     keys = torch.tensor(keys, dtype=torch.int64)
     assert same(native.largest(keys, k), reference.largest(keys, k))
 
 
-@pytest.mark.parametrize("spread", [1, 2, 1000, 2**34, 2**63 - 1])
+SPREADS = [1, 2, 1000, 2**34, 2**63 - 1]
+
+
+def random_keys(count: int, spread: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-spread, spread, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("k", [0, 1, 777, 10_000, 20_000, 30_000])
 def test_twins_find_the_largest_of_many(spread, k):
-    generator = torch.Generator().manual_seed(k)
-    keys = torch.randint(-spread, spread, (20_000,), generator=generator)
+    keys = random_keys(20_000, spread, seed=k)
     indices = native.largest(keys, k)
     assert same(indices, reference.largest(keys, k))
     assert torch.equal(keys[indices].sort().values, keys.sort().values[20_000 - len(indices) :])
+
+
+@emulable
+@given(any_keys, st.integers(0, 50))
+def test_a_device_finds_the_largest_of_anything(on_device, keys, k):
+    keys = torch.tensor(keys, dtype=torch.int64)
+    assert same(on_device("largest", keys, k), native.largest(keys, k))
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(("count", "k"), [(2048, 777), (2049, 2048), (20_000, 1), (20_000, 5000)])
+def test_a_device_finds_the_largest_of_many(on_device, count, spread, k):
+    keys = random_keys(count, spread, seed=k)
+    assert same(on_device("largest", keys, k), native.largest(keys, k))
+
+
+@on_gpu_alone
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("k", [1, 10**6, 10**7])
+def test_a_gpu_finds_the_largest_of_very_many(on_device, spread, k):
+    keys = random_keys(10**7, spread, seed=k)
+    assert same(on_device("largest", keys, k), native.largest(keys, k))
+
+
+@on_gpu_alone
+def test_a_gpu_finds_the_largest_of_hundreds_of_millions(on_device):
+    keys = random_keys(2 * 10**8, 2**34, seed=0)
+    assert same(on_device("largest", keys, 10**7), native.largest(keys, 10**7))
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_device_elects_whom_the_cpu_does(on_device, random):
+    """Unused slots come behind all that have a vote, and so do those that they win."""
+    ballots = [random_positions(5000, 0.1, seed) for seed in range(4)]
+    rest = (torch.tensor([0, 1000, 5000]), torch.tensor([7, 8]), 4, random)
+    positions, votes = native.tally(ballots)
+    slots, slot_votes = on_device("tally", ballots)
+    keys = keys_on_device(on_device, slots, slot_votes, *rest)
+    for k in (100, len(positions) + 5):
+        winners = positions[native.largest(native.vote_keys(positions, votes, *rest), k)]
+        elected = slots[on_device("largest", keys, k)]
+        assert same(elected, with_unused(winners, k - len(winners)))
 
 
 def test_bad_keys_are_named():
