@@ -19,12 +19,12 @@ template <typename A>
 constexpr uint64_t kInfinity =
     static_cast<uint64_t>(__builtin_bit_cast(Magnitude<A>, std::numeric_limits<A>::infinity()));
 
-// Widths of bins, as powers of two: all magnitudes lie within the widest; of the narrow ones, a
-// histogram reaches from any floor to at least 1.5 times as much.
+// Widths of bins, as powers of two: all magnitudes lie in bins of the widest; narrow ones reach
+// from any floor to twice as much.
 template <typename A>
 constexpr int kWidest = std::numeric_limits<Magnitude<A>>::digits - kDigit;
 template <typename A>
-constexpr int kNarrow = std::numeric_limits<A>::digits - 2 - kDigit;
+constexpr int kNarrow = std::numeric_limits<A>::digits - 1 - kDigit;
 
 // How equals at the cut are told apart: by the larger hash of their places, or without salts, and
 // of equal hashes, by the first position.

@@ -255,6 +255,7 @@ class Selector {
       __syncthreads();
       narrow_cuts(search.k);
     }
+    __syncthreads();  // all have read what is written now
     if (thread_ == 0) {
       for (int side = 0; side < 2; ++side) search.cuts[side] = shared_.cuts[side];
       search.stored = stored;
@@ -329,17 +330,18 @@ class Selector {
   __device__ unsigned find(const S& source, int64_t first) const {
     const A above = value_of(shared_.cuts[0].magnitude);
     const A below = -(job_.heavier ? value_of(shared_.cuts[1].magnitude) : above);
+    const auto accumulated = source.values;
     unsigned hits = 0;
 #pragma unroll
     for (int row = 0; row < kRounds; ++row) {
       const int64_t i = first + row * kRow;
       Vector<A> values;
       if constexpr (kWhole) {
-        values = source.values.load(i);
+        values = accumulated.load(i);
       } else {
 #pragma unroll
         for (int j = 0; j < kVector; ++j)
-          values.at[j] = i + j >= source.begin && i + j < source.end ? source.values[i + j] : A(0);
+          values.at[j] = i + j >= source.begin && i + j < source.end ? accumulated[i + j] : A(0);
       }
 #pragma unroll
       for (int j = 0; j < kVector; ++j)
