@@ -78,30 +78,39 @@ void fill_zero(const Device& device, T* data, int64_t count) {
   check(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(T), stream_of(device)));
 }
 
+template <int kBytes>
 struct Packet {
-  uint8_t bytes[3072];  // a kernel's arguments may take 4096
+  uint8_t bytes[kBytes];
 };
 
-template <int kCopy = 0>  // a template, so that every file may hold one
-__global__ void unpack(Packet packet, uint8_t* out, int count) {
+template <int kBytes>
+__global__ void unpack(Packet<kBytes> packet, uint8_t* out, int count) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
     out[i] = packet.bytes[i];
+}
+
+template <int kBytes>
+void send(const Device& device, const uint8_t* from, uint8_t* to, int64_t count) {
+  Packet<kBytes> packet;
+  std::memcpy(packet.bytes, from, static_cast<size_t>(count));
+  launch(device, 1, 1024, unpack<kBytes>, packet, to, static_cast<int>(count));
 }
 
 // A copy on the device, of host memory that may be gone when this returns. It travels as kernel
 // arguments, because a CUDA graph would remember where a copy came from, not what was copied.
 template <typename T>
 T* upload(const Device& device, const T* host, int64_t count) {
+  constexpr int64_t kSmall = 2048, kLarge = 32000;  // arguments may take 32764 bytes
   T* const data = device.array<T>(count);
   const auto* const from = reinterpret_cast<const uint8_t*>(host);
+  auto* const to = reinterpret_cast<uint8_t*>(data);
   const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-  Packet packet;
-  for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(sizeof(packet.bytes))) {
-    const int64_t part = std::min<int64_t>(bytes - at, sizeof(packet.bytes));
-    std::memcpy(packet.bytes, from + at, static_cast<size_t>(part));
-    launch(device, 1, 256, unpack<>, packet, reinterpret_cast<uint8_t*>(data) + at,
-           static_cast<int>(part));
+  if (bytes <= kSmall) {
+    send<kSmall>(device, from, to, bytes);
+    return data;
   }
+  for (int64_t at = 0; at < bytes; at += kLarge)
+    send<kLarge>(device, from + at, to + at, std::min(bytes - at, kLarge));
   return data;
 }
 
