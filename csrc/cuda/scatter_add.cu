@@ -10,11 +10,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Positions that one block owns: to it alone, so that ranks are added in order without waiting for
-// other blocks. Sums of fp32 and fp64 stand in `out` itself, and what has no entries is not
-// touched. Those of half types stand in shared memory until all ranks are in: there a tile is read
-// and written whole, which costs 4 bytes an element, less than to fetch a sector of 32 for an
-// entry.
+// A block owns a tile of positions, so ranks are added in order without waiting for other blocks.
+// Sums of fp32 and fp64 stand in `out` itself, and what has no entries is not touched. Those of
+// half types stand in shared memory, in fp32, until all ranks are in. There a tile is read and
+// written whole: 4 bytes an element, in wide words, and no search for what was touched.
 template <typename G, typename A>
 constexpr bool kWide = !std::is_same_v<G, A>;
 template <typename G, typename A>
@@ -37,8 +36,8 @@ __device__ int64_t first_entry(const Entries<A>& entries, int64_t position) {
 // Adds one rank's entries from `first` on, as long as they lie within [begin, end), to `sums`. A
 // position comes once, so threads do not meet.
 template <typename A>
-__device__ void add_rank(A* sums, int64_t begin, int64_t end, const Entries<A>& entries,
-                         int64_t first, A scale) {
+__device__ void add_rank(A* sums, int64_t begin, int64_t end, Entries<A> entries, int64_t first,
+                         A scale) {
   for (int64_t i = first + threadIdx.x; i < entries.count; i += kThreads) {
     const int64_t position = entries.indices[i];
     if (position >= end) return;
@@ -46,7 +45,7 @@ __device__ void add_rank(A* sums, int64_t begin, int64_t end, const Entries<A>& 
   }
 }
 
-// Adds all ranks' entries, rank after rank.
+// Adds all ranks' entries, rank after rank; first and last, threads wait for each other.
 template <typename A>
 __device__ void add_tile(A* sums, int64_t begin, int64_t end, const Entries<A>* ranks,
                          int64_t world_size, A scale) {
@@ -88,7 +87,6 @@ __global__ void add_entries(G* out, int64_t start, int64_t numel, const Entries<
   if constexpr (kWide<G, A>) {
     alignas(16) __shared__ A sums[kMost];
     convert<kPack>(tile, sums, static_cast<int>(count));
-    __syncthreads();
     add_tile(sums, begin, end, ranks, world_size, scale);
     convert<kPack>(sums, tile, static_cast<int>(count));
   } else {

@@ -30,7 +30,7 @@ __device__ void find_offsets(const int64_t* counts, int64_t segments, int64_t mo
     int64_t all;
     const int64_t end = begin + exclusive_sum<kThreads>(count, all) + count;
     if (s < segments) offsets[s + 1] = end < most ? end : most;
-    begin = begin + all < most ? begin + all : most;
+    begin += all;
   }
 }
 
