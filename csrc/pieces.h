@@ -51,4 +51,14 @@ std::vector<Group> cut(const std::vector<Chunk<G, A>>& chunks, const int64_t* bo
   return result;
 }
 
+// The pieces that belong to no group.
+template <typename G, typename A>
+std::vector<Piece> left_out(const std::vector<Chunk<G, A>>& chunks, const int64_t* bounds,
+                            const int64_t* groups, int64_t params) {
+  std::vector<int64_t> others(groups, groups + params);
+  for (int64_t& group : others) group = group < 0 ? 0 : -1;
+  const std::vector<Group> all = cut(chunks, bounds, others.data(), params);
+  return all.empty() ? std::vector<Piece>{} : all[0].pieces;
+}
+
 }  // namespace ddp_compress

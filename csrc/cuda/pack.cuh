@@ -15,6 +15,11 @@ __device__ Pack<T, kCount>& pack(T* first) {
   return *reinterpret_cast<Pack<T, kCount>*>(first);
 }
 
+template <int kCount, typename T>
+__device__ const Pack<T, kCount>& pack(const T* first) {
+  return *reinterpret_cast<const Pack<T, kCount>*>(first);
+}
+
 template <typename T>
 bool is_aligned(const T* data) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0;

@@ -44,6 +44,7 @@ template <typename G, typename A, bool kMomentum>
 struct Source {
   using Value = A;
   Accumulated<G, A, kMomentum> values;
+  A* sums;             // gets the values; null where nobody wants them
   int64_t begin, end;  // within the chunk
   int64_t base;        // the chunk's first position in the message
   int64_t before;      // elements of the group's earlier pieces
@@ -89,14 +90,14 @@ template <typename S>  // a Source
 struct Job {
   using A = typename S::Value;
   Progress* progress;
-  const S* sources;
+  const S* sources;  // of groups, and then those that only leave their sums
   Search* searches;
-  int source_count, search_count, tiles;
+  int source_count, all_sources, search_count, tiles;
   Ties ties;
   bool heavier;
   unsigned* bins;      // [searches][2][kBins + 1]
   Note* notes;         // [tiles]
-  unsigned* taken;     // by each block; [tiles]: there are no more blocks
+  unsigned* taken;     // by each block
   int32_t* positions;  // of candidates
   A* values;
   int32_t* indices;  // the answer
@@ -193,8 +194,14 @@ class Selector {
 
   __device__ void start() {
     const int64_t bins = int64_t{job_.search_count} * 2 * (kBins + 1);
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + thread_; i < bins; i += gridDim.x * kThreads)
-      job_.bins[i] = 0;
+    const int64_t own = int64_t{blockIdx.x} * kThreads + thread_;
+    const int64_t threads = int64_t{gridDim.x} * kThreads;
+    for (int64_t i = own; i < bins; i += threads) job_.bins[i] = 0;
+    for (int s = job_.source_count; s < job_.all_sources; ++s) {
+      const S& source = job_.sources[s];
+      for (int64_t i = source.begin + own; i < source.end; i += threads)
+        source.sums[i] = source.values[i];
+    }
     for (int s = static_cast<int>(blockIdx.x); s < job_.search_count;
          s += static_cast<int>(gridDim.x))
       if (job_.searches[s].sample_rank > 0) sample(job_.searches[s]);
@@ -325,7 +332,7 @@ class Selector {
     }
   }
 
-  // A bit for each of a thread's elements that are not below the cut, or not finite.
+  // A bit for each of a thread's elements that are not below the cut, or not finite. Leaves sums.
   template <bool kWhole>
   __device__ unsigned find(const S& source, int64_t first) const {
     const A above = value_of(shared_.cuts[0].magnitude);
@@ -335,13 +342,17 @@ class Selector {
 #pragma unroll
     for (int row = 0; row < kRounds; ++row) {
       const int64_t i = first + row * kRow;
-      Vector<A> values;
+      Pack<A, kVector> values;
       if constexpr (kWhole) {
         values = accumulated.load(i);
+        if (source.sums) pack<kVector>(source.sums + i) = values;
       } else {
 #pragma unroll
-        for (int j = 0; j < kVector; ++j)
-          values.at[j] = i + j >= source.begin && i + j < source.end ? accumulated[i + j] : A(0);
+        for (int j = 0; j < kVector; ++j) {
+          const bool inside = i + j >= source.begin && i + j < source.end;
+          values.at[j] = inside ? accumulated[i + j] : A(0);
+          if (inside && source.sums) source.sums[i + j] = values.at[j];
+        }
       }
 #pragma unroll
       for (int j = 0; j < kVector; ++j)
@@ -615,6 +626,15 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   std::vector<Search> searches;
   int tiles = 0;
   int64_t room = 0;
+  const auto source_of = [&](const Piece& piece) {
+    const Chunk<G, A>& chunk = chunks[piece.chunk];
+    S source{{chunk.grad, chunk.residual, chunk.momentum, mu}, chunk.sums};
+    source.begin = piece.begin;
+    source.end = piece.end;
+    source.base = piece.base;
+    source.aligned = source.values.aligned() && is_aligned(chunk.sums);
+    return source;
+  };
   for (const Group& group : cut(chunks, bounds, group_of, params)) {
     Search search{};
     const int64_t k = std::min(ks[searches.size()], group.numel);
@@ -624,15 +644,10 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
     search.first_tile = tiles;
     int64_t before = 0;
     for (const Piece& piece : group.pieces) {
-      const Chunk<G, A>& chunk = chunks[piece.chunk];
-      S source{{chunk.grad, chunk.residual, chunk.momentum, mu}};
-      source.begin = piece.begin;
-      source.end = piece.end;
-      source.base = piece.base;
+      S source = source_of(piece);
       source.before = before;
       source.group = static_cast<int>(searches.size());
       source.first_tile = tiles;
-      source.aligned = source.values.aligned();
       sources.push_back(source);
       before += piece.end - piece.begin;
       tiles += static_cast<int>(ceil_div(piece.end - source.origin(), kTile));
@@ -649,6 +664,11 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
     searches.push_back(search);
   }
 
+  const auto grouped = static_cast<int>(sources.size());
+  if (chunks[0].sums)
+    for (const Piece& piece : left_out(chunks, bounds, group_of, params))
+      sources.push_back(source_of(piece));
+
   Table table;
   const Progress none{};
   const size_t at_progress = table.add(&none, 1);
@@ -658,11 +678,13 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   const size_t at_salts = table.add(salts, salts ? params : 0);
   char* const sent = table.send(device);
 
+  const int64_t blocks = std::max(ceil_div(bounds[params], kTile), int64_t{1});
   Job<S> job;
   job.progress = reinterpret_cast<Progress*>(sent + at_progress);
   job.sources = reinterpret_cast<S*>(sent + at_sources);
   job.searches = reinterpret_cast<Search*>(sent + at_searches);
-  job.source_count = static_cast<int>(sources.size());
+  job.source_count = grouped;
+  job.all_sources = static_cast<int>(sources.size());
   job.search_count = static_cast<int>(searches.size());
   job.tiles = tiles;
   job.ties = {reinterpret_cast<int64_t*>(sent + at_bounds),
@@ -671,14 +693,14 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   job.heavier = heavier;
   job.bins = device.array<unsigned>(int64_t{job.search_count} * 2 * (kBins + 1));
   job.notes = device.array<Note>(tiles);
-  job.taken = device.array<unsigned>(std::max(tiles, 1));
+  job.taken = device.array<unsigned>(blocks);
   job.positions = device.array<int32_t>(room);
   job.values = device.array<A>(room);
   job.indices = indices;
   job.top = values;
   job.slots = slots;
   job.finite = finite;
-  launch_together(device, tiles, kThreads, select<S>, job);
+  launch_together(device, blocks, kThreads, select<S>, job);
 }
 
 }  // namespace
