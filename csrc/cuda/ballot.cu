@@ -60,7 +60,7 @@ __device__ T block_max(T value) {
 // window starts beyond the one before: it ends, within the memory.
 
 constexpr int kWindow = kThreads * kWarp;  // positions: a row of kWarp for each thread
-constexpr int64_t kSectionVotes = 64;      // or more
+constexpr int64_t kSectionVotes = 64;      // at least
 constexpr int64_t kMostSections = 768;     // an H100 or H200 runs all of them at once
 constexpr int64_t kNone = INT64_MAX;       // beyond every position
 
@@ -126,14 +126,19 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t start = section_start(ballots[longest], blockIdx.x);
   const int32_t end = section_start(ballots[longest], int64_t{blockIdx.x} + 1);
   parts += blockIdx.x * voters;
+  for (int64_t i = threadIdx.x; i < 2 * voters;
+       i += kThreads) {  // one search a thread: they are slow
+    const Ballot ballot = ballots[i / 2];
+    int64_t& edge = i % 2 ? parts[i / 2].end : parts[i / 2].next;
+    edge = count_below(ballot.positions, ballot.count, i % 2 ? end : start);
+  }
+  __syncthreads();
+
   int64_t begin = 0, window = kNone;
   for (int64_t b = threadIdx.x; b < voters; b += kThreads) {
-    const Ballot ballot = ballots[b];
-    const Part part{count_below(ballot.positions, ballot.count, start),
-                    count_below(ballot.positions, ballot.count, end)};
-    parts[b] = part;
+    const Part part = parts[b];
     begin += part.next;
-    if (part.next < part.end) window = smaller<int64_t>(window, ballot.positions[part.next]);
+    if (part.next < part.end) window = smaller<int64_t>(window, ballots[b].positions[part.next]);
   }
   begin = block_sum(begin);
   window = block_min(window);
