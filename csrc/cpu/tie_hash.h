@@ -1,4 +1,4 @@
-// The hash of places that come in ascending order.
+// The hashes of ascending positions.
 #pragma once
 
 #include <algorithm>
