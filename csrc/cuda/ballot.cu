@@ -100,7 +100,7 @@ __device__ int64_t count_ballot(const int32_t* positions, Part& part, int64_t wi
 __device__ int write_window(int64_t window, int32_t* counters, int32_t* positions, int32_t* votes) {
   const int row = static_cast<int>(threadIdx.x) * kWarp;
   unsigned voted = 0;  // a bit for each position of the row
-#pragma unroll
+#pragma unroll 8
   for (int i = 0; i < kWarp; ++i) {
     const int bit = (static_cast<int>(threadIdx.x) + i) % kWarp;  // each lane reads another bank
     voted |= unsigned{counters[row + bit] != 0} << bit;
