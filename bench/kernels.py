@@ -1,16 +1,18 @@
 """Every kernel beside its floor, beside torch.topk and beside plain PyTorch, in one run.
 
     python bench/kernels.py --numel 11200000 33500000 --density 0.001 0.01
+    python bench/kernels.py --device cuda
 
 Times on a busy machine say little, ratios within one run say a lot: every round runs all
 candidates one after another, and the medians of the rounds are compared. The floors are
 ``r.add_(g)`` for what reads a gradient and its residual, and ``out.zero_()`` beside it for what
-also writes a result. One thread.
+also writes a result. One thread. On a GPU the floor is a device copy, see kernels_cuda.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -24,8 +26,11 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
+import kernels_cuda
 from ddp_compress import ops, reference
+from kernels_cuda import CudaRow
 
+NUMELS = {"cpu": [11_200_000, 33_500_000], "cuda": [6_500_000, 100_000_000]}
 WORLD_SIZE = 4
 NO_SALTS = torch.empty(0, dtype=torch.int64)
 
@@ -209,22 +214,48 @@ def table(rows: list[Row]) -> Table:
     return result
 
 
+def cuda_table(rows: list[CudaRow]) -> Table:
+    """The rows of a GPU as a table."""
+    result = Table(title="CUDA kernels, medians of graph replays")
+    for column in ("N", "density", "what", "us", "of the copy's bandwidth", "launches"):
+        result.add_column(column, justify="left" if column == "what" else "right")
+    for row in rows:
+        result.add_row(
+            f"{row.numel / 1e6:.1f} M",
+            f"{row.density:.1%}",
+            row.name,
+            f"{row.microseconds:.1f}",
+            f"{row.of_copy:.0%}",
+            str(row.launches),
+        )
+    return result
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--numel", type=int, nargs="+", default=[11_200_000, 33_500_000])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--numel", type=int, nargs="+", help="default: 11.2 and 33.5 M, on a GPU 6.5 and 100 M"
+    )
     parser.add_argument("--density", type=float, nargs="+", default=[0.001, 0.01])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="15 by default")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows: list[Row] = []
-    for numel in arguments.numel:
-        for density in arguments.density:
-            rows += Bench(numel, density).run(arguments.rounds)
-    Console().print(table(rows))
+    cases = itertools.product(arguments.numel or NUMELS[arguments.device], arguments.density)
+    rows: list[Row] | list[CudaRow]
+    if arguments.device == "cuda":
+        if not (torch.cuda.is_available() and ops.CUDA):
+            parser.error("--device cuda needs a GPU, and ddp_compress built with its CUDA kernels")
+        rows = [row for case in cases for row in kernels_cuda.run(*case, arguments.rounds)]
+        Console().print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+        Console().print(cuda_table(rows))
+    else:
+        torch.set_num_threads(1)
+        rows = [row for case in cases for row in Bench(*case).run(arguments.rounds)]
+        Console().print(table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 

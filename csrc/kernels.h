@@ -14,6 +14,7 @@ struct Chunk {
   const A* residual;
   const A* momentum;  // null where the memory keeps none
   int64_t numel;
+  A* sums;  // where the accumulated gradient is left; null where nobody wants it
 };
 
 template <typename A>

@@ -40,11 +40,12 @@ using TopKResult = std::tuple<Tensor, Tensor, Tensor>;
 
 TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
-                    const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier) {
+                    const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier,
+                    std::vector<Tensor> sums) {
   const auto check_data = [](const Tensor& t, const char* name, ScalarType dtype) {
     check(t, name, dtype);
   };
-  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, check_data);
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check_data);
   const ScalarType type = grads[0].scalar_type();
   const int64_t* b = read<int64_t>(bounds);
   const int64_t* g = read<int64_t>(groups);
@@ -56,7 +57,8 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
     std::vector<Chunk<G, A>> chunks;
     for (size_t i = 0; i < grads.size(); ++i)
       chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
-                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel()});
+                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel(),
+                        sums.empty() ? nullptr : write<A>(sums[i])});
     auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, s, heavier);
     result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
               scalar<bool>(found.finite, ScalarType::Bool)};

@@ -89,8 +89,9 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
                                              std::vector<Tensor> residuals,
                                              std::vector<Tensor> momenta, double momentum,
                                              const Tensor& bounds, const Tensor& groups,
-                                             const Tensor& ks, const Tensor& salts, bool heavier) {
-  check_topk(grads, residuals, momenta, bounds, groups, ks, salts,
+                                             const Tensor& ks, const Tensor& salts, bool heavier,
+                                             std::vector<Tensor> sums) {
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums,
              [](const Tensor& t, const char* name, ScalarType dtype) { check(t, name, dtype); });
   const ScalarType type = grads[0].scalar_type();
   const int64_t* k = read<int64_t>(ks);
@@ -103,7 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
     std::vector<Chunk<G, A>> chunks;
     for (size_t i = 0; i < grads.size(); ++i)
       chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
-                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel()});
+                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel(),
+                        sums.empty() ? nullptr : write<A>(sums[i])});
     cuda::topk<G, A>(here, chunks, static_cast<A>(momentum), read<int64_t>(bounds),
                      read<int64_t>(groups), groups.numel(), k, ks.numel(),
                      salts.numel() ? read<int64_t>(salts) : nullptr, heavier,
@@ -118,8 +120,8 @@ Tensor segment_means_cuda(const Tensor& values, const Tensor& counts) {
   const Here here(values);
   Tensor means = empty_like_of(values, counts.numel(), ScalarType::Float);
   dispatch_float(values, [&]<typename A>(A) {
-    cuda::segment_means(here, read<A>(values), read<int64_t>(counts), counts.numel(),
-                        write<float>(means));
+    cuda::segment_means(here, read<A>(values), values.numel(), read<int64_t>(counts),
+                        counts.numel(), write<float>(means));
   });
   return means;
 }

@@ -9,7 +9,8 @@ template <typename Library>
 void define_ops(Library& m) {
   m.def(
       "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
-      "Tensor groups, Tensor ks, Tensor salts, bool heavier) -> (Tensor, Tensor, Tensor)");
+      "Tensor groups, Tensor ks, Tensor salts, bool heavier, Tensor(a!)[] sums) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
   m.def("accumulate(Tensor(a!) residual, Tensor(b!) grad, Tensor(c!)? momentum, float mu) -> ()");
   m.def(

@@ -77,11 +77,14 @@ inline void check_positions_of(const Tensor& bounds) {
 template <typename CheckData>
 void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& residuals,
                 const std::vector<Tensor>& momenta, const Tensor& bounds, const Tensor& groups,
-                const Tensor& ks, const Tensor& salts, CheckData check_data) {
+                const Tensor& ks, const Tensor& salts, const std::vector<Tensor>& sums,
+                CheckData check_data) {
   STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
   STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
                   " tensors, expected ", grads.size());
   STD_TORCH_CHECK(momenta.empty() || momenta.size() == grads.size(), "momenta has ", momenta.size(),
+                  " tensors, expected none or ", grads.size());
+  STD_TORCH_CHECK(sums.empty() || sums.size() == grads.size(), "sums has ", sums.size(),
                   " tensors, expected none or ", grads.size());
   check_table(bounds, "bounds");
   check_table(groups, "groups");
@@ -103,6 +106,11 @@ void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& res
       check_data(momenta[i], "momenta", memory_type(type));
       STD_TORCH_CHECK(momenta[i].numel() == grads[i].numel(), "momenta[", i, "] has ",
                       momenta[i].numel(), " elements, expected ", grads[i].numel());
+    }
+    if (!sums.empty()) {
+      check_data(sums[i], "sums", memory_type(type));
+      STD_TORCH_CHECK(sums[i].numel() == grads[i].numel(), "sums[", i, "] has ", sums[i].numel(),
+                      " elements, expected ", grads[i].numel());
     }
     total += grads[i].numel();
   }

@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ddp_compress import ops
+
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
     """Raise for DDP options under which a step may never come to its last bucket.
@@ -30,8 +32,8 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
     """Raise for parameters whose gradients cannot be compressed.
 
     Raises:
-        ValueError: a parameter is complex or not on the CPU, or its module asks for sparse
-            gradients.
+        ValueError: a parameter is complex or on a device that has no kernels, or its module asks
+            for sparse gradients.
 
     Example:
         >>> refuse_unsupported_parameters(nn.Embedding(3, 2, sparse=True))
@@ -45,10 +47,15 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
                 f"{name} is complex ({parameter.dtype}), which cannot be compressed: keep it as a "
                 "real parameter with a last dimension of 2 and use torch.view_as_complex"
             )
-        if parameter.device.type not in ("cpu", "meta"):
+        if parameter.is_cuda and not ops.CUDA:
             raise ValueError(
-                f"{name} is on {parameter.device}, but the kernels run on the CPU alone so far: "
-                "keep the model on the CPU, or use another hook"
+                f"{name} is on {parameter.device}, but ddp_compress was built without its CUDA "
+                "kernels: install it again where nvcc is, with DDP_COMPRESS_CUDA=1 to see what is "
+                "missing, or keep the model on the CPU"
+            )
+        if parameter.device.type not in ("cpu", "cuda", "meta"):
+            raise ValueError(
+                f"{name} is on {parameter.device}: kernels exist for the CPU and for CUDA alone"
             )
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:

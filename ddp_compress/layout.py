@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.devices import beside, on_host
 
 Scope = Literal["tensor", "bucket", "model"]
 SCOPES = ("tensor", "bucket", "model")
@@ -198,10 +199,10 @@ class Plan:
         return (~exact).nonzero().flatten().int()
 
     def counts(self, indices: Tensor | None) -> Tensor:
-        """How many of the ascending positions [K] lie in every group: [G] int64."""
+        """How many of the ascending positions [K] lie in every group: [G] int64, on the host."""
         if indices is None:
             return self.ks
-        ends = torch.searchsorted(indices, self.group_ends)
+        ends = on_host(torch.searchsorted(indices, beside(self.group_ends, indices)))
         return ends.diff(prepend=ends.new_zeros(1))
 
     @cached_property
@@ -249,7 +250,7 @@ def span(indices: Tensor, start: int, numel: int) -> slice:
         slice(1, 3, None)
     """
     edges = torch.tensor([start, start + numel], dtype=torch.int64)
-    begin, end = torch.searchsorted(indices, edges).tolist()
+    begin, end = torch.searchsorted(indices, beside(edges, indices)).tolist()
     return slice(begin, end)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ddp_compress.devices import beside
 from ddp_compress.layout import Layout, Plan, Sparse, span
 
 
@@ -15,23 +17,39 @@ from ddp_compress.layout import Layout, Plan, Sparse, span
 class Chunk:
     """One flat gradient [N] with its layout and the memory that belongs to it.
 
-    Its future is completed with the averaged gradient when the step commits. Parameters known to
-    be `idle` send nothing in this step.
+    Args:
+        grad: [N].
+        layout: its parameters.
+        kept: memory, by name: written when the step commits.
+        may_be_idle: whether a parameter may have been left out of this rank's step.
+        sums: [N], ``residual + grad``, where selecting has left it.
+
+    Attributes:
+        future: completed with the averaged gradient when the step commits.
     """
 
     grad: Tensor
     layout: Layout
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
-    idle: list[bool] | None = None
-    future: torch.futures.Future[Tensor] = field(default_factory=torch.futures.Future)
+    kept: MutableMapping[str, Tensor] = field(default_factory=dict)
+    may_be_idle: bool = False
+    sums: Tensor | None = None
 
-    def find_idle(self) -> None:
-        """Mark the parameters whose gradient is all zero.
+    def __post_init__(self) -> None:
+        devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
+        self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+
+    @cached_property
+    def idle(self) -> list[bool]:
+        """Which parameters send nothing in this step: their gradient is all zero.
 
         With ``find_unused_parameters`` DDP throws away the result for a parameter that no rank
         used. Whoever has no gradient for it must send nothing, or that would be lost.
         """
-        self.idle = [not part.any() for part in self.grad.split(list(self.layout.sizes))]
+        sizes = list(self.layout.sizes)
+        if not self.may_be_idle:
+            return [False] * len(sizes)
+        used: list[bool] = torch.stack([part.any() for part in self.grad.split(sizes)]).tolist()
+        return [not each for each in used]
 
 
 @dataclass(frozen=True)
@@ -58,11 +76,7 @@ class Message:
     @property
     def idle(self) -> Tensor | None:
         """Which of the P parameters are idle on this rank, bool; None where none is."""
-        flags = [
-            flag
-            for chunk in self.chunks
-            for flag in chunk.idle or [False] * len(chunk.layout.sizes)
-        ]
+        flags = [flag for chunk in self.chunks for flag in chunk.idle]
         return torch.tensor(flags) if any(flags) else None
 
     @property
@@ -70,6 +84,11 @@ class Message:
         """The plan's groups [P], -1 also for parameters that are idle on this rank."""
         idle = self.idle
         return self.plan.groups if idle is None else self.plan.groups.masked_fill(idle, -1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where gradients, memory and entries are."""
+        return self.chunks[0].grad.device
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -90,14 +109,16 @@ class Message:
                 value = self.momentum * chunk.kept["momentum"][here] + value
             parts.append(chunk.kept["residual"][here] + value)
         values, idle = torch.cat(parts), self.idle_at(indices)
-        return values if idle is None else values.masked_fill(idle, 0.0)
+        return values if idle is None else values.masked_fill(beside(idle, values), 0.0)
 
     def idle_at(self, indices: Tensor) -> Tensor | None:
         """Which positions [K] are of parameters idle on this rank, bool; None where none is."""
         idle = self.idle
         if idle is None:
             return None
-        return idle[torch.searchsorted(self.plan.bounds, indices.long(), right=True) - 1]
+        bounds = beside(self.plan.bounds, indices)
+        owners = torch.searchsorted(bounds, indices.long(), right=True) - 1
+        return beside(idle, indices)[owners]
 
     def kept_at(self, name: str, indices: Tensor) -> Tensor:
         """A tensor of the memory at ascending positions [K]."""
@@ -105,6 +126,7 @@ class Message:
 
     def _places(self, indices: Tensor) -> Iterator[tuple[Tensor, Chunk]]:
         """For every chunk, which of its elements are at these positions."""
+        indices = beside(indices, self.grads[0])
         for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
             yield indices[span(indices, start, len(chunk.grad))].long() - start, chunk
 

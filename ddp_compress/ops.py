@@ -1,6 +1,9 @@
 """The only door to the kernels: native where the extension is built, plain PyTorch elsewhere.
 
-Every op here has the signature of its twin in `ddp_compress.reference`, which documents it.
+Every op here has the signature of its twin in `ddp_compress.reference`, which documents it. On a
+CUDA device the data of an op are there and its tables (bounds, groups, ks, salts, counts) on the
+host. A kernel there never waits to learn how long a list has become: it fills a slot for every
+entry there may be, and `_used` waits and cuts the unused ones off.
 """
 
 import warnings
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import reference
+from ddp_compress.devices import beside, on_host
 
 
 def _load_native() -> bool:
@@ -32,7 +36,17 @@ def _load_native() -> bool:
 
 
 NATIVE = _load_native()
+CUDA = NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key("ddp_compress::topk", "CUDA")
+UNUSED = 2**31 - 1  # the position in an unused slot of a CUDA kernel's list
 _kernels = torch.ops.ddp_compress if NATIVE else reference
+
+
+def _used(indices: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Lists of entries without their unused slots, which come last."""
+    if not indices.is_cuda:
+        return (indices, *others)
+    count = int(torch.searchsorted(indices, UNUSED))
+    return tuple(each[:count] for each in (indices, *others))
 
 
 def topk(
@@ -45,16 +59,20 @@ def topk(
     ks: Tensor,
     salts: Tensor,
     heavier: bool,
+    sums: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.topk`."""
-    return _kernels.topk(
-        list(grads), list(residuals), list(momenta), momentum, bounds, groups, ks, salts, heavier
+    lists = (list(grads), list(residuals), list(momenta))
+    indices, values, finite = _kernels.topk(
+        *lists, momentum, bounds, groups, ks, salts, heavier, list(sums)
     )
+    indices, values = _used(indices, values)
+    return indices, values, finite
 
 
 def segment_means(values: Tensor, counts: Tensor) -> Tensor:
     """See `reference.segment_means`."""
-    return _kernels.segment_means(values, counts)
+    return _kernels.segment_means(values, beside(counts, values))
 
 
 def accumulate(residual: Tensor, grad: Tensor, momentum: Tensor | None, mu: float) -> None:
@@ -81,7 +99,9 @@ def elias_fano_encode(indices: Tensor, numel: int, k: int) -> Tensor:
 
 def elias_fano_decode(data: Tensor, numel: int, k: int) -> tuple[Tensor, Tensor]:
     """See `reference.elias_fano_decode`."""
-    return _kernels.elias_fano_decode(data, numel, k)
+    indices, status = _kernels.elias_fano_decode(data, numel, k)
+    (indices,) = _used(indices)
+    return indices, status
 
 
 def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
@@ -91,12 +111,15 @@ def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
 
 def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """See `reference.golomb_decode`."""
-    return _kernels.golomb_decode(data, bounds, limit)
+    # On the host: no code tells where the next one starts.
+    indices, status = _kernels.golomb_decode(on_host(data), bounds, limit)
+    return beside(indices, data), status
 
 
 def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """See `reference.tally`."""
-    return _kernels.tally(list(ballots))
+    positions, votes = _used(*_kernels.tally(list(ballots)))
+    return positions, votes
 
 
 def vote_keys(
@@ -112,12 +135,12 @@ def largest(keys: Tensor, k: int) -> Tensor:
 
 
 def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
-    """See `reference.rans_encode`."""
+    """See `reference.rans_encode`. For the host alone: a state runs through all symbols."""
     return _kernels.rans_encode(symbols, alphabet)
 
 
 def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor]:
-    """See `reference.rans_decode`."""
+    """See `reference.rans_decode`. For the host alone."""
     return _kernels.rans_decode(data, count, alphabet)
 
 
@@ -141,10 +164,10 @@ if NATIVE:
         return like.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
 
     @_fake("topk")
-    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier):  # type: ignore[no-untyped-def]
-        indices = _unknown_size(bounds, torch.int32)
+    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier, sums):  # type: ignore[no-untyped-def]
+        indices = _unknown_size(grads[0], torch.int32)
         values = indices.new_empty(indices.shape, dtype=residuals[0].dtype)
-        return indices, values, bounds.new_empty(1, dtype=torch.bool)
+        return indices, values, indices.new_empty(1, dtype=torch.bool)
 
     @_fake("segment_means")
     def _segment_means(values, counts):  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ from ddp_compress.schedules import Schedule
 if TYPE_CHECKING:
     from ddp_compress.exchange.channel import Channel
     from ddp_compress.exchange.comm import Work
-    from ddp_compress.message import Delivery, Message, Selection
+    from ddp_compress.message import Chunk, Delivery, Message, Selection
 
 
 Tensors = Mapping[str, torch.dtype | None]
@@ -35,7 +35,7 @@ class Memory(Protocol):
     def momentum_at(self, step: int) -> float:
         """Factor of the kept momentum in a step; 0 where none is kept."""
 
-    def retain(self, kept: Mapping[str, Tensor], grad: Tensor, momentum: float) -> None:
+    def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient [N] into memory, leaving zeros."""
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:

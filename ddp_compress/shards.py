@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ddp_compress.devices import beside
 from ddp_compress.layout import Layout, Plan, Sparse
 
 T = TypeVar("T")
@@ -58,9 +59,10 @@ class Shards:
         if entries.indices is None:
             pieces = entries.values.split(self._pieces)
             return [Sparse(None, torch.cat(self._of(rank, pieces))) for rank in self._ranks]
-        piece = torch.searchsorted(self._edges, entries.indices.long(), right=True) - 1
+        edges, shifts = (beside(t, entries.indices) for t in (self._edges, self._shifts))
+        piece = torch.searchsorted(edges, entries.indices.long(), right=True) - 1
         owner = piece % self._owners
-        local = (entries.indices + self._shifts[piece]).int()
+        local = (entries.indices + shifts[piece]).int()
         mine = [(owner == rank).nonzero().flatten() for rank in self._ranks]
         return [Sparse(local[here], entries.values[here]) for here in mine]
 
@@ -77,13 +79,17 @@ class Shards:
             ):
                 place.copy_(piece)
         positions = self.plan.everything
-        return [Sparse(positions, whole if positions is None else whole[positions.long()])]
+        if positions is None:
+            return [Sparse(None, whole)]
+        positions = beside(positions, whole)
+        return [Sparse(positions, whole[positions.long()])]
 
     def widen(self, part: Sparse, rank: int) -> Sparse:
         """Entries of one shard as positions in the message."""
         assert part.indices is not None
-        param = torch.searchsorted(self.plans[rank].bounds, part.indices.long(), right=True) - 1
-        shifts = self._shifts[rank :: self._owners]
+        bounds = beside(self.plans[rank].bounds, part.indices)
+        param = torch.searchsorted(bounds, part.indices.long(), right=True) - 1
+        shifts = beside(self._shifts[rank :: self._owners], part.indices)
         return Sparse((part.indices - shifts[param]).int(), part.values)
 
     def take(self, flat: Iterable[Tensor], rank: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from ddp_compress.checks import check_count
+from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
     refuse_second_momentum,
@@ -97,7 +98,8 @@ class CompressionState:
         self.stats = Stats()
         self._parameters = dict(bare.named_parameters())
         self._store = ParameterStore(recipe.tensors)
-        self._settings = Settings(recipe, min_numel, flush_bytes, find_unused)
+        self._settings = Settings(recipe, min_numel, flush_bytes)
+        self._find_unused = find_unused
         self._comm: Comm | None = None
         self._transaction: Transaction | None = None
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
@@ -106,7 +108,8 @@ class CompressionState:
     def _start(self) -> None:
         """What every copy of a state makes anew."""
         self._closed = False
-        self._worker = Worker() if self.recipe.exchange.many_phase else None
+        self._worker: Worker | None = None
+        self._lane = Lane()
         self._know_parameters()
 
     def _know_parameters(self) -> None:
@@ -116,7 +119,7 @@ class CompressionState:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone = ("process_group", "_comm", "_transaction", "_names", "_worker")
+        gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane")
         return self.__dict__ | dict.fromkeys(gone) | {"_saved_by": self._here()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -152,7 +155,7 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        chunk = Chunk(flat, layout)
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
         self._under_way().add(chunk)
         if last:
             self._finish()
@@ -239,7 +242,7 @@ class CompressionState:
         if self._transaction is None:
             comm = self._bind()
             self._transaction = Transaction(
-                self._settings, self._store, comm, self._worker, self.step
+                self._settings, self._store, comm, self._worker, self._lane, self.step
             )
             here = [comm.rank, comm.world_size]
             if self.recipe.exchange.tensors and self._saved_by not in (None, here):
@@ -273,7 +276,11 @@ class CompressionState:
         """Meet the other ranks, once: a state may be built before the process group."""
         if self._comm is None or self._comm.outdated:
             exchange = self.recipe.exchange
-            comm = Comm(self.process_group, self.stats, exchange.many_phase, exchange.rotates)
+            # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
+            if exchange.many_phase or any(p.is_cuda for p in self._parameters.values()):
+                self._worker = self._worker or Worker()
+            private = self._worker is not None
+            comm = Comm(self.process_group, self.stats, private, exchange.rotates)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -31,56 +31,68 @@ class ParameterStore:
     def __init__(self, tensors: Mapping[str, torch.dtype | None]) -> None:
         self.tensors = tensors
         self._arenas: dict[Layout, dict[str, Tensor]] = {}
-        self._views: dict[str, dict[str, Tensor]] = {slot: {} for slot in tensors}
+        self._loose: dict[str, dict[str, Tensor]] = {slot: {} for slot in tensors}  # in no arena
 
     def arrange(
         self, layout: Layout, dtype: torch.dtype, device: torch.device
-    ) -> Mapping[str, Tensor]:
+    ) -> MutableMapping[str, Tensor]:
         """The flat tensor [N] of every slot in a layout's order; zeros where nothing was kept.
 
-        The tensors are the store's own: what is written to them stays.
+        The mapping is the store's own: what is written to its tensors, or put in their place,
+        stays.
         """
         arena = self._arenas.get(layout)
         dtypes = {slot: special or dtype for slot, special in self.tensors.items()}
         if arena is None or any(
             t.dtype != dtypes[slot] or t.device != device for slot, t in arena.items()
         ):
+            self._loosen(layout)
             arena = {slot: self._gather(slot, layout, dtypes[slot], device) for slot in dtypes}
-            moved = set(layout.names)
-            self._arenas = {
-                known: flat for known, flat in self._arenas.items() if not moved & set(known.names)
-            }
             self._arenas[layout] = arena
-            for slot, flat in arena.items():
-                views = flat.split(list(layout.sizes))
-                self._views[slot].update(zip(layout.names, views, strict=True))
         return arena
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """A copy of every tensor, by slot and parameter, flat [numel]."""
+        parts = {slot: dict(loose) for slot, loose in self._loose.items()}
+        for layout, arena in self._arenas.items():
+            for slot, flat in arena.items():
+                parts[slot].update(_split(layout, flat))
         return {
-            slot: {name: view.clone() for name, view in views.items()}
-            for slot, views in self._views.items()
+            slot: {name: part.clone() for name, part in by_name.items()}
+            for slot, by_name in parts.items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
         """The tensors alone, without their arenas: a copy arranges its own."""
-        return {"tensors": self.tensors, "_views": self.state_dict(), "_arenas": {}}
+        return {"tensors": self.tensors, "_loose": self.state_dict(), "_arenas": {}}
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Replace all that is kept by copies of checked tensors, by slot and parameter."""
         self._arenas = {}
-        self._views = {
+        self._loose = {
             slot: {name: t.detach().clone() for name, t in tensors[slot].items()}
             for slot in self.tensors
         }
 
+    def _loosen(self, layout: Layout) -> None:
+        """Give up the arenas that hold a parameter of a layout."""
+        names = set(layout.names)
+        for known in [known for known in self._arenas if names & set(known.names)]:
+            for slot, flat in self._arenas.pop(known).items():
+                self._loose[slot].update(_split(known, flat))
+
     def _gather(
         self, slot: str, layout: Layout, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
+        """A layout's parameters side by side, no longer loose."""
         flat = torch.zeros(layout.numel, dtype=dtype, device=device)
-        for name, part in zip(layout.names, flat.split(list(layout.sizes)), strict=True):
-            known = self._views[slot].get(name)
+        for name, part in _split(layout, flat).items():
+            known = self._loose[slot].pop(name, None)
             if known is not None:
                 part.copy_(known)
         return flat
+
+
+def _split(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+    """The parts of a flat tensor, by parameter."""
+    return dict(zip(layout.names, flat.split(list(layout.sizes)), strict=True))

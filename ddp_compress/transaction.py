@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from ddp_compress.devices import Lane
 from ddp_compress.exchange import Channel, Comm, Worker
 from ddp_compress.exchange.worker import Exchanging
 from ddp_compress.layout import MAX_NUMEL, Plan, add_entries, plan
@@ -25,7 +26,6 @@ class Settings:
     recipe: Recipe
     min_numel: int
     flush_bytes: int
-    find_unused: bool
 
 
 class Transaction:
@@ -39,6 +39,7 @@ class Transaction:
         store: where memory is kept.
         comm: the other ranks.
         worker: runs exchanges of many phases; None where there are none.
+        lane: where work on a CUDA device goes.
         step: the step's number.
     """
 
@@ -48,12 +49,14 @@ class Transaction:
         store: ParameterStore,
         comm: Comm,
         worker: Worker | None,
+        lane: Lane,
         step: int,
     ) -> None:
         self._settings = settings
         self._store = store
         self._comm = comm
         self._worker = worker
+        self._lane = lane
         self._step = step
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
         self._sent: list[_Sent] = []
@@ -74,11 +77,11 @@ class Transaction:
         An error waits: the message that is due next carries it to every rank.
         """
         self.elements += chunk.grad.numel()
-        if self._settings.find_unused:
-            chunk.find_idle()
         draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
         waits = self._settings.recipe.select.scope == "model"  # for the last chunk
         try:
+            if chunk.grad.is_cuda and self._worker is None:
+                raise ValueError(f"gradient is on {chunk.grad.device}, its model on the CPU")
             if not waits and draft.numel and draft.numel + len(chunk.grad) > MAX_NUMEL:
                 self._send(draft.take())
             draft.add(chunk, 0 if waits else self._bytes(chunk))
@@ -100,7 +103,7 @@ class Transaction:
         Raises:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
-        if not self._sent:
+        if not self._sent and all(device.type == "cpu" for _, device in self._drafts):
             self._worker = None  # backward is over: nothing would go on beside it
         for draft in self._drafts.values():
             if draft.chunks:
@@ -121,12 +124,14 @@ class Transaction:
             raise failure
         finite = all(sent.running.outcome is not None for sent in self._sent)
         for sent in self._sent:
-            self._settle(sent.chunks, sent.running.outcome if finite else None)
+            with self._lane.on(sent.device):
+                self._settle(sent.chunks, sent.running.outcome if finite else None)
             if finite:
                 sent.channel.commit()
         for sent in self._sent:
-            for chunk in sent.chunks:
-                chunk.future.set_result(chunk.grad)
+            with self._lane.on(sent.device):  # a future remembers the stream
+                for chunk in sent.chunks:
+                    chunk.future.set_result(chunk.grad)
         return finite
 
     def abandon(self) -> None:
@@ -163,7 +168,9 @@ class Transaction:
         except Exception as error:
             channel = Channel(self._comm, number, 0.0, None, 0, self._step)
             exchange = channel.report(error)
-        self._sent.append(_Sent(chunks, channel, self._launch(exchange, channel)))
+        device = chunks[0].grad.device if chunks else torch.device("cpu")
+        running = self._launch(self._lane.drive(exchange, device), channel)
+        self._sent.append(_Sent(chunks, device, channel, running))
 
     def _launch(self, exchange: Exchanging, channel: Channel) -> _Running:
         if self._worker is None:
@@ -186,7 +193,7 @@ def _commit(
     chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory, momentum: float
 ) -> None:
     """Write memory, and the averaged gradient in the place of this rank's own."""
-    memory.retain(chunk.kept, chunk.grad, momentum)
+    memory.retain(chunk, momentum)
     numel = len(chunk.grad)
     for delivery in deliveries:
         for entries in delivery.sent:
@@ -273,5 +280,6 @@ class _Sent:
     """A message on its way."""
 
     chunks: Sequence[Chunk]
+    device: torch.device
     channel: Channel
     running: _Running

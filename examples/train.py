@@ -28,7 +28,7 @@ from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, count_parameters
 from options import fail, parse_args
 from report import Measurement, Report
-from traffic import BUILT_IN, Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
+from traffic import Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
 
 EVALUATIONS = 8  # points of the learning curve
 
@@ -44,7 +44,7 @@ def main() -> None:
     except (OSError, TypeError, ValueError) as error:
         fail(str(error))
 
-    with process_group(args.recipe) as device:
+    with process_group() as device:
         torch.manual_seed(args.seed)
         report = train(args, recipe, data, device)
         if dist.get_rank() == 0:
@@ -68,14 +68,13 @@ def load(args: Namespace, world_size: int) -> Split:
 
 
 @contextmanager
-def process_group(recipe: str) -> Iterator[torch.device]:
-    """Join the ranks: one GPU each where there are enough and the recipe runs there, else CPU."""
-    enough = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
-    on_gpu = enough and recipe in BUILT_IN
+def process_group() -> Iterator[torch.device]:
+    """Join the ranks: one GPU each where there are enough, else the CPU."""
+    on_gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield device
     finally:

@@ -19,10 +19,13 @@ SIZES = {"a": 600, "b": 7, "c": 0, "d": 1, "e": 90}
 class Model(nn.Module):
     """Parameters of many sizes, one of them empty."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
         for name, size in SIZES.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(size, dtype=dtype)))
+            zeros = torch.zeros(size, dtype=dtype, device=device)
+            self.register_parameter(name, nn.Parameter(zeros))
 
 
 def state_of(row: Row, dtype: torch.dtype = torch.float32) -> CompressionState:

@@ -1,33 +1,16 @@
+#include "../elias_fano_layout.h"
 #include "../kernels.h"
 #include "bit_stream.h"
 
 namespace ddp_compress {
 
-namespace {
-
-struct Layout {
-  int low;        // bits of a position that are stored as they are
-  int64_t upper;  // where the upper bits start
-  int64_t end;    // where the padding starts
-};
-
-Layout layout(int64_t numel, int64_t k) {
-  Layout best{0, 0, 0};
-  if (numel <= 0 || k <= 0) return best;
-  for (int low = 0; low < 32; ++low) {
-    const int64_t end = k * low + k + ((numel - 1) >> low);
-    if (low == 0 || end < best.end) best = {low, k * low, end};
-  }
-  return best;
+int64_t elias_fano_size(int64_t numel, int64_t k) {
+  return bytes_for(elias_fano_layout(numel, k).end);
 }
-
-}  // namespace
-
-int64_t elias_fano_size(int64_t numel, int64_t k) { return bytes_for(layout(numel, k).end); }
 
 void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int64_t k,
                        uint8_t* out) {
-  const Layout at = layout(numel, k);
+  const EliasFanoLayout at = elias_fano_layout(numel, k);
   BitWriter writer(out);
   for (int64_t i = 0; i < count; ++i) {
     writer.put(static_cast<uint64_t>(indices[i]) & low_mask(at.low), at.low);
@@ -48,7 +31,7 @@ void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int
 // The checks come in the order of the DecodeErrors below; reference/elias_fano.py keeps it too.
 int64_t elias_fano_decode(const uint8_t* data, int64_t size, int64_t numel, int64_t k,
                           int32_t* indices) {
-  const Layout at = layout(numel, k);
+  const EliasFanoLayout at = elias_fano_layout(numel, k);
   const int64_t bytes = bytes_for(at.end);
   if (size < bytes) return kTruncated;
   const BitReader in(data, bytes);

@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "../pieces.h"
 #include "kth_largest.h"
 #include "simd.h"
 #include "tie_hash.h"
@@ -292,13 +293,6 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
 }
 #endif
 
-// Neighbouring elements of one chunk that belong to one group.
-struct Piece {
-  size_t chunk;
-  int64_t begin, end;  // within the chunk
-  int64_t base;        // the chunk's first position in the message
-};
-
 template <typename G, typename A, bool kMomentum>
 class Selector {
  public:
@@ -306,6 +300,12 @@ class Selector {
 
   Selector(const std::vector<Chunk<G, A>>& chunks, A mu) : avx2_(use_avx2()) {
     for (const auto& c : chunks) sources_.push_back({c.grad, c.residual, c.momentum, mu});
+  }
+
+  void leave_sums(const std::vector<Chunk<G, A>>& chunks) const {
+    for (size_t c = 0; c < chunks.size(); ++c)
+      if (chunks[c].sums)
+        for (int64_t i = 0; i < chunks[c].numel; ++i) chunks[c].sums[i] = sources_[c][i];
   }
 
   // Finds the group's candidates; keeps the k largest of each side.
@@ -374,45 +374,12 @@ class Selector {
   bool avx2_;
 };
 
-struct Group {
-  std::vector<Piece> pieces;
-  int64_t numel = 0;
-};
-
-// Cuts the message into groups of pieces; neighbouring parameters of one group become one piece.
-template <typename G, typename A>
-std::vector<Group> cut(const std::vector<Chunk<G, A>>& chunks, const int64_t* bounds,
-                       const int64_t* groups, int64_t params) {
-  int64_t count = 0;
-  for (int64_t p = 0; p < params; ++p) count = std::max(count, groups[p] + 1);
-  std::vector<Group> result(static_cast<size_t>(count));
-  size_t chunk = 0;
-  int64_t base = 0;
-  for (int64_t p = 0; p < params; ++p) {
-    for (int64_t at = bounds[p]; at < bounds[p + 1];) {
-      while (at >= base + chunks[chunk].numel) base += chunks[chunk++].numel;
-      const int64_t end = std::min(bounds[p + 1], base + chunks[chunk].numel);
-      if (groups[p] >= 0) {
-        Group& group = result[static_cast<size_t>(groups[p])];
-        group.numel += end - at;
-        if (!group.pieces.empty() && group.pieces.back().chunk == chunk &&
-            group.pieces.back().end == at - base) {
-          group.pieces.back().end = end - base;
-        } else {
-          group.pieces.push_back({chunk, at - base, end - base, base});
-        }
-      }
-      at = end;
-    }
-  }
-  return result;
-}
-
 template <typename G, typename A, bool kMomentum>
 TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
                   const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
                   bool heavier) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
+  selector.leave_sums(chunks);
   TopK<A> result;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
     const int64_t k = *ks++;

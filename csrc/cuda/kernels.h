@@ -29,17 +29,17 @@ struct Device {
 };
 
 // topk.cu: indices and values have a slot for each of sum(ks). Where something is not finite, all
-// slots are unused. host_salts may be null.
+// slots are unused and sums have no meaning. host_salts may be null.
 template <typename G, typename A>
 void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
           const int64_t* host_bounds, const int64_t* host_groups, int64_t params,
           const int64_t* host_ks, int64_t groups, const int64_t* host_salts, bool heavier,
           int32_t* indices, A* values, bool* finite);
 
-// segment_means.cu
+// segment_means.cu: counts are clipped to the `count` values there are.
 template <typename A>
-void segment_means(const Device& device, const A* values, const int64_t* counts, int64_t segments,
-                   float* means);
+void segment_means(const Device& device, const A* values, int64_t count, const int64_t* counts,
+                   int64_t segments, float* means, bool magnitudes = false);
 
 // accumulate.cu
 template <typename G, typename A>

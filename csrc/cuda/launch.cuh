@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -77,13 +78,39 @@ void fill_zero(const Device& device, T* data, int64_t count) {
   check(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(T), stream_of(device)));
 }
 
-// A copy on the device, of host memory that may be gone when this returns.
+template <int kBytes>
+struct Packet {
+  uint8_t bytes[kBytes];
+};
+
+template <int kBytes>
+__global__ void unpack(Packet<kBytes> packet, uint8_t* out, int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    out[i] = packet.bytes[i];
+}
+
+template <int kBytes>
+void send(const Device& device, const uint8_t* from, uint8_t* to, int64_t count) {
+  Packet<kBytes> packet;
+  std::memcpy(packet.bytes, from, static_cast<size_t>(count));
+  launch(device, 1, 1024, unpack<kBytes>, packet, to, static_cast<int>(count));
+}
+
+// A copy on the device, of host memory that may be gone when this returns. It travels as kernel
+// arguments, because a CUDA graph would remember where a copy came from, not what was copied.
 template <typename T>
 T* upload(const Device& device, const T* host, int64_t count) {
-  T* data = device.array<T>(count);
-  if (count > 0)
-    check(cudaMemcpyAsync(data, host, static_cast<size_t>(count) * sizeof(T),
-                          cudaMemcpyHostToDevice, stream_of(device)));
+  constexpr int64_t kSmall = 2048, kLarge = 32000;  // arguments may take 32764 bytes
+  T* const data = device.array<T>(count);
+  const auto* const from = reinterpret_cast<const uint8_t*>(host);
+  auto* const to = reinterpret_cast<uint8_t*>(data);
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  if (bytes <= kSmall) {
+    send<kSmall>(device, from, to, bytes);
+    return data;
+  }
+  for (int64_t at = 0; at < bytes; at += kLarge)
+    send<kLarge>(device, from + at, to + at, std::min(bytes - at, kLarge));
   return data;
 }
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddp_compress.devices import beside
+
 if TYPE_CHECKING:
     from ddp_compress.layout import Space
 
@@ -36,4 +38,4 @@ class Everything:
 
     def decode(self, data: Tensor, space: Space) -> tuple[Any, int]:
         """The positions, and no bytes that they took."""
-        return space.everything, 0
+        return space.everything if space.everything is None else beside(space.everything, data), 0

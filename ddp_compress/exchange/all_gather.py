@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ddp_compress.devices import beside
 from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
@@ -76,6 +77,6 @@ def _decode(body: Tensor, message: Message, recipe: Recipe) -> tuple[Sparse, Spa
     exact_bytes = len(plan.exact) * dtype.itemsize
     if len(body) < exact_bytes:
         raise ValueError(f"exact values: got {len(body)} bytes, expected {exact_bytes}")
-    exact = body[:exact_bytes].clone().view(dtype).to(message.memory_dtype)
-    selected = entries.decode(body[exact_bytes:], plan, recipe, message.memory_dtype)
-    return selected, Sparse(plan.exact, exact)
+    exact = body[:exact_bytes].clone().view(dtype).to(message.device, message.memory_dtype)
+    selected = entries.decode(body[exact_bytes:], plan, recipe, message)
+    return selected, Sparse(beside(plan.exact, exact), exact)

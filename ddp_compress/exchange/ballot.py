@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.devices import on_host
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
 from ddp_compress.layout import Room
 
@@ -18,7 +19,7 @@ WHOLE, CHANGES = 0, 1
 
 
 def encode(ballot: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> Tensor:
-    """Bytes of a ballot: uint8 [B].
+    """Bytes of a ballot: uint8 [B], on the host.
 
     The first four are a count, whose lowest bit tells which of two forms follows. Whole: the count
     of positions, the positions. Changes: the count of positions to add, the positions, then those
@@ -37,13 +38,13 @@ def encode(ballot: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) ->
     positions, votes = ops.tally([ballot, last])
     single = positions[votes == 1]
     place = torch.searchsorted(last, single).clamp_(max=max(0, len(last) - 1))
-    is_drop = last[place] == single if len(last) else torch.zeros(len(single), dtype=torch.bool)
+    is_drop = last[place] == single if len(last) else torch.zeros_like(single, dtype=torch.bool)
     drops = ops.golomb_encode(place[is_drop].int(), torch.tensor([0, len(last)]))
-    return torch.cat([_counted(CHANGES, single[~is_drop], bounds, codec), drops])
+    return torch.cat([_counted(CHANGES, single[~is_drop], bounds, codec), on_host(drops)])
 
 
 def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> Tensor:
-    """The ballot again, [K] int32.
+    """The ballot again, [K] int32, where its bytes are.
 
     Raises:
         ValueError: the bytes are no ballot within the bounds, or change one that is not known.
@@ -66,7 +67,7 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
     )
     if int(status) < 0:
         raise ValueError("ballot: the places to drop are corrupt")
-    kept = torch.ones(len(last), dtype=torch.bool)
+    kept = torch.ones_like(last, dtype=torch.bool)
     kept[places.long()] = False
     ballot, votes = ops.tally([added, last[kept]])
     if (votes > 1).any():
@@ -76,4 +77,4 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
 
 def _counted(form: int, positions: Tensor, bounds: Tensor, codec: Codec) -> Tensor:
     head = torch.tensor([2 * len(positions) + form], dtype=torch.int32).view(torch.uint8)
-    return torch.cat([head, codec.encode(positions, Room(bounds, len(positions)))])
+    return torch.cat([head, on_host(codec.encode(positions, Room(bounds, len(positions))))])

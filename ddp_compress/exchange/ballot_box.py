@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
+from ddp_compress.devices import on_host
 from ddp_compress.exchange import ballot, entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
@@ -114,6 +115,7 @@ class _Poll:
         votes = []
         for rank, body in enumerate(bodies):
             try:
+                body = body.to(self.message.device)
                 votes.append(ballot.decode(body, last[rank], bounds, self.recipe.codec))
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
@@ -204,9 +206,9 @@ class _Sharded(_Poll):
         return torch.cat(
             [
                 torch.tensor([len(sure), len(near)], dtype=torch.int32).view(torch.uint8),
-                encode(sure, Room(bounds, len(sure))),
-                encode(near, Room(bounds, len(near))),
-                rests.view(torch.uint8),
+                on_host(encode(sure, Room(bounds, len(sure)))),
+                on_host(encode(near, Room(bounds, len(near)))),
+                on_host(rests.view(torch.uint8)),
             ]
         )
 
@@ -223,7 +225,7 @@ class _Sharded(_Poll):
     def _read_won(self, rank: int, body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One owner's winners, candidates at the edge, and the rests of their keys."""
         bounds = self._cut.plans[rank].bounds
-        lists, at = [], 8
+        body, lists, at = body.to(self.message.device), [], 8
         for count in body[:8].clone().view(torch.int32).tolist():
             if not 0 <= count <= int(bounds[-1]):
                 raise ValueError(f"rank {rank}: {count} winners, expected at most {bounds[-1]}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.devices import on_host
 from ddp_compress.exchange.comm import Comm, PeerError, Work
 from ddp_compress.exchange.frame import (
     ANNOUNCED,
@@ -149,7 +150,7 @@ class Channel:
             built = build()
             if built is None:
                 return None
-            bodies.extend(built)
+            bodies.extend(map(on_host, built))
             lines = [(len(body), int(ops.checksum(body))) for body in bodies]
             return (
                 torch.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
@@ -216,6 +217,7 @@ class Channel:
         nothing = torch.empty(0, dtype=torch.uint8)
         try:
             body = build() if self._failure is None else nothing
+            body = None if body is None else on_host(body)
         except Exception as error:  # whatever it is, the other ranks must hear of it
             self._failure = error
         if self._failure is not None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddp_compress.devices import on_host
 from ddp_compress.stats import Stats
 
 
@@ -62,6 +63,7 @@ class Comm:
         self.known: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, tuple[int, int]] = {}
         self._alone = alone
+        self._wire = torch.device("cpu") if alone else _wire(group)
         self._private = private and not alone
         self._rotates = rotates
         # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
@@ -103,7 +105,7 @@ class Comm:
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
                 )
         if self._private:
-            self.group = _twin(self.group, names[0])
+            self.group = _twin(self.group, self._wire, names[0])
 
     def close(self) -> None:
         """Destroy the private group. The ranks need not do it together."""
@@ -127,7 +129,7 @@ class Comm:
         ring, whose latency grows with the ranks.
 
         Args:
-            bodies: W of uint8, in rank order.
+            bodies: W of uint8, in rank order, on the host.
             sizes: bytes to come from every rank, [W].
 
         Returns:
@@ -135,7 +137,7 @@ class Comm:
         """
         if self._alone:
             return list(bodies)
-        mine = torch.cat(list(bodies))
+        mine = torch.cat(list(bodies)).to(self._wire)
         theirs = mine.new_empty(sum(sizes))
         lengths = [len(body) for body in bodies]
         self._alive += [mine, theirs]
@@ -147,7 +149,7 @@ class Comm:
         )
         yield work
         work.wait()
-        return list(theirs.split(list(sizes)))
+        return list(on_host(theirs).split(list(sizes)))
 
     def all_reduce(self, tensor: Tensor) -> Generator[Work, None, Tensor]:
         """The sum over ranks of tensors [n], the same bits on every rank.
@@ -176,7 +178,20 @@ def _outlive_the_interpreter() -> None:
         comm.leak()
 
 
-def _twin(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
+def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:
+    """By type of device, the backend that talks for it."""
+    pairs = dist.get_backend_config(group).split(",")
+    return dict(pair.split(":", 1) for pair in pairs)
+
+
+def _wire(group: dist.ProcessGroup | None) -> torch.device:
+    """Where collectives take bytes from: the host, unless the group is of NCCL alone."""
+    if "cpu" in _backends(group):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _twin(group: dist.ProcessGroup | None, wire: torch.device, name: str) -> dist.ProcessGroup:
     """A new group of the same ranks, backend and timeout; all of them make it together.
 
     `dist.new_group` names a group after how many this process has. That differs between ranks which
@@ -191,10 +206,10 @@ def _twin(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
         len(ranks),
         dist.get_rank(parent),
         ranks,
-        dist.Backend(dist.get_backend(parent)),
+        dist.Backend(_backends(parent)[wire.type]),
         store,
         f"ddp_compress/{name}",  # type: ignore[arg-type]
-        timeout=parent._get_backend(torch.device("cpu")).options._timeout,
+        timeout=parent._get_backend(wire).options._timeout,
     )
     c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
     return twin

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ddp_compress.devices import beside, on_host
 from ddp_compress.layout import Plan, Room, Space, Sparse
 from ddp_compress.message import Message, Selection
 from ddp_compress.stats import Stats
@@ -35,19 +36,19 @@ def encode(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats) -> Tensor:
     return _encode(entries, plan, plan, recipe, stats)
 
 
-def decode(body: Tensor, plan: Plan, recipe: Recipe, dtype: torch.dtype) -> Sparse:
+def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -> Sparse:
     """The entries again, checked against what the plan allows.
 
     Args:
         body: [B] uint8.
         plan: what the body may hold.
         recipe: its codec and quantizer.
-        dtype: of the values returned.
+        message: whose device and memory's dtype the entries get.
 
     Raises:
         ValueError: the bytes do not fit the plan.
     """
-    entries = _decode(body, plan, plan, recipe, dtype)
+    entries = _decode(body, plan, plan, recipe, message)
     check_counts(entries.indices, plan)
     return entries
 
@@ -57,15 +58,15 @@ def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats) ->
     stats.position_bits += 8 * COUNT_BYTES
     count = torch.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
     space = Room(plan.bounds, len(entries))
-    return torch.cat([count, _encode(entries, plan, space, recipe, stats)])
+    return torch.cat([count, on_host(_encode(entries, plan, space, recipe, stats))])
 
 
-def decode_counted(body: Tensor, plan: Plan, recipe: Recipe, dtype: torch.dtype) -> Sparse:
+def decode_counted(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -> Sparse:
     """Undo `encode_counted`; see `decode`."""
     count = read_count(body)
     if not 0 <= count <= plan.numel:
         raise ValueError(f"{count} entries, expected at most {plan.numel}")
-    return _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, dtype)
+    return _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, message)
 
 
 def read_count(body: Tensor) -> int:
@@ -102,11 +103,13 @@ def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: St
     stats.nonzeros += len(entries)
     stats.position_bits += 8 * len(positions)
     stats.value_bits += 8 * len(values)
-    return torch.cat([positions, values])
+    return torch.cat([beside(positions, values), values])
 
 
-def _decode(body: Tensor, plan: Plan, space: Space, recipe: Recipe, dtype: torch.dtype) -> Sparse:
+def _decode(body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message) -> Sparse:
+    body = body.to(message.device, non_blocking=True)
     indices, used = recipe.codec.decode(body, space)
     counts = plan.counts(indices)
     _check_inside(indices, counts)
-    return Sparse(indices, recipe.quantize.decode(body[used:], counts).to(dtype))
+    values = recipe.quantize.decode(body[used:], counts)
+    return Sparse(indices, values.to(message.device, message.memory_dtype, non_blocking=True))

@@ -19,4 +19,5 @@ def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, li
     sent, mean = yield from channel.mean(
         lambda: message.clamped(message.values_at(positions)), len(positions), message.memory_dtype
     )
-    return [Delivery([Sparse(positions, sent)], [Sparse(positions, mean)], 1.0, exact=True)]
+    lists = [Sparse(*(each.to(message.device) for each in (positions, v))) for v in (sent, mean)]
+    return [Delivery(lists[:1], lists[1:], 1.0, exact=True)]

@@ -83,7 +83,7 @@ class Sharded:
         of_reply = recipe if self.reply == "reselect" else _in_full(recipe)
         received = part.cut.join(
             [
-                decode(body, plan, of_reply, message.memory_dtype)
+                decode(body, plan, of_reply, message)
                 for body, plan in zip(replies, part.cut.plans, strict=True)
             ]
         )
@@ -130,16 +130,14 @@ class _Part:
         mean, union = self._mean(arrived)
         second = self.cut.take((kept["owner_residual"] for kept in self._message.kept), self._rank)
         numels = [layout.numel for layout in self._plan.layouts]
+        # Perhaps no rank used the parameter: then DDP would throw away what is sent back.
+        may_be_idle = self._message.idle is not None
         chunks = [
-            Chunk(grad, layout, {"residual": residual})
+            Chunk(grad, layout, {"residual": residual}, may_be_idle)
             for grad, layout, residual in zip(
                 mean.split(numels), self._plan.layouts, second.split(numels), strict=True
             )
         ]
-        if self._message.idle is not None:
-            # Perhaps no rank used the parameter: then DDP would throw away what is sent back.
-            for chunk in chunks:
-                chunk.find_idle()
         owned = Message(chunks, self._plan, self._message.step)
         selection = self._recipe.select(owned)
         if not selection.finite:
@@ -148,7 +146,7 @@ class _Part:
         chosen = Sparse(chosen.indices, self._message.clamped(chosen.values))
         reply = entries.encode(chosen, self._plan, self._recipe, self._stats)
         second.add_(mean)
-        decoded = entries.decode(reply, self._plan, self._recipe, self._dtype)
+        decoded = entries.decode(reply, self._plan, self._recipe, self._message)
         add_entries(second, 0, [decoded], -1.0)
         touched = union if chosen.indices is None else ops.tally([union, chosen.indices])[0]
         left = Sparse(touched, second[touched.long()])
@@ -158,15 +156,16 @@ class _Part:
     def _mean(self, arrived: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The mean of what came for this rank's shard [n], and where anything came [U]."""
         given = [self._decode(body, self._plan) for body in arrived]
-        mean = torch.zeros(self._plan.numel, dtype=self._dtype)
+        like = self._message.grads[0]
+        mean = like.new_zeros(self._plan.numel, dtype=self._dtype)
         add_entries(mean, 0, given, 1.0 / len(arrived))
         positions = [each.indices for each in given if each.indices is not None]
         if positions:
             return mean, ops.tally(positions)[0]
-        return mean, torch.arange(self._plan.numel, dtype=torch.int32)
+        return mean, torch.arange(self._plan.numel, dtype=torch.int32, device=mean.device)
 
     def _decode(self, body: Tensor, plan: Plan) -> Sparse:
-        return entries.decode_counted(body, plan, self._recipe, self._dtype)
+        return entries.decode_counted(body, plan, self._recipe, self._message)
 
 
 def _in_full(recipe: Recipe) -> Recipe:

@@ -100,7 +100,8 @@ def _average(
         return quantize.encode(message.clamped(message.values_at(mask)), counts, guess)
 
     def decoded(body: Tensor) -> Tensor:
-        return quantize.decode(body, counts, guess).to(message.memory_dtype)
+        values = quantize.decode(body.to(message.device), counts, guess)
+        return values.to(message.device, message.memory_dtype)
 
     summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
     if channel.world_size * quantize.size(message.plan) <= 2 * k * summed.itemsize:
@@ -116,7 +117,9 @@ def _average(
             lambda: pad(decoded(encoded()), (0, k - len(mask))), k, summed
         )
         stats.value_bits += 8 * k * summed.itemsize
-        sent, mean = (each[: len(mask)].to(message.memory_dtype) for each in (sent, mean))
+        sent, mean = (
+            each[: len(mask)].to(message.device, message.memory_dtype) for each in (sent, mean)
+        )
         received, scale = [mean], 1.0
     writes = {}
     if name and guess is not None:

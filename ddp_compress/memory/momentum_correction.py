@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.layout import Sparse, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
+
+if TYPE_CHECKING:
+    from ddp_compress.message import Chunk
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ class MomentumCorrection:
         """The factor in a step."""
         return momentum_at(self.momentum, step)
 
-    def retain(self, kept: Mapping[str, Tensor], grad: Tensor, momentum: float) -> None:
+    def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient into momentum and residual, leaving zeros."""
-        ops.accumulate(kept["residual"], grad, kept["momentum"], momentum)
+        ops.accumulate(chunk.kept["residual"], chunk.grad, chunk.kept["momentum"], momentum)
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is exact."""

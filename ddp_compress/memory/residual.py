@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.layout import Sparse, add_entries
+
+if TYPE_CHECKING:
+    from ddp_compress.message import Chunk
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,13 @@ class Residual:
         """None is kept."""
         return 0.0
 
-    def retain(self, kept: Mapping[str, Tensor], grad: Tensor, momentum: float) -> None:
+    def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient into the residual: ``r += g``, ``g = 0``."""
-        ops.accumulate(kept["residual"], grad, None, 0.0)
+        if chunk.sums is None:
+            ops.accumulate(chunk.kept["residual"], chunk.grad, None, 0.0)
+        else:
+            chunk.kept["residual"] = chunk.sums
+            chunk.grad.zero_()
 
     def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
         """Take out what was sent. What quantization lost stays."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.devices import on_host
 from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import (
     cell_means,
@@ -29,7 +30,8 @@ class Fractional(NoGuess):
     In every group the intervals are equally wide on a logarithmic scale, from the smallest
     magnitude to the largest. Zeros stand apart and stay zero. Means are exact (see
     `reference.segment_means`), and signs and intervals are entropy-coded (see
-    `reference.rans_encode`), so that values usually cost less than ``bits`` each.
+    `reference.rans_encode`), so that values usually cost less than ``bits`` each. All this is the
+    host's work.
 
     Args:
         bits: bits of a sign and an interval, 2 to 6.
@@ -67,6 +69,7 @@ class Fractional(NoGuess):
 
     def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The means of all levels of all groups, fp32; then a symbol a value."""
+        values = on_host(values)
         magnitudes = values.abs()
         levels = [_intervals(part, self._levels) for part in magnitudes.split(counts.tolist())]
         level = torch.cat([torch.empty(0, dtype=torch.int64), *levels])
@@ -77,6 +80,7 @@ class Fractional(NoGuess):
 
     def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The mean of its level for every value, with its sign: fp32 [K]."""
+        data = on_host(data)
         means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)
         rest = data[means.nbytes :]
         symbols, used = read_symbols("fractional", rest, int(counts.sum()), self._alphabet)

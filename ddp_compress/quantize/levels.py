@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_number
+from ddp_compress.devices import on_host
 from ddp_compress.quantize.symbols import (
     cell_means,
     groups_of,
@@ -34,7 +35,7 @@ class Levels:
     parameter on every rank, 4 bytes. The averages at the positions sent are divided into levels
     like values, and what is sent is how the code of a value differs from that of its guess (their
     XOR), entropy-coded apart from the positions never seen before. The second moment by which the
-    paper divides the average is left out: it cannot change a sign.
+    paper divides the average is left out: it cannot change a sign. Levels are the host's work.
 
     Args:
         bits: bits of a sign and a level, 1 to 4.
@@ -84,6 +85,7 @@ class Levels:
 
     def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The groups' means, fp32, positive levels first; symbols never seen, then those seen."""
+        values = on_host(values)
         codes = self._codes(values, counts)
         means = cell_means(values, codes, counts, self._zero + 1)[:, : self._zero]
         seen, guessed = self._guessed(guess, counts)
@@ -93,6 +95,7 @@ class Levels:
 
     def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
         """The mean of its level for every value: fp32 [K]."""
+        data = on_host(data)
         means = read_means("levels", data, self._zero * len(counts)).view(-1, self._zero)
         seen, guessed = self._guessed(guess, counts)
         symbols, position = torch.empty_like(guessed), means.nbytes
@@ -118,7 +121,7 @@ class Levels:
         if guess is None or self.predictor is None:
             codes = torch.zeros(int(counts.sum()), dtype=torch.int64)
             return codes.bool(), codes
-        codes = self._codes(guess, counts)
+        codes = self._codes(on_host(guess), counts)
         seen = codes != self._zero
         return seen, codes * seen
 

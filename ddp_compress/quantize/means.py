@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.devices import beside
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
@@ -45,4 +46,4 @@ class Means(NoGuess):
         means = data.clone().view(torch.float32)
         if not means.isfinite().all():
             raise ValueError("means: a mean is not finite")
-        return means.repeat_interleave(counts)
+        return means.repeat_interleave(beside(counts, means), output_size=int(counts.sum()))

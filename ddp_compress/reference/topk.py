@@ -19,6 +19,7 @@ def topk(
     ks: Tensor,
     salts: Tensor,
     heavier: bool,
+    sums: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the k largest entries of the accumulated gradient in every group.
 
@@ -26,7 +27,8 @@ def topk(
     grad)``. Of each group the k entries of largest magnitude are taken, zeros never; of equals at
     the cut the first, or with ``salts`` those of the largest hash (see `hashes`). With ``heavier``
     the k largest positive and the k most negative entries compete: the side whose mean is larger
-    in magnitude is taken, the negative one when they are equal (SBC, Alg. 2). Nothing is written.
+    in magnitude is taken, the negative one when they are equal (SBC, Alg. 2). Nothing is written
+    but ``sums``.
 
     Args:
         grads: chunks of the message, [N_c] each, one dtype (fp32, bf16, fp16, fp64); N in all.
@@ -39,6 +41,8 @@ def topk(
         ks: [G], int64, the most entries to take from each group, at least 1.
         salts: [P], int64, see `salts`; [0] where the first of equals are taken.
         heavier: whether only the heavier-sided entries are taken.
+        sums: like ``residuals``, to be filled with the accumulated gradient, all of it unless it is
+            not finite; or empty.
 
     Returns:
         The positions [K] (int32, ascending in the message), the accumulated values [K], and a
@@ -57,6 +61,8 @@ def topk(
         (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]))
     """
     accumulated = _accumulated(grads, residuals, momenta, momentum)
+    for out, part in zip(sums, accumulated.split([g.numel() for g in grads]), strict=False):
+        out.copy_(part)
     edges, of_param = bounds.tolist(), groups.tolist()
     found, finite = [], True
     for group, k in enumerate(ks.tolist()):

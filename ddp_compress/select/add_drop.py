@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
+from ddp_compress.devices import beside
 from ddp_compress.layout import Scope, Sparse, entries
 from ddp_compress.message import Selection
 from ddp_compress.schedules import Schedule, check_density
@@ -117,8 +118,8 @@ def _set(flags: Tensor) -> Tensor:
 
 def _allowed(message: Message, positions: Tensor) -> Tensor:
     """Whether each of the ascending positions may be voted for: [U] bool."""
-    edges = torch.searchsorted(positions, message.plan.bounds)
-    return (message.groups >= 0).repeat_interleave(edges.diff())
+    edges = torch.searchsorted(positions, beside(message.plan.bounds, positions))
+    return beside(message.groups >= 0, positions).repeat_interleave(edges.diff())
 
 
 def _largest_of_each(keys: Tensor, places: Tensor, counts: Tensor, takes: Tensor) -> Tensor:

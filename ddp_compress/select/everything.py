@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ddp_compress.devices import beside
 from ddp_compress.layout import Scope, Sparse
 from ddp_compress.message import Selection
 
@@ -33,7 +34,8 @@ class Everything:
         values, positions, idle = message.accumulated(), message.plan.everything, message.idle
         finite = bool(values.isfinite().all())
         if idle is not None:
-            values = values * (~idle).repeat_interleave(message.plan.bounds.diff())
+            values = values * beside((~idle).repeat_interleave(message.plan.bounds.diff()), values)
         if positions is not None:
+            positions = beside(positions, values)
             values = values[positions.long()]
         return Selection(Sparse(positions, values), finite)

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -739,7 +738,7 @@ def test_two_states_in_one_process_do_not_meet(ranks):
 def momentum_of_an_idle_layer() -> None:
     """Rank 1 has no gradient for one layer, whose positions the others' mask may hold."""
     state = state_of(Row(recipes.majority_vote(0.5, momentum=0.9)))
-    state._settings = replace(state._settings, find_unused=True)
+    state._find_unused = True
     state.reduce(random_grads(0))
     before = state.state_dict()["tensors"]
     grads = random_grads(1)

@@ -48,7 +48,9 @@ def loss(model: nn.Module, rank: int, number: int, dtype: torch.dtype = torch.fl
     generator = torch.Generator().manual_seed(1000 * rank + number)
     inputs = torch.randn(8, 12, generator=generator)
     targets = torch.stack([inputs[:, :4].sum(1), inputs[:, 4] * inputs[:, 5], inputs[:, 6]], 1)
-    return (model(inputs.to(dtype)).float() - targets).square().mean()
+    device = next(model.parameters()).device
+    outputs = model(inputs.to(device, dtype)).float()
+    return (outputs - targets.to(device)).square().mean()
 
 
 def backward(ddp: nn.Module, number: int, dtype: torch.dtype = torch.float32) -> None:
@@ -79,7 +81,8 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """The same for two lists of tensors only if they are equal bit for bit."""
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

@@ -1,7 +1,7 @@
 // A stand-in for CUDA's header: builds kernels with a C++ compiler and runs them on the CPU.
 //
-// So the logic of csrc/cuda is tested where there is no GPU, bit for bit. The threads of a block are
-// fibers that take turns at barriers. Blocks run one after another, or, where the launch is
+// So the logic of csrc/cuda is tested where there is no GPU, bit for bit. The threads of a block
+// are fibers that take turns at barriers. Blocks run one after another, or, where the launch is
 // cooperative, beside each other on threads of the operating system. The orders of fibers and
 // blocks are drawn anew for each launch, so a missing barrier, or a block that counts on an earlier
 // one being done, gives wrong results sooner or later. What it cannot show: memory ordering,
@@ -226,8 +226,8 @@ inline std::vector<unsigned> shuffled(unsigned count) {
 }
 
 // Runs one block: its threads in turns, until all have returned.
-inline void run_block(unsigned number, dim3 blocks, dim3 threads, const std::vector<unsigned>& order,
-                      const std::function<void()>& kernel) {
+inline void run_block(unsigned number, dim3 blocks, dim3 threads,
+                      const std::vector<unsigned>& order, const std::function<void()>& kernel) {
   Block& b = block();
   b.kernel = kernel;
   block_index.x = number;
@@ -342,8 +342,8 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
   return static_cast<unsigned>(emulation::reduce(mask, value, std::plus<uint64_t>()));
 }
 inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
-  return static_cast<unsigned>(emulation::reduce(
-      mask, value, [](uint64_t a, uint64_t b) { return std::max(a, b); }));
+  return static_cast<unsigned>(
+      emulation::reduce(mask, value, [](uint64_t a, uint64_t b) { return std::max(a, b); }));
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
   return static_cast<unsigned>(emulation::reduce(mask, value, std::bit_or<uint64_t>()));
@@ -393,21 +393,21 @@ T emulated_atomic(T* p, Combine combine) {
     next = combine(old);
   return old;
 }
-#define EMULATED_ATOMIC(name, expression)                                             \
-  inline int name(int* p, int value) {                                                \
-    return emulated_atomic(p, [=](int old) { return expression; });                   \
-  }                                                                                   \
-  inline unsigned name(unsigned* p, unsigned value) {                                 \
-    return emulated_atomic(p, [=](unsigned old) { return expression; });              \
-  }                                                                                   \
-  inline unsigned long long name(unsigned long long* p, unsigned long long value) {   \
-    return emulated_atomic(p, [=](unsigned long long old) { return expression; });    \
+#define EMULATED_ATOMIC(name, expression)                                           \
+  inline int name(int* p, int value) {                                              \
+    return emulated_atomic(p, [=](int old) { return expression; });                 \
+  }                                                                                 \
+  inline unsigned name(unsigned* p, unsigned value) {                               \
+    return emulated_atomic(p, [=](unsigned old) { return expression; });            \
+  }                                                                                 \
+  inline unsigned long long name(unsigned long long* p, unsigned long long value) { \
+    return emulated_atomic(p, [=](unsigned long long old) { return expression; });  \
   }
 EMULATED_ATOMIC(atomicAdd, old + value)
 EMULATED_ATOMIC(atomicMax, std::max(old, value))
 EMULATED_ATOMIC(atomicMin, std::min(old, value))
 EMULATED_ATOMIC(atomicOr, old | value)
-EMULATED_ATOMIC(atomicAnd, old & value)
+EMULATED_ATOMIC(atomicAnd, old& value)
 EMULATED_ATOMIC(atomicExch, value)
 #undef EMULATED_ATOMIC
 template <typename T>

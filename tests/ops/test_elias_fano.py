@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddp_compress import reference
@@ -13,6 +13,13 @@ from ddp_compress.reference.elias_fano import elias_fano_size
 from ddp_compress.reference.wire_format import DecodeError
 
 native = torch.ops.ddp_compress
+UNUSED = 2**31 - 1
+
+# `on_device` keeps nothing from one example to the next.
+on_examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_a_gpu = pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.needs_cuda)], indirect=True
+)
 
 
 def positions(*values: int) -> torch.Tensor:
@@ -25,6 +32,37 @@ def plan_of(numel: int, k: int) -> Any:
 
 def from_hex(text: str) -> torch.Tensor:
     return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+
+
+def slots(indices: torch.Tensor, count: int) -> torch.Tensor:
+    """A list of positions as kernels on the device keep it."""
+    return torch.nn.functional.pad(indices, (0, count - len(indices)), value=UNUSED)
+
+
+def among_others(data: torch.Tensor, offset: int, device: str) -> torch.Tensor:
+    """The same bytes, `offset` bytes behind the start of memory that holds other ones, too."""
+    around = torch.full((offset + len(data) + 9,), 0xFF, dtype=torch.uint8)
+    around[offset : offset + len(data)] = data
+    return around.to("cuda" if device == "cuda" else "cpu")[offset : offset + len(data)]
+
+
+def assert_device_agrees(on_device, indices, numel, k) -> None:
+    """Both ways, however many slots are unused."""
+    data = native.elias_fano_encode(indices, numel, k)
+    for count in {len(indices), k, k + 3}:
+        assert torch.equal(on_device("elias_fano_encode", slots(indices, count), numel, k), data)
+    found, status = on_device("elias_fano_decode", data, numel, k)
+    assert torch.equal(found, slots(indices, k))
+    assert status.tolist() == [len(data)]
+
+
+def assert_device_finds_the_same(on_device, data, numel, k) -> torch.Tensor:
+    """Returns the status that both decoders have."""
+    found, status = on_device("elias_fano_decode", data, numel, k)
+    expected, expected_status = native.elias_fano_decode(data.cpu(), numel, k)
+    assert status.tolist() == expected_status.tolist()
+    assert torch.equal(found, slots(expected, k))
+    return status
 
 
 def random_positions(numel: int, count: int) -> torch.Tensor:
@@ -85,6 +123,19 @@ def test_both_twins_find_the_same_error(message):
     assert found.tolist() == expected.tolist()
 
 
+@on_examples
+@given(messages())
+def test_the_device_agrees(on_device, message):
+    assert_device_agrees(on_device, *message)
+
+
+@on_examples
+@given(altered(), st.integers(0, 7))
+def test_the_device_finds_the_same_error(on_device, device, message, offset):
+    data, numel, k = message
+    assert_device_finds_the_same(on_device, among_others(data, offset, device), numel, k)
+
+
 @given(altered())
 def test_what_the_decoder_lets_through_is_well_formed(message):
     data, numel, k = message
@@ -122,6 +173,13 @@ def test_golden_bytes(twin, indices, numel, k, wire):
     assert twin.elias_fano_decode(from_hex(wire), numel, k)[0].tolist() == list(indices)
 
 
+@pytest.mark.parametrize(("indices", "numel", "k", "wire"), GOLDEN)
+def test_golden_bytes_on_the_device(on_device, indices, numel, k, wire):
+    data = on_device("elias_fano_encode", positions(*indices), numel, k)
+    assert bytes(data.tolist()).hex() == wire
+    assert_device_agrees(on_device, positions(*indices), numel, k)
+
+
 # n = 8, k = 3: one low bit each, then six upper bits, then seven bits of padding.
 MALFORMED = [
     ("4a", DecodeError.TRUNCATED, "expected 2 bytes, got 1"),
@@ -141,6 +199,11 @@ def test_an_error_says_what_is_wrong(wire, error, words):
         assert len(indices) == 0
     with pytest.raises(ValueError, match=f"^elias_fano: .*{words}"):
         EliasFano().decode(from_hex(wire), plan_of(8, 3))
+
+
+@pytest.mark.parametrize(("wire", "error", "words"), MALFORMED)
+def test_the_device_finds_what_is_wrong(on_device, wire, error, words):
+    assert assert_device_finds_the_same(on_device, from_hex(wire), 8, 3).tolist() == [error]
 
 
 @given(st.integers(1, 2**31 - 1), st.data())
@@ -166,6 +229,75 @@ def test_density_one():
     indices = torch.arange(100_003, dtype=torch.int32)
     data = native.elias_fano_encode(indices, 100_003, 100_003)
     assert torch.equal(native.elias_fano_decode(data, 100_003, 100_003)[0], indices)
+
+
+TILE = 8192  # upper bits that a block works on at once
+
+
+@pytest.mark.parametrize("bits", [TILE - 1, TILE, TILE + 1, 2 * TILE, 5 * TILE, 11 * TILE + 77])
+def test_the_device_agrees_at_the_edges_of_tiles(on_device, bits):
+    k = bits // 2 + 1  # at density one, 2 * k - 1 upper bits
+    assert_device_agrees(on_device, torch.arange(k, dtype=torch.int32), k, k)
+    assert_device_agrees(on_device, torch.arange(k - 1, dtype=torch.int32), k, k)
+
+
+@pytest.mark.parametrize(
+    ("numel", "count", "k"),
+    [
+        (10**5, 10**3, 1003),
+        (2**31 - 1, 10**3, 10**4),
+        (10**6, 30_000, 30_000),
+        (10**5, 30_000, 50_000),
+        (10**5, 0, 50_000),
+        (10**5, 1, 50_000),
+    ],
+)
+def test_the_device_agrees_on_long_lists(on_device, numel, count, k):
+    indices = random_positions(numel, count)
+    assert_device_agrees(on_device, indices, numel, k)
+    if count > 0:
+        near_the_end = torch.arange(numel - count, numel).int()
+        assert_device_agrees(on_device, near_the_end, numel, k)
+
+
+def test_the_device_finds_errors_far_into_a_message(on_device):
+    numel, k = 300_000, 20_000
+    data = native.elias_fano_encode(random_positions(numel, 19_900), numel, k)
+    generator = torch.Generator().manual_seed(3)
+    seen = set()
+    for bit in torch.randint(8 * len(data), (20,), generator=generator).tolist():
+        bad = data.clone()
+        bad[bit // 8] ^= 1 << bit % 8
+        seen |= set(assert_device_finds_the_same(on_device, bad, numel, k).tolist())
+    assert {DecodeError.NOT_ASCENDING, DecodeError.DIRTY_PADDING} <= seen
+    every_bit = torch.full_like(data, 0xFF)
+    status = assert_device_finds_the_same(on_device, every_bit, numel, k)
+    assert status.tolist() == [DecodeError.DIRTY_PADDING]
+    every_bit[-1] = data[-1]
+    status = assert_device_finds_the_same(on_device, every_bit, numel, k)
+    assert status.tolist() == [DecodeError.TOO_MANY]
+
+
+def test_the_device_compares_neighbours_of_two_tiles(on_device):
+    data = native.elias_fano_encode(torch.arange(TILE, dtype=torch.int32), TILE, TILE)
+    data[TILE // 8 - 1] ^= 0b11 << 6  # the last position of a tile becomes the next one's first
+    status = assert_device_finds_the_same(on_device, data, TILE, TILE)
+    assert status.tolist() == [DecodeError.NOT_ASCENDING]
+
+
+@pytest.mark.parametrize("low", [-(2**31), 0])
+def test_the_device_takes_what_are_no_positions(on_device, low):
+    generator = torch.Generator().manual_seed(4)
+    indices = torch.randint(low, 2**31, (3000,), generator=generator).int()
+    assert len(on_device("elias_fano_encode", indices, 10**4, 2000)) == elias_fano_size(10**4, 2000)
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("numel", "count"), [(10**7, 10**5), (10**8, 10**6), (2 * 10**7, 10**7)])
+def test_the_gpu_agrees_on_large_messages(on_device, numel, count):
+    indices = random_positions(numel, count)
+    assert_device_agrees(on_device, indices, numel, count)
+    assert_device_agrees(on_device, indices, numel, count + 1000)
 
 
 @pytest.mark.parametrize("indices", [(1, 0), (2, 2), (-1,), (0, 8)])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddp_compress import reference
@@ -14,6 +14,13 @@ from ddp_compress.reference.elias_fano import elias_fano_size
 from ddp_compress.reference.wire_format import DecodeError
 
 native = torch.ops.ddp_compress
+UNUSED = 2**31 - 1
+
+# `on_device` keeps nothing from one example to the next.
+on_examples = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_a_gpu = pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.needs_cuda)], indirect=True
+)
 
 
 def positions(*values: int) -> torch.Tensor:
@@ -22,6 +29,20 @@ def positions(*values: int) -> torch.Tensor:
 
 def from_hex(text: str) -> torch.Tensor:
     return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+
+
+def assert_device_agrees(on_device, indices, bounds, unused=0) -> None:
+    slots = torch.nn.functional.pad(indices, (0, unused), value=UNUSED)
+    expected = native.golomb_encode(indices, bounds)
+    assert torch.equal(on_device("golomb_encode", slots, bounds=bounds), expected)
+
+
+def random_bounds(numel: int, params: int) -> torch.Tensor:
+    """Of tensors of all sizes, some of them empty."""
+    generator = torch.Generator().manual_seed(params)
+    inner = torch.randint(numel + 1, (params - 1,), generator=generator)
+    ends = torch.cat([torch.tensor([0, numel]), inner, inner[::5]])
+    return ends.sort().values
 
 
 def random_positions(numel: int, count: int) -> torch.Tensor:
@@ -80,6 +101,13 @@ def test_positions_survive_and_both_twins_write_the_same_bytes(message):
         assert status.tolist() == [len(data)]
 
 
+@on_examples
+@given(messages(), st.integers(0, 40))
+def test_the_device_writes_the_same_bytes(on_device, message, unused):
+    indices, bounds = message
+    assert_device_agrees(on_device, indices, bounds, unused)
+
+
 @given(altered())
 def test_both_twins_find_the_same_error(message):
     found, status = native.golomb_decode(*message)
@@ -126,6 +154,12 @@ def test_golden_bytes(twin, indices, bounds, wire):
     assert decoded.tolist() == list(indices)
 
 
+@pytest.mark.parametrize(("indices", "bounds", "wire"), GOLDEN)
+def test_golden_bytes_on_the_device(on_device, indices, bounds, wire):
+    data = on_device("golomb_encode", positions(*indices), bounds=torch.tensor(bounds))
+    assert bytes(data.tolist()).hex() == wire
+
+
 # Two tensors of 4: 3 bits of count, 5 bits of b, then the codes.
 MALFORMED = [
     ("", 8, DecodeError.TRUNCATED, "expected more than 0 bytes"),
@@ -157,6 +191,49 @@ def test_a_long_unary_part_crosses_words():
     data = native.golomb_encode(indices, bounds)
     assert torch.equal(data, reference.golomb_encode(indices, bounds))
     assert torch.equal(native.golomb_decode(data, bounds, len(indices))[0], indices)
+
+
+def test_the_device_writes_long_unary_parts(on_device):
+    # Two gaps of many thousand ones each, neighbours in one warp.
+    indices = torch.cat([torch.arange(20_000), torch.tensor([2**20, 2**21]), 2**21 + positions(9)])
+    assert_device_agrees(on_device, indices.int(), torch.tensor([0, 2**22]))
+    assert_device_agrees(on_device, indices.int(), torch.tensor([0, 19_000, 2**20, 2**22]), 600)
+
+
+THREADS = 512
+
+
+@pytest.mark.parametrize(
+    "count", [THREADS - 1, THREADS, THREADS + 1, 5 * THREADS, 5 * THREADS + 1, 20_000]
+)
+@pytest.mark.parametrize("params", [1, 7, 100])
+def test_the_device_agrees_at_the_edges_of_blocks(on_device, count, params):
+    indices = random_positions(30 * count, count)
+    assert_device_agrees(on_device, indices, random_bounds(30 * count, params), count % 3)
+
+
+def test_the_device_agrees_where_tensors_outnumber_positions(on_device):
+    indices = random_positions(10**5, 700)
+    assert_device_agrees(on_device, indices, random_bounds(10**5, 2000), 5)
+    assert_device_agrees(on_device, indices[:0], random_bounds(10**5, 2000), 5)
+
+
+@pytest.mark.parametrize("low", [-(2**31), 0])
+def test_the_device_takes_what_are_no_positions(on_device, low):
+    generator = torch.Generator().manual_seed(4)
+    indices = torch.randint(low, 2**31, (3000,), generator=generator).int()
+    for numel in (0, 2**20, 2**31 - 1):
+        bounds = random_bounds(numel, 5)
+        data = on_device("golomb_encode", indices, bounds=bounds)
+        assert len(data) <= 4 * len(indices) + 36 * len(bounds)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("count", [10**5, 10**6, 10**7])
+@pytest.mark.parametrize("params", [1, 160])
+def test_the_gpu_agrees_on_large_messages(on_device, count, params):
+    indices = random_positions(10 * count, count)
+    assert_device_agrees(on_device, indices, random_bounds(10 * count, params), 1000)
 
 
 @given(messages())

@@ -7,6 +7,10 @@ from ddp_compress import reference
 native = torch.ops.ddp_compress
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+on_a_gpu = pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.needs_cuda)], indirect=True
+)
+UNUSED = 2**31 - 1
 
 
 def entries(
@@ -69,6 +73,106 @@ def test_half_types_are_rounded_once():
     out = torch.full((1,), 256.0, dtype=torch.bfloat16)
     native.scatter_add(out, 0, at, [torch.tensor([0.5])] * 5, 1.0)
     assert out.item() == 258.0  # one by one every half would be lost
+
+
+class Piece:
+    """A piece of the message on the device, some elements behind an aligned address."""
+
+    def __init__(self, on_device, device, start: int, out: Tensor, offset: int = 0) -> None:
+        self.on_device, self.start, self.offset = on_device, start, offset
+        self.around = torch.nn.functional.pad(out, (offset, 9), value=7.0)
+        if device == "cuda":
+            self.around = self.around.cuda()
+        self.out = self.around[offset : offset + len(out)]
+
+    def add(self, indices: list[Tensor], values: list[Tensor], scale: float) -> Tensor:
+        """Returns what the piece then holds; around it nothing may change."""
+        self.on_device("scatter_add", self.out, self.start, indices, values, scale)
+        around = self.around.cpu()
+        assert (around[: self.offset] == 7.0).all()
+        assert (around[-9:] == 7.0).all()
+        return self.out.cpu()
+
+
+def with_unused(
+    indices: list[Tensor], values: list[Tensor], unused: int = 300
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Lists as kernels on the device keep them."""
+    return (
+        [torch.nn.functional.pad(each, (0, unused), value=UNUSED) for each in indices],
+        [torch.nn.functional.pad(each, (0, unused)) for each in values],
+    )
+
+
+@every_dtype
+@pytest.mark.parametrize("numel", [0, 1, 100, 8192, 8193, 16_384, 16_385, 50_000])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_device_agrees_over_tiles(on_device, device, dtype, numel, offset):
+    indices, values = entries(numel, dtype)
+    for number, every in zip((float("inf"), float("nan"), -0.0, 6e4), (53, 57, 2, 3), strict=True):
+        values[1][every::97] = number
+    expected = torch.linspace(-1, 1, numel).to(dtype)
+    expected[::5] = -0.0
+    piece = Piece(on_device, device, 0, expected, offset)
+    native.scatter_add(expected, 0, indices, values, 1 / 3)
+    found = piece.add(*with_unused(indices, values), 1 / 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    numbers = ~expected.isnan()
+    assert torch.equal(found.signbit() & numbers, expected.signbit() & numbers)
+
+
+@every_dtype
+@pytest.mark.parametrize("start", [0, 1, 20_000, 39_990, 60_000])
+def test_the_device_agrees_on_a_piece_of_the_message(on_device, device, dtype, start):
+    indices, values = entries(50_000, dtype)
+    expected = torch.zeros(10_000, dtype=dtype)
+    piece = Piece(on_device, device, start, expected)
+    native.scatter_add(expected, start, indices, values, 0.25)
+    assert torch.equal(piece.add(indices, values, 0.25), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("world_size", [0, 1, 64, 600])
+def test_the_device_adds_many_ranks_in_order(on_device, device, dtype, world_size):
+    """Values whose sum depends on their order, on all positions."""
+    indices, values = entries(500, dtype, world_size, density=1.0)
+    values = [each * 10.0 ** (i % 7) for i, each in enumerate(values)]
+    expected = torch.zeros(500, dtype=dtype)
+    piece = Piece(on_device, device, 0, expected)
+    native.scatter_add(expected, 0, indices, values, 1.0)
+    assert torch.equal(piece.add(*with_unused(indices, values, 3), 1.0), expected)
+
+
+def test_the_device_rounds_half_types_once(on_device, device):
+    at = [torch.tensor([0], dtype=torch.int32)] * 5
+    piece = Piece(on_device, device, 0, torch.full((1,), 256.0, dtype=torch.bfloat16))
+    assert piece.add(at, [torch.tensor([0.5])] * 5, 1.0).item() == 258.0
+
+
+@every_dtype
+@pytest.mark.parametrize("low", [-(2**31), -40_000])
+@pytest.mark.parametrize("start", [0, 5_000])
+def test_the_device_stays_in_its_piece_whatever_the_positions(on_device, device, dtype, low, start):
+    generator = torch.Generator().manual_seed(start)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    indices = [torch.randint(low, -low, (5000,), generator=generator).int() for _ in range(3)]
+    piece = Piece(on_device, device, start, torch.zeros(20_000, dtype=dtype), offset=1)
+    piece.add(indices, [torch.ones(5000, dtype=wide)] * 3, 1.0)
+    indices[1] = indices[1].sort().values  # ascending, but with equals, and negative
+    piece.add(indices, [torch.ones(5000, dtype=wide)] * 3, 1.0)
+
+
+@on_a_gpu
+@every_dtype
+@pytest.mark.parametrize(
+    ("numel", "world_size", "density"), [(10**7, 4, 0.01), (10**8, 1, 0.001), (10**6, 64, 0.1)]
+)
+def test_the_gpu_agrees_on_large_pieces(on_device, device, dtype, numel, world_size, density):
+    indices, values = entries(numel, dtype, world_size, density)
+    expected = torch.linspace(-1, 1, numel).to(dtype)
+    piece = Piece(on_device, device, 0, expected)
+    native.scatter_add(expected, 0, indices, values, 1 / 3)
+    assert torch.equal(piece.add(*with_unused(indices, values), 1 / 3), expected)
 
 
 def test_no_ranks_change_nothing():

@@ -1,12 +1,17 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddp_compress import ops, reference
 
 native = torch.ops.ddp_compress
 both_twins = pytest.mark.parametrize("twin", [native, reference], ids=["native", "reference"])
+on_a_gpu = pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.needs_cuda)], indirect=True
+)
+# `on_device` keeps nothing from one example to the next.
+on_examples = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
@@ -76,6 +81,66 @@ def test_a_scale_is_the_mean_magnitude():
     expected = torch.stack([part.abs().double().mean() for part in parts])
     torch.testing.assert_close(scales.double(), expected, rtol=1e-6, atol=0)
     assert torch.equal(scales, native.segment_means(values.abs(), torch.tensor([*map(len, parts)])))
+
+
+def assert_device_agrees(on_device, values, bounds, block) -> None:
+    """Both ways, decoding also with scales and bits that no encoder writes."""
+    bits, scales = native.sign_encode(values, bounds, block)
+    found_bits, found_scales = on_device("sign_encode", values, bounds=bounds, block=block)
+    assert found_bits.dtype == torch.uint8
+    assert found_scales.dtype == torch.float32
+    assert torch.equal(found_bits, bits)
+    torch.testing.assert_close(found_scales, scales, rtol=0, atol=0, equal_nan=True)
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-(2**31), 2**31, scales.shape, generator=generator).int()
+    noise = torch.randint(256, bits.shape, generator=generator, dtype=torch.uint8)
+    for data in ((bits, scales), (noise, words.view(torch.float32))):
+        expected = native.sign_decode(*data, bounds, block)
+        found = on_device("sign_decode", *data, bounds=bounds, block=block)
+        assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("block", "sizes"),
+    [
+        (8, []),
+        (8, [0]),
+        (8, [1]),
+        (8, [9, 0, 1, 300, 64]),
+        (24, [0, 0, 7, 0, 200]),
+        (64, [3000, 8, 0, 63, 64, 65]),
+        (1016, [5000, 0, 1]),
+        (1024, [0, 1023, 1024, 1025, 0, 20_000, 3]),
+        (1032, [0, 1031, 1032, 1033, 0, 5000, 3]),
+        (2048, [2047, 2049, 10_000, 0]),
+        (2**62, [50, 0, 3000, 1024, 2049]),
+        (2**63 - 8, [5]),
+        (1024, [3] * 300),
+    ],
+)
+def test_the_device_agrees(on_device, dtype, block, sizes):
+    generator = torch.Generator().manual_seed(len(sizes))
+    values = torch.randn(sum(sizes), generator=generator, dtype=dtype)
+    for i, number in enumerate((-0.0, torch.nan, -torch.inf, 1e-45, -1e-39)):
+        values[i * 700 :: 4001] = number
+    assert_device_agrees(on_device, values, bounds_of(sizes), block)
+
+
+@on_examples
+@given(st.lists(st.lists(st.floats(width=32), max_size=20), max_size=5), st.sampled_from([8, 16]))
+def test_the_device_agrees_on_any_numbers(on_device, segments, block):
+    values = torch.tensor([x for segment in segments for x in segment], dtype=torch.float32)
+    assert_device_agrees(on_device, values, bounds_of(map(len, segments)), block)
+
+
+@on_a_gpu
+@every_dtype
+@pytest.mark.parametrize("block", [64, 1024, 4096, 2**40])
+@pytest.mark.parametrize("sizes", [[10**7], [10**6 + 1, 0, *[1001] * 2000, 3 * 10**6]])
+def test_the_gpu_agrees_on_large_tensors(on_device, dtype, block, sizes):
+    values = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    assert_device_agrees(on_device, values, bounds_of(sizes), block)
 
 
 @both_twins

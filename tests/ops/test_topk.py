@@ -3,7 +3,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def memory_of(grads: list[Tensor], seed: int = 0) -> list[Tensor]:
 
 
 FIRST = torch.empty(0, dtype=torch.int64)  # of equals the first are taken
+UNUSED = 2**31 - 1  # the position of a slot that nothing was found for
 
 
 def one_group(numel: int, k: int, salts: Tensor = FIRST) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,6 +60,26 @@ def check_one(grad: Tensor, k: int, heavier: bool, salts: Tensor = FIRST):
     return check_twins([grad], [memory], [], 0.0, *one_group(grad.numel(), k, salts), heavier)
 
 
+def check_device(
+    on_device, grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier
+):
+    """The CUDA kernel agrees with the CPU's bit for bit; slots it does not need are unused."""
+    args, tables = (grads, residuals, momenta, momentum), (bounds, groups, ks, salts)
+    expected = native.topk(*args, *tables, heavier)
+    named = dict(zip(("bounds", "groups", "ks", "salts"), tables, strict=True))
+    found = on_device("topk", *args, **named, heavier=heavier)
+    unused = int(ks.sum()) - len(expected[0])
+    assert torch.equal(found[0], torch.cat([expected[0], torch.full((unused,), UNUSED).int()]))
+    assert torch.equal(found[1], torch.cat([expected[1], expected[1].new_zeros(unused)]))
+    assert torch.equal(found[2], expected[2])
+
+
+def random_case(dtype, momentum, k, numel=40_003):
+    grad = torch.randn(numel, generator=torch.Generator().manual_seed(k)).to(dtype)
+    momenta = memory_of([grad], seed=2) if momentum else []
+    return [grad], memory_of([grad], seed=1), momenta, momentum or 0.0, *one_group(numel, k)
+
+
 @pytest.mark.usefixtures("path")
 @every_dtype
 @either_side
@@ -66,38 +87,30 @@ def check_one(grad: Tensor, k: int, heavier: bool, salts: Tensor = FIRST):
 @pytest.mark.parametrize("k", [1, 40, 4000, 40_000])
 def test_twins_agree_on_random_gradients(dtype, heavier, momentum, k):
     """Large enough for the sample, the second scan and the pruning on the way."""
-    grad = torch.randn(40_003, generator=torch.Generator().manual_seed(k)).to(dtype)
-    residual = memory_of([grad], seed=1)[0]
-    momenta = memory_of([grad], seed=2) if momentum else []
-    args = one_group(grad.numel(), k)
-    indices, _, finite = check_twins([grad], [residual], momenta, momentum or 0.0, *args, heavier)
+    indices, _, finite = check_twins(*random_case(dtype, momentum, k), heavier)
     assert finite
     assert len(indices) <= k
 
 
-@pytest.mark.usefixtures("path")
-@either_side
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_twins_agree_on_chunks_groups_and_exact_parameters(dtype, heavier):
+def grouped_case(dtype):
     """Groups that span chunks, parameters that span nothing, some left out."""
     sizes = [5000, 1, 0, 9000, 64, 3000, 20_000, 7, 10_000]
     groups = [0, -1, -1, 0, 1, -1, 1, 2, -1]
     chunks = [5001, 9064, 23_007, 10_000]
     generator = torch.Generator().manual_seed(5)
     grads = [torch.randn(n, generator=generator).to(dtype) for n in chunks]
-    indices, _, _ = check_twins(
-        grads,
-        memory_of(grads, seed=1),
-        memory_of(grads, seed=2),
-        0.5,
-        torch.tensor(list(accumulate(sizes, initial=0))),
-        torch.tensor(groups),
-        torch.tensor([140, 300, 2]),
-        FIRST,
-        heavier,
-    )
     edges = list(accumulate(sizes, initial=0))
     exact = [(edges[i], edges[i + 1]) for i, group in enumerate(groups) if group < 0]
+    tables = torch.tensor(edges), torch.tensor(groups), torch.tensor([140, 300, 2]), FIRST
+    return (grads, memory_of(grads, seed=1), memory_of(grads, seed=2), 0.5, *tables), exact
+
+
+@pytest.mark.usefixtures("path")
+@either_side
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_twins_agree_on_chunks_groups_and_exact_parameters(dtype, heavier):
+    message, exact = grouped_case(dtype)
+    indices, _, _ = check_twins(*message, heavier)
     assert not any(begin <= i < end for i in indices.tolist() for begin, end in exact)
     assert (indices.diff() > 0).all()
 
@@ -141,9 +154,7 @@ def test_twins_agree_on_anything(message):
     check_twins(*message)
 
 
-@pytest.mark.usefixtures("path")
-@either_side
-@pytest.mark.parametrize(
+special_gradients = pytest.mark.parametrize(
     "grad",
     [
         torch.zeros(0),
@@ -162,6 +173,11 @@ def test_twins_agree_on_anything(message):
         "subnormal", "two sides equal",
     ],
 )  # fmt: skip
+
+
+@pytest.mark.usefixtures("path")
+@either_side
+@special_gradients
 def test_twins_agree_on_special_gradients(grad, heavier):
     for k in (1, 100):
         for salts in (FIRST, torch.tensor([7])):
@@ -204,13 +220,8 @@ def test_the_first_of_equals_are_taken():
     assert indices.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.usefixtures("path")
-@every_dtype
-@either_side
-@pytest.mark.parametrize("levels", [1, 2, 9])
-@pytest.mark.parametrize("k", [1, 70, 3000, 30_000])
-def test_twins_break_heavy_ties_alike(dtype, heavier, levels, k):
-    """Over many blocks, chunks and parameters, pruned often on the way; many zeros."""
+def tied_case(dtype, levels, k, salted):
+    """Ties over many blocks, chunks and parameters, pruned often on the way; many zeros."""
     numel, chunks, params = 60_000, [25_000, 1, 34_999], 41
     generator = torch.Generator().manual_seed(levels)
     flat = torch.randint(-levels, levels + 1, (numel,), generator=generator).to(dtype)
@@ -220,8 +231,17 @@ def test_twins_break_heavy_ties_alike(dtype, heavier, levels, k):
     groups = torch.tensor([0, -1, *[0] * 20, -1, *[1] * (params - 24), -1])
     salts = reference.salts([str(i) for i in range(params)], seed=levels, step=k)
     memory, ks = [m.zero_() for m in memory_of(grads)], torch.tensor([k, k])
-    indices, values, _ = check_twins(grads, memory, [], 0.0, bounds, groups, ks, salts, heavier)
-    _, first_values, _ = check_twins(grads, memory, [], 0.0, bounds, groups, ks, FIRST, heavier)
+    return grads, memory, [], 0.0, bounds, groups, ks, salts if salted else FIRST
+
+
+@pytest.mark.usefixtures("path")
+@every_dtype
+@either_side
+@pytest.mark.parametrize("levels", [1, 2, 9])
+@pytest.mark.parametrize("k", [1, 70, 3000, 30_000])
+def test_twins_break_heavy_ties_alike(dtype, heavier, levels, k):
+    indices, values, _ = check_twins(*tied_case(dtype, levels, k, True), heavier)
+    _, first_values, _ = check_twins(*tied_case(dtype, levels, k, False), heavier)
     assert torch.equal(values.abs().sort().values, first_values.abs().sort().values)
     assert (indices.diff() > 0).all()
 
@@ -321,3 +341,129 @@ def test_opcheck(dtype, momentum):
     for salts in (FIRST, torch.tensor([5])):
         args = ([grad], memory, memory if momentum else [], 0.9, *one_group(11, 3, salts), True)
         torch.library.opcheck(native.topk.default, args)
+
+
+@either_side
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize(
+    ("dtype", "k"),
+    [(torch.float32, 1), (torch.float32, 40), (torch.float32, 40_000),
+     (torch.float32, 12_000), (torch.bfloat16, 400), (torch.float16, 4000), (torch.float64, 4000)],
+)  # fmt: skip
+def test_the_device_agrees_on_random_gradients(on_device, dtype, heavier, momentum, k):
+    """So few candidates that one block finds the k-th, and so many that all look for it."""
+    check_device(on_device, *random_case(dtype, momentum, k), heavier)
+
+
+@either_side
+@pytest.mark.parametrize("numel", [1, 3, 127, 4095, 4096, 4097, 8191, 8192, 20_481])
+def test_the_device_agrees_at_the_edges_of_tiles(on_device, numel, heavier):
+    check_device(on_device, *random_case(torch.float32, None, max(1, numel // 50), numel), heavier)
+
+
+@either_side
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_device_agrees_on_chunks_groups_and_exact_parameters(on_device, dtype, heavier):
+    check_device(on_device, *grouped_case(dtype)[0], heavier)
+
+
+@either_side
+def test_the_device_agrees_on_many_groups(on_device, heavier):
+    """Some of which share a block, while others need many; one is of nothing."""
+    generator = torch.Generator().manual_seed(8)
+    sizes = [*torch.randint(1, 900, (40,), generator=generator).tolist(), 0, 50_000, 3000, 9000]
+    grad = torch.randn(sum(sizes), generator=generator)
+    tables = (
+        torch.tensor(list(accumulate(sizes, initial=0))),
+        torch.arange(len(sizes)),
+        torch.tensor([max(1, n // 100) for n in sizes]),
+        reference.salts([str(i) for i in range(len(sizes))], seed=0, step=0),
+    )
+    check_device(on_device, [grad], memory_of([grad]), [], 0.0, *tables, heavier)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages())
+def test_the_device_agrees_on_anything(on_device, message):
+    check_device(on_device, *message)
+
+
+@either_side
+@special_gradients
+def test_the_device_agrees_on_special_gradients(on_device, grad, heavier):
+    for salts in (FIRST, torch.tensor([7])):
+        memory = memory_of([grad])[0].zero_()
+        tables = one_group(grad.numel(), 100, salts)
+        check_device(on_device, [grad], [memory], [], 0.0, *tables, heavier)
+
+
+@either_side
+@pytest.mark.parametrize("salted", [False, True])
+@pytest.mark.parametrize("k", [1, 3000, 30_000])
+def test_the_device_breaks_heavy_ties_alike(on_device, heavier, salted, k):
+    check_device(on_device, *tied_case(torch.float32, 2, k, salted), heavier)
+
+
+@either_side
+@pytest.mark.parametrize("factor", [100.0, 0.01], ids=["too high", "too low"])
+@pytest.mark.parametrize("k", [60, 3900])
+def test_the_device_makes_good_for_a_wrong_guess(on_device, heavier, factor, k):
+    """What is sampled, 512 runs of 8 neighbours, is not like the rest."""
+    numel = 40_960
+    grad = torch.randn(numel, generator=torch.Generator().manual_seed(k))
+    grad[torch.arange(numel) % (numel // 512) < 8] *= factor
+    memory = memory_of([grad])[0].zero_()
+    check_device(on_device, [grad], [memory], [], 0.0, *one_group(numel, k), heavier)
+
+
+@either_side
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("numel", [1, 33, 20_000])
+def test_the_device_sees_one_bad_number_anywhere(on_device, heavier, bad, numel):
+    for at in {0, numel // 2, numel - 1}:
+        grad = torch.randn(numel, generator=torch.Generator().manual_seed(3))
+        grad[at] = bad
+        tables = one_group(numel, max(1, numel // 100))
+        check_device(on_device, [grad], memory_of([grad]), [], 0.0, *tables, heavier)
+
+
+def test_the_device_passes_over_a_bad_number_that_is_left_out(on_device):
+    grad = torch.tensor([1.0, math.nan, 2.0])
+    tables = torch.tensor([0, 1, 2, 3]), torch.tensor([0, -1, 0]), torch.tensor([2]), FIRST
+    check_device(on_device, [grad], [torch.zeros(3)], [], 0.0, *tables, False)
+
+
+@pytest.mark.needs_cuda
+@every_dtype
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize(("numel", "density"), [(6_500_000, 0.001), (10_000_001, 0.01)])
+def test_a_gpu_agrees_on_large_gradients(dtype, shift, numel, density):
+    """Whether or not the tensors are aligned, all alike or each in its own way."""
+    generator = torch.Generator().manual_seed(numel)
+    flat = torch.randn(numel + 8, generator=generator).to(dtype)
+    grad, residual = flat[shift:][:numel], memory_of([flat], seed=1)[0][2 * shift :][:numel]
+    on_gpu = flat.cuda()[shift:][:numel]
+    residual_on_gpu = memory_of([flat], seed=1)[0].cuda()[2 * shift :][:numel]
+    for salts in (FIRST, torch.tensor([7])):
+        tables = one_group(numel, round(numel * density), salts)
+        expected = native.topk([grad], [residual], [], 0.0, *tables, False)
+        found = native.topk([on_gpu], [residual_on_gpu], [], 0.0, *tables, False)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours.cpu(), theirs)
+
+
+@pytest.mark.needs_cuda
+@either_side
+@pytest.mark.parametrize("levels", [0, 1, 1000])
+@pytest.mark.parametrize("k", [100_000, 1_000_000])
+def test_a_gpu_agrees_on_the_largest_gradients(heavier, levels, k):
+    """All equal, in two levels on either side of zero, or in a thousand; in every run alike."""
+    numel = 100_000_000
+    grad = torch.randint(-levels, levels + 1, (numel,)).float() if levels else torch.ones(numel)
+    memory = torch.zeros(numel)
+    tables = one_group(numel, k, torch.tensor([7]))
+    expected = native.topk([grad], [memory], [], 0.0, *tables, heavier)
+    on_gpu = ([grad.cuda()], [memory.cuda()], [], 0.0)
+    for _ in range(3):
+        for ours, theirs in zip(native.topk(*on_gpu, *tables, heavier), expected, strict=True):
+            assert torch.equal(ours.cpu(), theirs)

@@ -1,0 +1,26 @@
+// How a list is numbered that the blocks of a grid write together.
+#pragma once
+
+#include "grid.cuh"
+
+namespace ddp_compress::cuda {
+
+// Of what each block counted: the sum of the blocks before this one, and of all.
+struct BlockSums {
+  int64_t before, total;
+};
+
+// Every thread of the block comes here, after a Grid's wait.
+template <int kThreads>
+__device__ BlockSums sum_blocks(const int64_t* counts) {
+  BlockSums mine{0, 0};
+  for (unsigned block = threadIdx.x; block < gridDim.x; block += kThreads) {
+    const int64_t count = __ldcg(counts + block);
+    mine.total += count;
+    if (block < blockIdx.x) mine.before += count;
+  }
+  const auto plus = [](int64_t a, int64_t b) { return a + b; };
+  return {reduce<kThreads>(mine.before, plus), reduce<kThreads>(mine.total, plus)};
+}
+
+}  // namespace ddp_compress::cuda

@@ -1,0 +1,129 @@
+#include "../exact_mean.h"
+#include "grid.cuh"
+
+namespace ddp_compress::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kEach = 8;  // values that a thread has at once
+
+using Sum = unsigned long long;  // what CUDA adds atomically
+
+// What blocks find together. Sums and magnitudes are integers: their order does not matter.
+struct Found {
+  Sum* arrived;      // blocks at a barrier, 0 at first
+  Sum* largest;      // of every segment: the largest magnitude, 0 at first
+  Sum* sums;         // and the sum of its values as integers, 0 at first
+  int64_t* offsets;  // where each begins, and where the last one ends
+};
+
+// For one block. Offsets ascend and stay within `most`, whatever the counts are.
+__device__ void find_offsets(const int64_t* counts, int64_t segments, int64_t most,
+                             int64_t* offsets) {
+  int64_t begin = 0;
+  if (threadIdx.x == 0) offsets[0] = 0;
+  for (int64_t first = 0; first < segments; first += kThreads) {
+    const int64_t s = first + threadIdx.x;
+    int64_t count = s < segments && counts[s] > 0 ? counts[s] : 0;
+    if (count > most) count = most;
+    int64_t all;
+    const int64_t end = begin + exclusive_sum<kThreads>(count, all) + count;
+    if (s < segments) offsets[s + 1] = end < most ? end : most;
+    begin += all;
+  }
+}
+
+// Calls part(segment, begin, end) for what lies in this warp's share of the values.
+template <typename Part>
+__device__ void for_each_part(const int64_t* offsets, int64_t segments, Part part) {
+  const int64_t warps = int64_t{gridDim.x} * kWarps;
+  const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int64_t count = offsets[segments];
+  int64_t begin = count * warp / warps;
+  const int64_t end = count * (warp + 1) / warps;
+  int64_t segment = 0, above = segments;
+  while (above - segment > 1) {  // the last that begins at or before `begin`
+    const int64_t middle = (segment + above) / 2;
+    (offsets[middle] <= begin ? segment : above) = middle;
+  }
+  for (; begin < end; ++segment) {
+    const int64_t here = offsets[segment + 1] < end ? offsets[segment + 1] : end;
+    if (begin < here) part(segment, begin, here);
+    begin = here;
+  }
+}
+
+// Calls each(value) for a lane's part of [begin, end), and for zeros: they change no largest
+// magnitude and no sum.
+template <typename A, typename Each>
+__device__ void for_each_value(const A* values, int64_t begin, int64_t end, Each each) {
+  for (int64_t first = begin + threadIdx.x % kWarp; first < end; first += kWarp * kEach) {
+    A mine[kEach];  // all of them on the way at once
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t at = first + i * kWarp;
+      mine[i] = at < end ? values[at] : A(0);
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) each(mine[i]);
+  }
+}
+
+template <bool kMagnitudes, typename A>
+__global__ void find_means(const A* values, int64_t count, const int64_t* counts, int64_t segments,
+                           Found found, float* means) {
+  Grid grid(reinterpret_cast<unsigned*>(found.arrived));
+  const int lane = threadIdx.x % kWarp;
+  if (blockIdx.x == 0) find_offsets(counts, segments, count, found.offsets);
+  grid.wait();
+  for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
+    Magnitude<A> largest = 0;
+    for_each_value(values, begin, end, [&](A value) {
+      if (magnitude(value) > largest) largest = magnitude(value);
+    });
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+      const Magnitude<A> other = __shfl_xor_sync(kAllLanes, largest, lanes);
+      if (other > largest) largest = other;
+    }
+    if (lane == 0) atomicMax(&found.largest[segment], static_cast<Sum>(largest));
+  });
+  grid.wait();
+  for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
+    const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[segment]));
+    Sum sum = 0;
+    for_each_value(values, begin, end,
+                   [&](A value) { sum += scale.term(kMagnitudes ? fabs(value) : value); });
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+      sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    if (lane == 0) atomicAdd(&found.sums[segment], sum);
+  });
+  grid.wait();
+  for (int64_t s = int64_t{blockIdx.x} * kThreads + threadIdx.x; s < segments;
+       s += int64_t{gridDim.x} * kThreads) {
+    const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[s]));
+    means[s] =
+        static_cast<float>(scale.mean(found.sums[s], found.offsets[s + 1] - found.offsets[s]));
+  }
+}
+
+}  // namespace
+
+template <typename A>
+void segment_means(const Device& device, const A* values, int64_t count, const int64_t* counts,
+                   int64_t segments, float* means, bool magnitudes) {
+  if (segments == 0) return;
+  auto* const zeros = device.array<Sum>(1 + 2 * segments);
+  fill_zero(device, zeros, 1 + 2 * segments);
+  const Found found{zeros, zeros + 1, zeros + 1 + segments, device.array<int64_t>(segments + 1)};
+  launch_together(device, ceil_div(count, kThreads * kEach), kThreads,
+                  magnitudes ? find_means<true, A> : find_means<false, A>, values, count, counts,
+                  segments, found, means);
+}
+
+template void segment_means(const Device&, const float*, int64_t, const int64_t*, int64_t, float*,
+                            bool);
+template void segment_means(const Device&, const double*, int64_t, const int64_t*, int64_t, float*,
+                            bool);
+
+}  // namespace ddp_compress::cuda

@@ -1,0 +1,90 @@
+"""Host and device: what is copied between them, who waits, and the stream that work runs on.
+
+Gradients, memory and entries stay on the gradients' device. Tables, which describe a message (a
+plan's bounds, groups and counts), and bytes on their way between ranks are in the host's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Y = TypeVar("Y")
+R = TypeVar("R")
+
+
+def beside(table: Tensor, data: Tensor) -> Tensor:
+    """A tensor of the host's on the device of another; nobody waits.
+
+    Example:
+        >>> table = torch.arange(3)
+        >>> beside(table, torch.zeros(5)) is table
+        True
+    """
+    return table.to(data.device, non_blocking=True)
+
+
+def on_host(data: Tensor) -> Tensor:
+    """A tensor in the host's memory. The host waits until its device has come so far.
+
+    Example:
+        >>> data = torch.arange(3)
+        >>> on_host(data) is data
+        True
+    """
+    if not data.is_cuda:
+        return data
+    pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)  # twice as fast a copy
+    pinned.copy_(data, non_blocking=True)
+    torch.cuda.current_stream(data.device).synchronize()
+    return pinned
+
+
+class Lane:
+    """A stream of a state's own on every CUDA device: its work runs beside backward.
+
+    On the CPU it does nothing.
+
+    Example:
+        >>> lane = Lane()
+        >>> with lane.on(torch.device("cpu")):
+        ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Put what is launched inside on the lane."""
+        if device.type != "cuda":
+            yield
+            return
+        with torch.cuda.stream(self._stream(device)):
+            yield
+
+    def drive(self, work: Generator[Y, None, R], device: torch.device) -> Generator[Y, None, R]:
+        """The same work, on the lane, after all that the current stream has to do by now.
+
+        Whoever drives it puts nothing else on a stream before its end.
+        """
+        if device.type != "cuda":
+            return work
+        ready = torch.cuda.current_stream(device).record_event()
+        return self._after(ready, work, device)
+
+    def _after(
+        self, ready: torch.cuda.Event, work: Generator[Y, None, R], device: torch.device
+    ) -> Generator[Y, None, R]:
+        with self.on(device):
+            self._stream(device).wait_event(ready)
+            return (yield from work)

@@ -1,0 +1,92 @@
+"""The way of a gradient on a CUDA device: results, memory and bytes are those of the CPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddp_compress import CompressionState
+from ddp_compress.exchange import channel, frame
+from tests import pretend_cuda
+from tests.table import Row, every_row
+from tests.test_laws import Model, random_grads
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.needs_cuda)])
+def cuda(request) -> Iterator[torch.device]:
+    """A CUDA device."""
+    if request.param == "real":
+        yield torch.device("cuda", 0)
+        return
+    with pretend_cuda.pretend():
+        yield pretend_cuda.CUDA
+
+
+@pytest.fixture
+def frames(monkeypatch) -> list[bytes]:
+    """Collects every message sealed."""
+    sealed: list[bytes] = []
+    seal = frame.seal
+
+    def note(*args: Any) -> Tensor:
+        sealed.append(bytes(seal(*args).tolist()))
+        return seal(*args)
+
+    monkeypatch.setattr(channel, "seal", note)
+    return sealed
+
+
+def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: pretend_cuda.host_of(tensor).cpu() for name, tensor in tensors.items()}
+
+
+def trained(row: Row, device: torch.device, dtype: torch.dtype, steps: int = 4) -> Any:
+    """All that some steps of a rank leave behind, a non-finite one among them."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    state = CompressionState(Model(dtype, device), row.recipe, min_numel=row.min_numel)
+    results = []
+    for step in range(steps):
+        grads = random_grads(100 * rank + step, dtype)
+        if step == 2 and rank == 0:
+            grads["a"][5] = torch.inf
+        moved = {name: grad.to(device) for name, grad in grads.items()}
+        results.append(on_host(state.reduce(moved)))
+    saved = state.state_dict()
+    state.close()
+    kept = {slot: on_host(tensors) for slot, tensors in saved["tensors"].items()}
+    return results, kept, saved["stats"], saved["step"]
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@every_row
+def test_a_checkpoint_goes_from_device_to_device(row, cuda):
+    devices = [torch.device("cpu"), cuda, torch.device("cpu")]
+    uninterrupted = CompressionState(Model(), row.recipe)
+    saved = uninterrupted.state_dict()
+    for begin, device in enumerate(devices):
+        state = CompressionState(Model(device=device), row.recipe)
+        state.load_state_dict(saved)
+        for step in (2 * begin, 2 * begin + 1):
+            moved = {name: grad.to(device) for name, grad in random_grads(step).items()}
+            expected = uninterrupted.reduce(random_grads(step))
+            assert_same(on_host(state.reduce(moved)), expected)
+        saved = state.state_dict()
+        state.close()
+
+
+@every_row
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_device_gives_what_the_cpu_gives(row, dtype, cuda, frames):
+    expected = trained(row, torch.device("cpu"), dtype)
+    of_cpu = frames.copy()
+    frames.clear()
+    assert_same(trained(row, cuda, dtype), expected)
+    assert frames == of_cpu
