@@ -1,4 +1,4 @@
-// The hashes of ascending positions.
+// The hash of places that come in ascending order.
 #pragma once
 
 #include <algorithm>
