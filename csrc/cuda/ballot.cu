@@ -60,7 +60,7 @@ __device__ T block_max(T value) {
 // window starts beyond the one before: it ends, within the memory.
 
 constexpr int kWindow = kThreads * kWarp;  // positions: a row of kWarp for each thread
-constexpr int64_t kSectionVotes = 64;      // or more
+constexpr int64_t kSectionVotes = 64;      // at least
 constexpr int64_t kMostSections = 768;     // an H100 or H200 runs all of them at once
 constexpr int64_t kNone = INT64_MAX;       // beyond every position
 
@@ -100,7 +100,7 @@ __device__ int64_t count_ballot(const int32_t* positions, Part& part, int64_t wi
 __device__ int write_window(int64_t window, int32_t* counters, int32_t* positions, int32_t* votes) {
   const int row = static_cast<int>(threadIdx.x) * kWarp;
   unsigned voted = 0;  // a bit for each position of the row
-#pragma unroll
+#pragma unroll 8
   for (int i = 0; i < kWarp; ++i) {
     const int bit = (static_cast<int>(threadIdx.x) + i) % kWarp;  // each lane reads another bank
     voted |= unsigned{counters[row + bit] != 0} << bit;
@@ -117,7 +117,7 @@ __device__ int write_window(int64_t window, int32_t* counters, int32_t* position
   return count;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 6)  // for 6 there is room in an H100's shared memory
     count_votes(const Ballot* ballots, int64_t voters, int64_t longest, Part* parts,
                 Section* sections, int32_t* positions, int32_t* votes) {
   __shared__ int32_t counters[kWindow];
@@ -126,14 +126,19 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t start = section_start(ballots[longest], blockIdx.x);
   const int32_t end = section_start(ballots[longest], int64_t{blockIdx.x} + 1);
   parts += blockIdx.x * voters;
+  for (int64_t i = threadIdx.x; i < 2 * voters;
+       i += kThreads) {  // one search a thread: they are slow
+    const Ballot ballot = ballots[i / 2];
+    int64_t& edge = i % 2 ? parts[i / 2].end : parts[i / 2].next;
+    edge = count_below(ballot.positions, ballot.count, i % 2 ? end : start);
+  }
+  __syncthreads();
+
   int64_t begin = 0, window = kNone;
   for (int64_t b = threadIdx.x; b < voters; b += kThreads) {
-    const Ballot ballot = ballots[b];
-    const Part part{count_below(ballot.positions, ballot.count, start),
-                    count_below(ballot.positions, ballot.count, end)};
-    parts[b] = part;
+    const Part part = parts[b];
     begin += part.next;
-    if (part.next < part.end) window = smaller<int64_t>(window, ballot.positions[part.next]);
+    if (part.next < part.end) window = smaller<int64_t>(window, ballots[b].positions[part.next]);
   }
   begin = block_sum(begin);
   window = block_min(window);

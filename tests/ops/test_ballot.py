@@ -113,16 +113,25 @@ def test_a_gpu_counts_huge_ballots(on_device, voters, numel, density):
     check_tally(on_device, [random_positions(numel, density, seed) for seed in range(voters)])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_device_survives_ballots_that_do_not_ascend(on_device, seed):
+def disorderly(kind: str, seed: int) -> list[Tensor]:
+    """Ballots of 1200 votes."""
     generator = torch.Generator().manual_seed(seed)
-    ballots = [
-        torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32)
-        for count in (0, 1, 500, 300)
-    ]
-    ballots.append(ints(*[7] * 200))
-    positions, votes = on_device("tally", ballots)
-    assert len(positions) == len(votes) == 1001
+    if kind == "random":
+        low, high = -(2**31), 2**31
+        sizes = (0, 1, 699, 500)
+        return [torch.randint(low, high, (n,), generator=generator).int() for n in sizes]
+    if kind == "constant":
+        return [torch.full((600,), 7, dtype=torch.int32)] * 2
+    # Sections, which are cut where the longest ballot says, overlap.
+    longest = torch.randint(0, 2, (640,), generator=generator).int() * 5000
+    return [longest, torch.arange(20, 580).int()]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", ["random", "constant", "overlapping"])
+def test_a_device_survives_ballots_that_do_not_ascend(on_device, kind, seed):
+    positions, votes = on_device("tally", disorderly(kind, seed))
+    assert len(positions) == len(votes) == 1200
 
 
 @pytest.mark.parametrize("bad", [[2, 1], [1, 1], [-1, 2]])
@@ -216,12 +225,15 @@ def test_a_gpu_agrees_on_huge_elections(on_device, random):
 @pytest.mark.parametrize("sizes", [[], [0], [4, 0, 5]])
 def test_a_device_survives_bad_elections(on_device, sizes, random):
     bounds = torch.tensor([0, *sizes]).cumsum(0)
-    positions = ints(-(2**31), -1, 0, 3, 8, 9, 2**30, 4)
-    votes = ints(2, 0, -(2**31), UNUSED, -1, 2, 1, 0)
+    positions = ints(-(2**31), -1, 0, 3, 4, 8, 9, 2**30)
+    votes = ints(2, 0, -(2**31), UNUSED, 0, -1, 2, 1)
     rest = (bounds, torch.arange(len(sizes)), 3, random)
     keys = keys_on_device(on_device, positions, votes, *rest)
     outside = (positions < 0) | (positions >= bounds[-1])
     assert (keys[outside] == -1).all()
+    if random:  # no more draws than there are voters
+        bounded = native.vote_keys(positions[~outside], votes.clamp(1, 3)[~outside], *rest)
+        assert same(keys[~outside], bounded)
 
 
 def test_the_most_voted_come_first():
