@@ -54,6 +54,7 @@ struct Source {
 
   // Where tiles start: so that vectors are aligned, maybe before the piece does.
   __host__ __device__ int64_t origin() const { return begin - begin % kVector; }
+  __device__ int64_t start(int tile) const { return origin() + int64_t{tile - first_tile} * kTile; }
 };
 
 // The search for the k largest of one group: of all, or of each side of zero.
@@ -86,16 +87,22 @@ struct Progress {
   unsigned not_finite;
 };
 
+// Tiles of one group that fall to one block, and the source of the first.
+struct Span {
+  int source, begin, end;
+};
+
 template <typename S>  // a Source
 struct Job {
   using A = typename S::Value;
   Progress* progress;
   const S* sources;  // of groups, and then those that only leave their sums
   Search* searches;
-  int source_count, all_sources, search_count, tiles;
+  int source_count, all_sources, search_count;
+  int tiles, left_out;  // tiles of groups, and of what only leaves its sums
   Ties ties;
   bool heavier;
-  unsigned* bins;      // [searches][2][kBins + 1]
+  unsigned* bins;      // [searches][sides][kBins + 1]
   Note* notes;         // [tiles]
   unsigned* taken;     // by each block
   int32_t* positions;  // of candidates
@@ -137,17 +144,21 @@ class Selector {
   using A = typename S::Value;
 
   __device__ Selector(const Job<S>& job, Shared& shared)
-      : job_(job), shared_(shared), thread_(static_cast<int>(threadIdx.x)) {}
+      : job_(job),
+        shared_(shared),
+        thread_(static_cast<int>(threadIdx.x)),
+        bins_((job.heavier ? 2 : 1) * (kBins + 1)) {}
 
   __device__ void run() {
     Grid grid(&job_.progress->arrived);
     start();
     grid.wait();
+    leave_sums();
     unsigned round = 0;
     do {
       ++round;
-      for_groups([&](Search& search, int begin, int end) {
-        if (!search.done) look(search, begin, end, round);
+      for_groups([&](Search& search, Span span) {
+        if (!search.done) look(search, span, round);
       });
       grid.wait();
     } while (job_.progress->open >= round && !job_.progress->not_finite);
@@ -156,7 +167,7 @@ class Selector {
     if (!finite) return leave_unused(0);
 
     if (job_.heavier) {
-      for_groups([&](Search& search, int begin, int end) { weigh(search, begin, end); });
+      for_groups([&](Search& search, Span span) { weigh(search, span); });
       grid.wait();
     }
     const unsigned own = gather<false>(0);
@@ -173,38 +184,33 @@ class Selector {
   }
 
  private:
-  // Calls f(search, begin, end) for the groups of this block's tiles.
+  // Calls f(search, span) for the groups of this block's tiles.
   template <typename F>
   __device__ void for_groups(F f) {
     const Share share(job_.tiles);
-    for (int tile = static_cast<int>(share.begin); tile < share.end;) {
-      Search& search = job_.searches[source_of(tile)->group];
-      const int end = search.end_tile < share.end ? search.end_tile : static_cast<int>(share.end);
-      f(search, tile, end);
-      tile = end;
+    Span span{first_source_, static_cast<int>(share.begin), 0};
+    while (span.begin < share.end) {
+      Search& search = job_.searches[job_.sources[span.source].group];
+      span.end = search.end_tile < share.end ? search.end_tile : static_cast<int>(share.end);
+      f(search, span);
+      span = {search.end_source, span.end, 0};
     }
-  }
-
-  __device__ const S* source_of(int tile) const {
-    return job_.sources + last_up_to(tile, 0, job_.source_count,
-                                     [&](int i) { return job_.sources[i].first_tile; });
   }
 
   // ---------------------------------------------------------------------------------- sample
 
   __device__ void start() {
-    const int64_t bins = int64_t{job_.search_count} * 2 * (kBins + 1);
-    const int64_t own = int64_t{blockIdx.x} * kThreads + thread_;
-    const int64_t threads = int64_t{gridDim.x} * kThreads;
-    for (int64_t i = own; i < bins; i += threads) job_.bins[i] = 0;
-    for (int s = job_.source_count; s < job_.all_sources; ++s) {
-      const S& source = job_.sources[s];
-      for (int64_t i = source.begin + own; i < source.end; i += threads)
-        source.sums[i] = source.values[i];
-    }
+    const int64_t bins = int64_t{job_.search_count} * bins_;
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + thread_; i < bins; i += gridDim.x * kThreads)
+      job_.bins[i] = 0;
     for (int s = static_cast<int>(blockIdx.x); s < job_.search_count;
          s += static_cast<int>(gridDim.x))
       if (job_.searches[s].sample_rank > 0) sample(job_.searches[s]);
+    first_source_ = source_of(Share(job_.tiles).begin, 0, job_.source_count);
+  }
+
+  __device__ int source_of(int64_t tile, int first, int end) const {
+    return last_up_to(tile, first, end, [&](int i) { return job_.sources[i].first_tile; });
   }
 
   __device__ void sample(Search& search) {
@@ -238,17 +244,25 @@ class Selector {
     __syncthreads();
   }
 
+  // Of what belongs to no group.
+  __device__ void leave_sums() {
+    const Share share(job_.left_out);
+    const Span span{source_of(share.begin, job_.source_count, job_.all_sources),
+                    static_cast<int>(share.begin), static_cast<int>(share.end)};
+    for_tiles(span, job_.all_sources, [&](const S& source, int tile) { read(source, tile); });
+  }
+
   // ---------------------------------------------------------------------------------- search
 
   // One round of a group's search: this block's part, and if it is the last, what follows.
-  __device__ void look(Search& search, int begin, int end, unsigned round) {
+  __device__ void look(Search& search, Span span, unsigned round) {
     take_up(search);
     if (search.stored)
-      count_candidates(search, part(search, begin), part(search, end));
+      count_candidates(search, part(search, span.begin), part(search, span.end));
     else
-      scan(search, begin, end);
+      scan(search, span);
     __syncthreads();
-    if (!is_last(search, end - begin)) return;
+    if (!is_last(search, span.end - span.begin)) return;
 
     const uint64_t floors[] = {shared_.cuts[0].magnitude, shared_.cuts[1].magnitude};
     narrow_cuts(search.k);
@@ -274,22 +288,24 @@ class Selector {
     __syncthreads();
   }
 
-  // Notes this block's candidates of the group's tiles from `begin` to `end`, and counts them.
-  __device__ void scan(Search& search, int begin, int end) {
-    const S* source = source_of(begin);
-    for (int tile = begin; tile < end; ++tile) {
-      if (source + 1 < job_.sources + job_.source_count && source[1].first_tile <= tile) ++source;
-      scan_tile(search, *source, tile);
+  // Calls f(source, tile) for tiles of sources from the given one on, of which there are so many.
+  template <typename F>
+  __device__ void for_tiles(Span span, int sources, F f) {
+    for (int tile = span.begin, source = span.source; tile < span.end; ++tile) {
+      if (source + 1 < sources && job_.sources[source + 1].first_tile <= tile) ++source;
+      f(job_.sources[source], tile);
     }
   }
 
-  // A warp has kRounds rows in a tile.
+  // Notes where the candidates of each tile are, and counts them.
+  __device__ void scan(Search& search, Span span) {
+    for_tiles(span, job_.source_count,
+              [&](const S& source, int tile) { scan_tile(search, source, tile); });
+  }
+
   __device__ void scan_tile(Search& search, const S& source, int tile) {
-    const int lane = static_cast<int>(thread_) % kWarp, warp = static_cast<int>(thread_) / kWarp;
-    const int64_t start = source.origin() + int64_t{tile - source.first_tile} * kTile;
-    const int64_t first = start + warp * kRounds * kRow + lane * kVector;
-    const bool whole = source.aligned && start >= source.begin && start + kTile <= source.end;
-    unsigned hits = whole ? find<true>(source, first) : find<false>(source, first);
+    const int64_t first = first_element(source, tile);
+    unsigned hits = find(source, tile);
     if (shared_.cuts[0].by_rank || shared_.cuts[1].by_rank) hits = outranking(source, first, hits);
 
     unsigned total;
@@ -306,7 +322,7 @@ class Selector {
     unsigned lower = rows;
     for (int delta = 1; delta < kWarp; delta *= 2) {
       const unsigned other = __shfl_up_sync(kAllLanes, lower, delta);
-      if (lane >= delta) lower += other;
+      if (thread_ % kWarp >= delta) lower += other;
     }
     const unsigned in_warp = __shfl_sync(kAllLanes, lower, kWarp - 1);
     lower -= rows;
@@ -332,33 +348,55 @@ class Selector {
     }
   }
 
-  // A bit for each of a thread's elements that are not below the cut, or not finite. Leaves sums.
-  template <bool kWhole>
-  __device__ unsigned find(const S& source, int64_t first) const {
-    const A above = value_of(shared_.cuts[0].magnitude);
-    const A below = -(job_.heavier ? value_of(shared_.cuts[1].magnitude) : above);
+  // The first of a thread's elements. A warp has kRounds rows in a tile.
+  __device__ int64_t first_element(const S& source, int tile) const {
+    const int lane = thread_ % kWarp, warp = thread_ / kWarp;
+    return source.start(tile) + warp * kRounds * kRow + lane * kVector;
+  }
+
+  // A thread's elements; 0 where the source has none. Leaves them in `sums`.
+  struct Rows {
+    Pack<A, kVector> at[kRounds];
+  };
+  __device__ Rows read(const S& source, int tile) const {
+    const int64_t first = first_element(source, tile), start = source.start(tile);
     const auto accumulated = source.values;
-    unsigned hits = 0;
+    A* const sums = source.sums;
+    Rows rows;
+    if (source.aligned && start >= source.begin && start + kTile <= source.end) {
 #pragma unroll
-    for (int row = 0; row < kRounds; ++row) {
-      const int64_t i = first + row * kRow;
-      Pack<A, kVector> values;
-      if constexpr (kWhole) {
-        values = accumulated.load(i);
-        if (source.sums) pack<kVector>(source.sums + i) = values;
-      } else {
+      for (int row = 0; row < kRounds; ++row) rows.at[row] = accumulated.load(first + row * kRow);
+      if (sums)
+#pragma unroll
+        for (int row = 0; row < kRounds; ++row)
+          pack<kVector>(sums + first + row * kRow) = rows.at[row];
+    } else {
+#pragma unroll
+      for (int row = 0; row < kRounds; ++row)
 #pragma unroll
         for (int j = 0; j < kVector; ++j) {
-          const bool inside = i + j >= source.begin && i + j < source.end;
-          values.at[j] = inside ? accumulated[i + j] : A(0);
-          if (inside && source.sums) source.sums[i + j] = values.at[j];
+          const int64_t i = first + row * kRow + j;
+          const bool inside = i >= source.begin && i < source.end;
+          rows.at[row].at[j] = inside ? accumulated[i] : A(0);
+          if (inside && sums) sums[i] = rows.at[row].at[j];
         }
-      }
-#pragma unroll
-      for (int j = 0; j < kVector; ++j)
-        hits |= static_cast<unsigned>(!(values.at[j] < above && values.at[j] > below))
-                << (row * kVector + j);
     }
+    return rows;
+  }
+
+  // A bit for each of a thread's elements that are not below the cut, or not finite.
+  __device__ unsigned find(const S& source, int tile) const {
+    const Rows rows = read(source, tile);
+    const A above = value_of(shared_.cuts[0].magnitude);
+    const A below = -(job_.heavier ? value_of(shared_.cuts[1].magnitude) : above);
+    unsigned hits = 0;
+#pragma unroll
+    for (int row = 0; row < kRounds; ++row)
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        const A value = rows.at[row].at[j];
+        hits |= static_cast<unsigned>(!(value < above && value > below)) << (row * kVector + j);
+      }
     return hits;
   }
 
@@ -422,8 +460,8 @@ class Selector {
     const int all = search.end_tile - search.first_tile;
     if (tiles == all) return true;
     unsigned* const own = shared_.bins[0];
-    unsigned* const bins = job_.bins + (&search - job_.searches) * 2 * (kBins + 1);
-    for (int i = thread_; i < 2 * (kBins + 1); i += kThreads)
+    unsigned* const bins = job_.bins + (&search - job_.searches) * bins_;
+    for (int i = thread_; i < bins_; i += kThreads)
       if (own[i] > 0) atomicAdd(&bins[i], own[i]);
     __threadfence();
     __syncthreads();
@@ -434,7 +472,7 @@ class Selector {
     }
     __syncthreads();
     if (!shared_.last) return false;
-    for (int i = thread_; i < 2 * (kBins + 1); i += kThreads) {
+    for (int i = thread_; i < bins_; i += kThreads) {
       own[i] = __ldcg(&bins[i]);
       bins[i] = 0;  // for the next round
     }
@@ -452,17 +490,18 @@ class Selector {
   // ----------------------------------------------------------------------------------- weigh
 
   // Adds up what is taken of this block's part of the candidates, in any order.
-  __device__ void weigh(Search& search, int begin, int end) {
+  __device__ void weigh(Search& search, Span span) {
     take_up(search);
     const ExactMean<A> up = mean_of(search, 0), down = mean_of(search, 1);
     uint64_t ups = 0, downs = 0;
-    for_candidates(search, part(search, begin), part(search, end), [&](A value, int32_t position) {
-      if (bin(value, position) < 0) return;
-      if (side_of(value) == 0)
-        ups += up.term(value);
-      else
-        downs += down.term(value);
-    });
+    for_candidates(search, part(search, span.begin), part(search, span.end),
+                   [&](A value, int32_t position) {
+                     if (bin(value, position) < 0) return;
+                     if (side_of(value) == 0)
+                       ups += up.term(value);
+                     else
+                       downs += down.term(value);
+                   });
     const auto plus = [](uint64_t a, uint64_t b) { return a + b; };
     ups = reduce<kThreads>(ups, plus);
     downs = reduce<kThreads>(downs, plus);
@@ -490,13 +529,13 @@ class Selector {
   // Returns the next number.
   template <bool kWrite>
   __device__ unsigned gather(unsigned at) {
-    for_groups([&](const Search& search, int begin, int end) {
+    for_groups([&](const Search& search, Span span) {
       take_up(search);
       const int side = side_of(search);
-      for (int tile = begin; tile < end; tile += kThreads) {
+      for (int tile = span.begin; tile < span.end; tile += kThreads) {
         // A thread reads a tile's note, and then those of the tiles' candidates that fall to it.
         const int own = tile + thread_;
-        const Note note = own < end ? job_.notes[own] : Note{0, 0};
+        const Note note = own < span.end ? job_.notes[own] : Note{0, 0};
         unsigned count;
         shared_.starts[thread_] = exclusive_sum<kThreads>(note.count, count);
         shared_.firsts[thread_] = note.first;
@@ -548,7 +587,7 @@ class Selector {
 
   __device__ void clear_bins() {
     unsigned* const bins = shared_.bins[0];
-    for (int i = thread_; i < 2 * (kBins + 1); i += kThreads) bins[i] = 0;
+    for (int i = thread_; i < bins_; i += kThreads) bins[i] = 0;
     __syncthreads();
   }
 
@@ -570,6 +609,8 @@ class Selector {
   const Job<S>& job_;
   Shared& shared_;
   const int thread_;
+  const int bins_;    // of a group
+  int first_source_;  // of this block's tiles
 };
 
 template <typename S>
@@ -626,14 +667,16 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   std::vector<Search> searches;
   int tiles = 0;
   int64_t room = 0;
-  const auto source_of = [&](const Piece& piece) {
+  const auto add = [&](const Piece& piece, int& first_tile) -> S& {
     const Chunk<G, A>& chunk = chunks[piece.chunk];
     S source{{chunk.grad, chunk.residual, chunk.momentum, mu}, chunk.sums};
     source.begin = piece.begin;
     source.end = piece.end;
     source.base = piece.base;
+    source.first_tile = first_tile;
     source.aligned = source.values.aligned() && is_aligned(chunk.sums);
-    return source;
+    first_tile += static_cast<int>(ceil_div(piece.end - source.origin(), kTile));
+    return sources.emplace_back(source);
   };
   for (const Group& group : cut(chunks, bounds, group_of, params)) {
     Search search{};
@@ -644,13 +687,10 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
     search.first_tile = tiles;
     int64_t before = 0;
     for (const Piece& piece : group.pieces) {
-      S source = source_of(piece);
+      S& source = add(piece, tiles);
       source.before = before;
       source.group = static_cast<int>(searches.size());
-      source.first_tile = tiles;
-      sources.push_back(source);
       before += piece.end - piece.begin;
-      tiles += static_cast<int>(ceil_div(piece.end - source.origin(), kTile));
     }
     search.end_source = static_cast<int>(sources.size());
     search.end_tile = tiles;
@@ -665,9 +705,10 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   }
 
   const auto grouped = static_cast<int>(sources.size());
+  int left_out_tiles = 0;
   if (chunks[0].sums)
     for (const Piece& piece : left_out(chunks, bounds, group_of, params))
-      sources.push_back(source_of(piece));
+      add(piece, left_out_tiles);
 
   Table table;
   const Progress none{};
@@ -678,7 +719,7 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   const size_t at_salts = table.add(salts, salts ? params : 0);
   char* const sent = table.send(device);
 
-  const int64_t blocks = std::max(ceil_div(bounds[params], kTile), int64_t{1});
+  const int64_t blocks = std::max(tiles + left_out_tiles, 1);
   Job<S> job;
   job.progress = reinterpret_cast<Progress*>(sent + at_progress);
   job.sources = reinterpret_cast<S*>(sent + at_sources);
@@ -687,11 +728,12 @@ void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, con
   job.all_sources = static_cast<int>(sources.size());
   job.search_count = static_cast<int>(searches.size());
   job.tiles = tiles;
+  job.left_out = left_out_tiles;
   job.ties = {reinterpret_cast<int64_t*>(sent + at_bounds),
               salts ? reinterpret_cast<int64_t*>(sent + at_salts) : nullptr,
               static_cast<int>(params)};
   job.heavier = heavier;
-  job.bins = device.array<unsigned>(int64_t{job.search_count} * 2 * (kBins + 1));
+  job.bins = device.array<unsigned>(int64_t{job.search_count} * (heavier ? 2 : 1) * (kBins + 1));
   job.notes = device.array<Note>(tiles);
   job.taken = device.array<unsigned>(blocks);
   job.positions = device.array<int32_t>(room);
