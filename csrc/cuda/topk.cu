@@ -81,8 +81,7 @@ struct Note {
 };
 
 struct Progress {
-  unsigned arrived;  // see Grid
-  unsigned open;     // the last round of the search that left something to do
+  unsigned open;  // the last round of the search that left something to do
   unsigned not_finite;
 };
 
@@ -140,16 +139,15 @@ class Selector {
       : job_(job), shared_(shared), thread_(static_cast<int>(threadIdx.x)) {}
 
   __device__ void run() {
-    Grid grid(&job_.progress->arrived);
     start();
-    grid.wait();
+    wait_for_grid();
     unsigned round = 0;
     do {
       ++round;
       for_groups([&](Search& search, int begin, int end) {
         if (!search.done) look(search, begin, end, round);
       });
-      grid.wait();
+      wait_for_grid();
     } while (job_.progress->open >= round && !job_.progress->not_finite);
     const bool finite = !job_.progress->not_finite;
     if (blockIdx.x == 0 && thread_ == 0) *job_.finite = finite;
@@ -157,11 +155,11 @@ class Selector {
 
     if (job_.heavier) {
       for_groups([&](Search& search, int begin, int end) { weigh(search, begin, end); });
-      grid.wait();
+      wait_for_grid();
     }
     const unsigned own = gather<false>(0);
     if (thread_ == 0) job_.taken[blockIdx.x] = own;
-    grid.wait();
+    wait_for_grid();
     unsigned before = 0, all = 0;
     for (unsigned b = thread_; b < gridDim.x; b += kThreads) {
       all += job_.taken[b];
