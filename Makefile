@@ -51,7 +51,7 @@ build/cuda/%.o: csrc/cuda/%.cu $(CSRC) | $(READY)
 build/emulated.so: $(CUDA:csrc/cuda/%.cu=build/emulated/%.o) build/emulated/ops_cuda.o build/emulated/elias_fano_size.o
 	$(CXX) -shared $^ $(TORCH_LIBRARIES) -o $@
 
-build/emulated/%.o: csrc/cuda/%.cu $(CSRC) tests/emulation/cuda_runtime.h | $(READY)
+build/emulated/%.o: csrc/cuda/%.cu $(CSRC) $(wildcard tests/emulation/*.h) | $(READY)
 	@mkdir -p $(@D)
 	$(EMULATE) -x c++ -c $< -o $@
 

@@ -236,7 +236,6 @@ struct Range {
 
 // What blocks tell each other; zero at first.
 struct Board {
-  unsigned arrived;
   Word highest, lowest_inverted;
   Word bins[kPasses][kBins];
 };
@@ -366,10 +365,9 @@ __device__ void write_indices(const int64_t* keys, const Share& share, Word smal
 __global__ void __launch_bounds__(kThreads)
     find_largest(const int64_t* __restrict__ keys, int64_t count, int64_t k, Board* board,
                  Found* found, int64_t* indices) {
-  Grid grid(&board->arrived);
   const Share share(count);
   find_extremes(keys, share, board);
-  grid.wait();
+  wait_for_grid();
 
   const Word smallest = ~board->lowest_inverted;
   Range range{0, board->highest - smallest};
@@ -378,7 +376,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int pass = 0; shift > 0; ++pass) {
     shift = shift > kBits ? shift - kBits : 0;
     count_bins(keys, share, smallest, range, shift, board->bins[pass]);
-    grid.wait();
+    wait_for_grid();
     const Choice choice = choose_bin(board->bins[pass], count, wanted);
     range.first += choice.bin << shift;
     range.last = range.first + ((Word{1} << shift) - 1);
@@ -395,7 +393,7 @@ __global__ void __launch_bounds__(kThreads)
   above = block_sum(above);
   within = block_sum(within);
   if (threadIdx.x == 0) found[blockIdx.x] = {above, within};
-  grid.wait();
+  wait_for_grid();
   write_indices(keys, share, smallest, range, wanted, found_before(found), indices);
 }
 

@@ -10,7 +10,7 @@ struct BlockSums {
   int64_t before, total;
 };
 
-// Every thread of the block comes here, after a Grid's wait.
+// Every thread of the block comes here, after wait_for_grid.
 template <int kThreads>
 __device__ BlockSums sum_blocks(const int64_t* counts) {
   BlockSums mine{0, 0};

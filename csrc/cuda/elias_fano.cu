@@ -175,17 +175,16 @@ __device__ bool dirty_from(const Message& message, int64_t rank) {
   return bits != 0;
 }
 
-// `counts` has a place for each block; `arrived` and `worst` are zero.
+// `counts` has a place for each block.
 __global__ void __launch_bounds__(kThreads)
-    decode(Message message, int64_t* counts, unsigned* arrived, int* worst, int32_t* indices,
-           int64_t* status) {
-  Grid grid(arrived);
+    decode(Message message, int64_t* counts, int* worst, int32_t* indices, int64_t* status) {
   const Share tiles(message.tiles);
   int64_t mine = 0;
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) mine += __popc(message.upper(tile));
   mine = reduce<kThreads>(mine, [](int64_t a, int64_t b) { return a + b; });
   if (threadIdx.x == 0) counts[blockIdx.x] = mine;
-  grid.wait();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *worst = 0;
+  wait_for_grid();
 
   int error = 0;
   const BlockSums sums = sum_blocks<kThreads>(counts);
@@ -200,7 +199,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (message.bits.between(message.at.end, 8 * message.bytes) != 0) error = kDirtyPadding;
   if (error != 0) atomicMin(worst, error);
-  grid.wait();
+  wait_for_grid();
 
   error = __ldcg(worst);
   if (error != 0) clear(indices, 0, message.k);
@@ -231,10 +230,8 @@ void elias_fano_decode(const Device& device, const uint8_t* data, int64_t size, 
   const Layout at = elias_fano_layout(numel, k);
   const int64_t tiles = ceil_div(at.end - at.upper, kTile);
   auto* counts = device.array<int64_t>(std::max<int64_t>(tiles, 1));
-  int* zeros = device.array<int>(2);
-  fill_zero(device, zeros, 2);
   launch_together(device, tiles, kThreads, decode, Message{Bits(data), at, bytes, tiles, numel, k},
-                  counts, reinterpret_cast<unsigned*>(zeros), zeros + 1, indices, status);
+                  counts, device.array<int>(1), indices, status);
 }
 
 }  // namespace ddp_compress::cuda

@@ -241,19 +241,18 @@ __device__ void write_all(const Message& message, Writer writer) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) encode(Message message, unsigned* arrived) {
-  Grid grid(arrived);
+__global__ void __launch_bounds__(kThreads) encode(Message message) {
   count_planes(message);
-  grid.wait();
+  wait_for_grid();
   choose(message);
-  grid.wait();
+  wait_for_grid();
 
   const int64_t words = static_cast<int64_t>(__ldcg(message.bits) + 31) / 32;
   const Share share(words);
   for (int64_t word = share.begin + threadIdx.x; word < share.end; word += kThreads)
     message.words[word] = 0;
   sum_lengths(message);
-  grid.wait();
+  wait_for_grid();
   write_all(message, Writer(message.words, words));
 }
 
@@ -272,18 +271,16 @@ void golomb_encode(const Device& device, const int32_t* indices, int64_t count,
       sections.back().header + params * kParameterBits + count * kMostCodeBits;
   const int64_t blocks = ceil_div(count, kThreads);
 
-  // What starts as zero: the bits of all, the blocks that arrived, the planes.
-  const int64_t zeros = 2 + params * kPlanes / 2;
+  // What starts as zero: the bits of all, the planes.
+  const int64_t zeros = 1 + params * kPlanes / 2;
   auto* bits = device.array<unsigned long long>(zeros);
   fill_zero(device, bits, zeros);
-  auto* arrived = reinterpret_cast<unsigned*>(bits + 1);
-  auto* planes = reinterpret_cast<unsigned*>(bits + 2);
+  auto* planes = reinterpret_cast<unsigned*>(bits + 1);
   auto* words = device.array<unsigned>(ceil_div(most_bits, 32));
   launch_together(
       device, blocks, kThreads, encode,
       Message{indices, count, upload(device, sections), params, planes, device.array<int>(params),
-              bits, device.array<int64_t>(std::max<int64_t>(blocks, 1)), words},
-      arrived);
+              bits, device.array<int64_t>(std::max<int64_t>(blocks, 1)), words});
 
   unsigned long long size = 0;
   check(cudaMemcpyAsync(&size, bits, sizeof(size), cudaMemcpyDeviceToHost, stream_of(device)));

@@ -1,34 +1,15 @@
 // What threads of a block, and blocks of a grid, do together.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include "launch.cuh"
 
 namespace ddp_compress::cuda {
 
-// A barrier for all blocks of a kernel that `launch_together` runs.
-class Grid {
- public:
-  // `arrived` counts blocks: zero when the kernel starts.
-  __device__ explicit Grid(unsigned* arrived) : arrived_(arrived) {}
-
-  // Every thread of every block comes here; what they wrote before, all see afterwards.
-  __device__ void wait() {
-    wanted_ += gridDim.x;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      atomicAdd(arrived_, 1u);
-      // Looking on without an atomic leaves the way free for those who arrive.
-      while (*static_cast<volatile unsigned*>(arrived_) < wanted_) __nanosleep(20);
-      __threadfence();
-    }
-    __syncthreads();
-  }
-
- private:
-  unsigned* arrived_;
-  unsigned wanted_ = 0;
-};
+// A barrier for all blocks of a kernel that `launch_together` runs. Every thread of every block
+// comes here; what they wrote before, all see afterwards.
+__device__ inline void wait_for_grid() { cooperative_groups::this_grid().sync(); }
 
 // [begin, end) of `count` things for this block: neighbours, so that blocks are in order.
 struct Share {

@@ -45,7 +45,7 @@ void launch(const Device& device, int64_t blocks, int threads, void (*kernel)(Pa
   check(cudaGetLastError());
 }
 
-// Runs a kernel whose blocks wait for each other (see Grid in grid.cuh) on as many as there is room
+// Runs a kernel whose blocks wait for each other (see grid.cuh) on as many as there is room
 // for at once, but no more than `wanted`; at least one.
 template <typename... Parameters, typename... Arguments>
 void launch_together(const Device& device, int64_t wanted, int threads,

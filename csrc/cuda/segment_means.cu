@@ -12,9 +12,8 @@ using Sum = unsigned long long;  // what CUDA adds atomically
 
 // What blocks find together. Sums and magnitudes are integers: their order does not matter.
 struct Found {
-  Sum* arrived;      // blocks at a barrier, 0 at first
-  Sum* largest;      // of every segment: the largest magnitude, 0 at first
-  Sum* sums;         // and the sum of its values as integers, 0 at first
+  Sum* largest;      // of every segment: the largest magnitude
+  Sum* sums;         // and the sum of its values as integers
   int64_t* offsets;  // where each begins, and where the last one ends
 };
 
@@ -73,10 +72,12 @@ __device__ void for_each_value(const A* values, int64_t begin, int64_t end, Each
 template <bool kMagnitudes, typename A>
 __global__ void find_means(const A* values, int64_t count, const int64_t* counts, int64_t segments,
                            Found found, float* means) {
-  Grid grid(reinterpret_cast<unsigned*>(found.arrived));
   const int lane = threadIdx.x % kWarp;
+  const int64_t own = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t threads = int64_t{gridDim.x} * kThreads;
+  for (int64_t s = own; s < segments; s += threads) found.largest[s] = found.sums[s] = 0;
   if (blockIdx.x == 0) find_offsets(counts, segments, count, found.offsets);
-  grid.wait();
+  wait_for_grid();
   for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
     Magnitude<A> largest = 0;
     for_each_value(values, begin, end, [&](A value) {
@@ -88,7 +89,7 @@ __global__ void find_means(const A* values, int64_t count, const int64_t* counts
     }
     if (lane == 0) atomicMax(&found.largest[segment], static_cast<Sum>(largest));
   });
-  grid.wait();
+  wait_for_grid();
   for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
     const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[segment]));
     Sum sum = 0;
@@ -98,9 +99,8 @@ __global__ void find_means(const A* values, int64_t count, const int64_t* counts
       sum += __shfl_xor_sync(kAllLanes, sum, lanes);
     if (lane == 0) atomicAdd(&found.sums[segment], sum);
   });
-  grid.wait();
-  for (int64_t s = int64_t{blockIdx.x} * kThreads + threadIdx.x; s < segments;
-       s += int64_t{gridDim.x} * kThreads) {
+  wait_for_grid();
+  for (int64_t s = own; s < segments; s += threads) {
     const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[s]));
     means[s] =
         static_cast<float>(scale.mean(found.sums[s], found.offsets[s + 1] - found.offsets[s]));
@@ -113,9 +113,8 @@ template <typename A>
 void segment_means(const Device& device, const A* values, int64_t count, const int64_t* counts,
                    int64_t segments, float* means, bool magnitudes) {
   if (segments == 0) return;
-  auto* const zeros = device.array<Sum>(1 + 2 * segments);
-  fill_zero(device, zeros, 1 + 2 * segments);
-  const Found found{zeros, zeros + 1, zeros + 1 + segments, device.array<int64_t>(segments + 1)};
+  const Found found{device.array<Sum>(segments), device.array<Sum>(segments),
+                    device.array<int64_t>(segments + 1)};
   launch_together(device, ceil_div(count, kThreads * kEach), kThreads,
                   magnitudes ? find_means<true, A> : find_means<false, A>, values, count, counts,
                   segments, found, means);

@@ -82,8 +82,7 @@ struct Note {
 };
 
 struct Progress {
-  unsigned arrived;  // see Grid
-  unsigned open;     // the last round of the search that left something to do
+  unsigned open;  // the last round of the search that left something to do
   unsigned not_finite;
 };
 
@@ -150,9 +149,8 @@ class Selector {
         bins_((job.heavier ? 2 : 1) * (kBins + 1)) {}
 
   __device__ void run() {
-    Grid grid(&job_.progress->arrived);
     start();
-    grid.wait();
+    wait_for_grid();
     leave_sums();
     unsigned round = 0;
     do {
@@ -160,7 +158,7 @@ class Selector {
       for_groups([&](Search& search, Span span) {
         if (!search.done) look(search, span, round);
       });
-      grid.wait();
+      wait_for_grid();
     } while (job_.progress->open >= round && !job_.progress->not_finite);
     const bool finite = !job_.progress->not_finite;
     if (blockIdx.x == 0 && thread_ == 0) *job_.finite = finite;
@@ -168,11 +166,11 @@ class Selector {
 
     if (job_.heavier) {
       for_groups([&](Search& search, Span span) { weigh(search, span); });
-      grid.wait();
+      wait_for_grid();
     }
     const unsigned own = gather<false>(0);
     if (thread_ == 0) job_.taken[blockIdx.x] = own;
-    grid.wait();
+    wait_for_grid();
     unsigned before = 0, all = 0;
     for (unsigned b = thread_; b < gridDim.x; b += kThreads) {
       all += job_.taken[b];

@@ -116,6 +116,8 @@ inline Block& block() {
 
 inline thread_local uint3 thread_index, block_index;
 inline thread_local dim3 block_size, grid_size;
+inline uint64_t launches = 0;
+inline unsigned arrived = 0;  // blocks of this launch, at barriers of the grid
 
 inline void yield() {
   Block& b = block();
@@ -281,6 +283,8 @@ inline void emulate(unsigned blocks, unsigned threads, bool together,
       run_block(number, grid, size, shuffled(threads), kernel);
     return;
   }
+  ++launches;
+  arrived = 0;
   std::vector<std::thread> running;
   for (unsigned number = 0; number < blocks; ++number)
     running.emplace_back(

@@ -58,7 +58,7 @@ def scatter_add(a: SimpleNamespace) -> Tensor:
 
 CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "topk": lambda a: native.topk(
-        [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False
+        [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, []
     ),
     "segment_means": lambda a: native.segment_means(a.values, a.counts),
     "accumulate": accumulate,
@@ -141,7 +141,7 @@ class Step:
     def run(self) -> list[Tensor]:
         indices, values, finite = native.topk(
             *([self.grad], [self.residual], [self.momentum], 0.9),
-            *(self.bounds, self.groups, self.ks, torch.empty(0, dtype=torch.int64), False),
+            *(self.bounds, self.groups, self.ks, torch.empty(0, dtype=torch.int64), False, []),
         )
         means = native.segment_means(values, self.counts)
         message = native.elias_fano_encode(indices, self.numel, self.k)
