@@ -1,5 +1,6 @@
 import math
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from ddp_compress import ops, reference
 
 native = torch.ops.ddp_compress
+# grads, residuals, momenta, momentum, bounds, groups, ks, salts
+Message = tuple[list[Tensor], list[Tensor], list[Tensor], float, Tensor, Tensor, Tensor, Tensor]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 either_side = pytest.mark.parametrize("heavier", [False, True], ids=["both", "heavier"])
@@ -81,12 +84,13 @@ def check_device(device, on_device):
         assert torch.equal(found[1], torch.cat([expected[1], expected[1].new_zeros(unused)]))
         assert torch.equal(found[2], expected[2])
         if expected[2]:
-            assert all(torch.equal(a.cpu(), b) for a, b in zip(left, wanted, strict=True))
+            found = [each.cpu() for each in left]
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
     return check
 
 
-def random_case(dtype, momentum, k, numel=40_003):
+def random_case(dtype, momentum, k, numel=40_003) -> Message:
     grad = torch.randn(numel, generator=torch.Generator().manual_seed(k)).to(dtype)
     momenta = memory_of([grad], seed=2) if momentum else []
     return [grad], memory_of([grad], seed=1), momenta, momentum or 0.0, *one_group(numel, k)
@@ -104,7 +108,7 @@ def test_twins_agree_on_random_gradients(dtype, heavier, momentum, k):
     assert len(indices) <= k
 
 
-def grouped_case(dtype):
+def grouped_case(dtype) -> tuple[Message, list[tuple[int, int]]]:
     """Groups that span chunks, parameters that span nothing, some left out."""
     sizes = [5000, 1, 0, 9000, 64, 3000, 20_000, 7, 10_000]
     groups = [0, -1, -1, 0, 1, -1, 1, 2, -1]
@@ -232,7 +236,7 @@ def test_the_first_of_equals_are_taken():
     assert indices.tolist() == [0, 1, 2, 3, 4]
 
 
-def tied_case(dtype, levels, k, salted):
+def tied_case(dtype, levels, k, salted) -> Message:
     """Ties over many blocks, chunks and parameters, pruned often on the way; many zeros."""
     numel, chunks, params = 60_000, [25_000, 1, 34_999], 41
     generator = torch.Generator().manual_seed(levels)
@@ -352,7 +356,15 @@ def test_opcheck(dtype, momentum):
     grad = torch.arange(-5, 6).to(dtype)
     memory = memory_of([grad])
     for salts in (FIRST, torch.tensor([5])):
-        args = ([grad], memory, memory if momentum else [], 0.9, *one_group(11, 3, salts), True, [])
+        args: Any = (
+            [grad],
+            memory,
+            memory if momentum else [],
+            0.9,
+            *one_group(11, 3, salts),
+            True,
+            [],
+        )
         torch.library.opcheck(native.topk.default, args)
 
 
@@ -484,7 +496,7 @@ def test_a_gpu_agrees_on_the_largest_gradients(heavier, levels, k):
     memory = torch.zeros(numel)
     tables = one_group(numel, k, torch.tensor([7]))
     expected = native.topk([grad], [memory], [], 0.0, *tables, heavier, [])
-    on_gpu = ([grad.cuda()], [memory.cuda()], [], 0.0)
+    on_gpu: Any = ([grad.cuda()], [memory.cuda()], [], 0.0)
     for _ in range(3):
         for ours, theirs in zip(native.topk(*on_gpu, *tables, heavier, []), expected, strict=True):
             assert torch.equal(ours.cpu(), theirs)
