@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cuda/kernels.h"
+#include "elias_fano_layout.h"
 #include "kernels.h"
 #include "schemas.h"
 #include "tensors.h"
