@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def beside(table: Tensor, data: Tensor) -> Tensor:
-    """A tensor of the host's on the device of another; nobody waits.
+    """A tensor of the host's on the device of another; the host does not wait for its work.
 
     Example:
         >>> table = torch.arange(3)
@@ -44,6 +44,16 @@ def on_host(data: Tensor) -> Tensor:
     return pinned
 
 
+def used_here(data: Tensor) -> None:
+    """Keep memory from other streams, once it is let go of, until the current one has done so far.
+
+    Example:
+        >>> used_here(torch.arange(3))
+    """
+    if data.is_cuda:
+        data.record_stream(torch.cuda.current_stream(data.device))
+
+
 class Lane:
     """A stream of a state's own on every CUDA device: its work runs beside backward.
 
@@ -60,7 +70,8 @@ class Lane:
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
+            # Before backward: its many small kernels hardly delay that, and messages leave sooner.
+            self._streams[device] = torch.cuda.Stream(device, priority=-1)
         return self._streams[device]
 
     @contextmanager

@@ -155,6 +155,10 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
+        if flat.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph cannot hold the exchange with other ranks: capture less"
+            )
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
         self._under_way().add(chunk)
         if last:
@@ -277,10 +281,11 @@ class CompressionState:
         if self._comm is None or self._comm.outdated:
             exchange = self.recipe.exchange
             # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-            if exchange.many_phase or any(p.is_cuda for p in self._parameters.values()):
+            device = next((p.device for p in self._parameters.values()), torch.device("cpu"))
+            if exchange.many_phase or device.type == "cuda":
                 self._worker = self._worker or Worker()
             private = self._worker is not None
-            comm = Comm(self.process_group, self.stats, private, exchange.rotates)
+            comm = Comm(self.process_group, self.stats, device, private, exchange.rotates)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:

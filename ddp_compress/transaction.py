@@ -197,7 +197,7 @@ def _commit(
     numel = len(chunk.grad)
     for delivery in deliveries:
         for entries in delivery.sent:
-            memory.release(chunk.kept, entries.within(start, numel), delivery.exact)
+            memory.release(chunk, start, entries, delivery.exact)
         add_entries(chunk.grad, start, delivery.received, delivery.scale)
         for name, entries in delivery.writes.items():
             entries.within(start, numel).write_to(chunk.kept[name])

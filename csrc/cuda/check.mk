@@ -10,7 +10,8 @@ EMULATE = $(CXX) -O2 -fPIC -ffp-contract=off -Wall -Werror -Wno-unknown-pragmas 
   -DDDP_COMPRESS_EMULATED -Itests/emulation
 
 ifneq ($(shell command -v nvcc),)
-cuda: $(KERNELS:%=build/cuda/%.o)  ## compile every CUDA kernel, for sm_80 and sm_90
+cuda: $(KERNELS:%=build/cuda/%.o) $(READY)  ## compile every CUDA kernel, for sm_80 and sm_90
+	$(CXX) -fsyntax-only -Wall -Werror $(KERNEL_FLAGS) csrc/ops_cuda.cpp
 endif
 
 build/cuda/%.o: csrc/cuda/%.cu $(CSRC) | $(READY)

@@ -343,6 +343,7 @@ class Selector {
         job_.values[at] = value;
       }
       const auto size = static_cast<unsigned long long>(magnitude(value));
+      // Raised in the first round or never, because that sees all elements: so all blocks know.
       if (size >= kInfinity<A>) job_.progress->not_finite = 1;
       if (job_.heavier) atomicMax(&shared_.largest[side_of(value)], size);
       count(value, position);
@@ -615,7 +616,7 @@ class Selector {
 };
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, S::kBlocks) select(Job<S> job) {
+__global__ void __launch_bounds__(kThreads, S::kBlocks) select(const __grid_constant__ Job<S> job) {
   __shared__ Shared shared;
   Selector<S>(job, shared).run();
 }

@@ -35,6 +35,7 @@ class Comm:
         group: the process group; None for the default one. Without torch.distributed this rank
             is alone.
         stats: where to count.
+        device: of the model.
         private: whether collectives run on a group of their own, made when the ranks first
             meet, because a thread beside the caller's may launch them.
         rotates: see `recipe.Exchange`.
@@ -49,7 +50,12 @@ class Comm:
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, stats: Stats, private: bool, rotates: bool
+        self,
+        group: dist.ProcessGroup | None,
+        stats: Stats,
+        device: torch.device,
+        private: bool,
+        rotates: bool,
     ) -> None:
         alone = not dist.is_initialized()
         self.group = group
@@ -63,7 +69,8 @@ class Comm:
         self.known: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, tuple[int, int]] = {}
         self._alone = alone
-        self._wire = torch.device("cpu") if alone else _wire(group)
+        self._device = device
+        self._wire = torch.device("cpu") if alone or "cpu" in _backends(group) else device
         self._private = private and not alone
         self._rotates = rotates
         # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
@@ -138,7 +145,8 @@ class Comm:
         if self._alone:
             return list(bodies)
         mine = torch.cat(list(bodies)).to(self._wire)
-        theirs = mine.new_empty(sum(sizes))
+        pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
+        theirs = mine.new_empty(sum(sizes), pin_memory=pinned)
         lengths = [len(body) for body in bodies]
         self._alive += [mine, theirs]
         work = dist.all_to_all_single(
@@ -182,13 +190,6 @@ def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:
     """By type of device, the backend that talks for it."""
     pairs = dist.get_backend_config(group).split(",")
     return dict(pair.split(":", 1) for pair in pairs)
-
-
-def _wire(group: dist.ProcessGroup | None) -> torch.device:
-    """Where collectives take bytes from: the host, unless the group is of NCCL alone."""
-    if "cpu" in _backends(group):
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _twin(group: dist.ProcessGroup | None, wire: torch.device, name: str) -> dist.ProcessGroup:

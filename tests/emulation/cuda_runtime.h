@@ -34,6 +34,7 @@
 #define __shared__ static thread_local  // a block stays on its thread
 #define __restrict__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint3 {
   unsigned x = 0, y = 0, z = 0;
