@@ -54,7 +54,16 @@ class Buffers:
         """Floating-point buffers now - then, [N] on the host; 0 where that is not finite.
 
         So a mask of -inf stays, and one rank's NaN does not reach the others.
+
+        Raises:
+            ValueError: the model's buffers have other names or shapes than then.
         """
+        ours, expected = _shapes(self._now()), _shapes(self.then)
+        if ours != expected:
+            raise ValueError(
+                f"buffers are now {ours}, expected as before {expected}: a model that changes them "
+                "needs buffers='keep'"
+            )
         now = self._now()
         parts = [
             on_host((now[name].to(self.dtype) - self.then[name].to(self.dtype)).flatten())
@@ -79,12 +88,13 @@ class Buffers:
 
     def keep(self) -> None:
         """Move to this rank's own."""
-        self.load(self._now())
+        self.then = {name: b.clone() for name, b in self._now().items()}
 
     def write(self) -> None:
-        """Put them back into the model."""
+        """Put them back into the model, where it still has them."""
         for name, buffer in self._now().items():
-            buffer.copy_(self.then[name])
+            if name in self.then and self.then[name].shape == buffer.shape:
+                buffer.copy_(self.then[name])
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Take over values of equal shapes, by name."""
@@ -95,3 +105,7 @@ class Buffers:
         """The model's own. Modules may have put new tensors in their places."""
         named = self._module.named_buffers()
         return {name: b.detach() for name, b in named if name not in self._ignored}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in tensors.items()}
