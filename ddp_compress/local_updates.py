@@ -141,13 +141,17 @@ class LocalUpdates(Optimizer):
         self._comm: Comm | None = None
         ddp_model.register_comm_hook(self._passes, local_hook)
         ddp_model.broadcast_buffers = False
-        ddp_model.register_forward_pre_hook(torch.compiler.disable(self._before_forward))
+        ddp_model.register_forward_pre_hook(_BeforeForward(self._catch_up))
 
     def __getattr__(self, name: str) -> Any:
         """What this optimizer does not have itself."""
         if name == "inner":  # not yet made
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refused: a copy would meet other ranks that have none."""
+        raise TypeError("LocalUpdates cannot be copied or pickled: save its state_dict()")
 
     def __repr__(self) -> str:
         return f"LocalUpdates({self.inner!r}, period={self._period!r}, outer={self.outer!r})"
@@ -234,10 +238,8 @@ class LocalUpdates(Optimizer):
                     grad.mul_(inverse.to(grad.device))
         return True
 
-    def _before_forward(self, model: nn.Module, _: object) -> None:
+    def _catch_up(self) -> None:
         """Where a step was skipped: meet as the others did, before anything else is sent."""
-        if not (model.training and torch.is_grad_enabled()):
-            return
         if self._ddp_model._join_config.enable:
             raise RuntimeError(
                 "LocalUpdates does not work under DDP.join: a rank that ran out of inputs takes no "
@@ -323,6 +325,20 @@ class LocalUpdates(Optimizer):
         _check_tensors("buffers", saved["buffers"], self._buffers.then)
         _check_groups("inner", saved["inner"], self.inner)
         _check_groups("outer", saved["outer"], self.outer)
+
+
+class _BeforeForward:
+    """A hook of the DDP model; copies of the model, and pickles, are free of it."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act: Callable[[], None] | None = torch.compiler.disable(act)
+
+    def __call__(self, model: nn.Module, _: object) -> None:
+        if self._act and model.training and torch.is_grad_enabled():
+            self._act()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_act": None}
 
 
 def _check_types(optimizer: object, ddp_model: object, state: object, outer: object) -> None:

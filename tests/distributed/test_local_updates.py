@@ -1,7 +1,9 @@
 """Communication delay: local steps, rounds, and everything that may go wrong between two rounds."""
 
+import copy
 import io
 import math
+import pickle
 import random
 import re
 from collections.abc import Callable
@@ -302,6 +304,32 @@ def at_the_end() -> str:
 
 def test_synchronize_ends_a_period_early(ranks):
     same_everywhere(ranks.run(2, at_the_end))
+
+
+def copied() -> str:
+    """Copies of the model meet nobody; the original goes on, compiled too."""
+    ddp, state, optimizer = wrap(small_model(), period=2)
+    rank = dist.get_rank()
+    train(ddp, optimizer, range(1))
+    loss(ddp, rank, 1).backward()  # due from here on
+    for twin in (copy.deepcopy(ddp), pickle.loads(pickle.dumps(ddp))):
+        loss(twin.module, rank, 2).backward()
+        assert next(iter(twin._forward_pre_hooks.values()))(twin, ()) is None
+        assert state.step == 0
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(optimizer)
+    compiled = torch.compile(ddp, backend="eager")
+    for number in range(4):
+        optimizer.zero_grad()
+        loss(compiled, rank, number).backward()
+        optimizer.step()
+    assert state.step == 3
+    return weights(ddp)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_wrapped_model_may_be_copied_and_compiled(ranks):
+    same_everywhere(ranks.run(2, copied))
 
 
 # ---------------------------------------------------------------------------------------- buffers
