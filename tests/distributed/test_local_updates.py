@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, LocalUpdates, PeerError, attach, recipes
-from tests.distributed.training import digest, loss, memory, small_model, weights
+from tests.distributed.training import MANY_BUCKETS, digest, loss, memory, small_model, weights
 from tests.table import ROWS, Row, every_family
 
 TOPK = Row(recipes.topk(0.1))
@@ -36,9 +36,10 @@ def wrap(
     row: Row = TOPK,
     inner: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
     period: Any = 3,
+    bucket_cap_mb: float = MANY_BUCKETS,
     **options: Any,
 ) -> tuple[DistributedDataParallel, CompressionState, LocalUpdates]:
-    ddp = DistributedDataParallel(model)
+    ddp = DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb)
     state = CompressionState(ddp, row.recipe, min_numel=row.min_numel)
     return ddp, state, LocalUpdates(inner(ddp), ddp, state, period, **options)
 
@@ -308,7 +309,7 @@ def test_synchronize_ends_a_period_early(ranks):
 
 def copied() -> str:
     """Copies of the model meet nobody; the original goes on, compiled too."""
-    ddp, state, optimizer = wrap(small_model(), period=2)
+    ddp, state, optimizer = wrap(small_model(), period=2, bucket_cap_mb=25)  # Dynamo's own limit
     rank = dist.get_rank()
     train(ddp, optimizer, range(1))
     loss(ddp, rank, 1).backward()  # due from here on
