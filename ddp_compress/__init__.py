@@ -8,6 +8,7 @@ from ddp_compress import recipes, schedules
 from ddp_compress.exchange import PeerError
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.layout import Layout
+from ddp_compress.local_updates import LocalUpdates
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule, exponential_warmup
 from ddp_compress.state import CompressionState
@@ -16,6 +17,7 @@ from ddp_compress.stats import Stats
 __all__ = [
     "CompressionState",
     "Layout",
+    "LocalUpdates",
     "PeerError",
     "Recipe",
     "Schedule",
