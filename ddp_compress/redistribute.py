@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -89,25 +90,23 @@ def _check(checkpoints: Sequence[Mapping[str, Any]]) -> None:
         unknown = sorted(set(map(str, saved["tensors"])) - set(_RULES))
         if unknown:
             raise ValueError(f"rank {number}: checkpoint keeps unknown tensors {unknown}")
-    for what, of in (
-        ("recipe", lambda saved: saved["recipe"]),
-        ("step", lambda saved: saved["step"]),
-        ("tensors", _shapes),
-    ):
-        first, *others = map(of, checkpoints)
-        for number, other in enumerate(others, start=1):
-            if other != first:
-                raise ValueError(
-                    f"checkpoints must be of one {what}: rank 0 has {first!r}, rank {number} has "
-                    f"{other!r}"
-                )
+    facts = [_facts(saved) for saved in checkpoints]
+    for what in dict.fromkeys(chain(*facts)):
+        first, *others = (each.get(what) for each in facts)
+        odd = {number: other for number, other in enumerate(others, 1) if other != first}
+        if odd:
+            theirs = ", ".join(f"rank {number} has {other}" for number, other in odd.items())
+            raise ValueError(f"checkpoints must agree in {what}: rank 0 has {first}, {theirs}")
 
 
-def _shapes(saved: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    return {
-        slot: {name: f"{list(t.shape)} {t.dtype}" for name, t in sorted(by_name.items())}
+def _facts(saved: Mapping[str, Any]) -> dict[str, object]:
+    """What the checkpoints of all ranks share, by name."""
+    tensors = {
+        f"{slot} of {name}": f"{list(tensor.shape)} {tensor.dtype}"
         for slot, by_name in saved["tensors"].items()
+        for name, tensor in by_name.items()
     }
+    return {"recipe": saved["recipe"], "step": saved["step"], **tensors}
 
 
 # Each makes of a tensor [N] of all old ranks, in their order, the one of a new rank.

@@ -310,7 +310,7 @@ class CompressionState:
         """This rank's memory, step and statistics: plain tensors and numbers, all copies.
 
         Every rank keeps its own: residuals differ between ranks. Load it with
-        ``torch.load(..., weights_only=True)``.
+        ``torch.load(..., weights_only=True)``. For `torch.distributed.checkpoint` see `PerRank`.
 
         Example:
             >>> import ddp_compress as dc
@@ -334,7 +334,10 @@ class CompressionState:
         return [self._comm.rank, self._comm.world_size]
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, of the same model and recipe; density may differ.
+        """Take back what `state_dict` gave on this rank, of the same model and recipe.
+
+        Density may differ. For another number of ranks see `redistribute`. On another rank the next
+        step raises a `PeerError`, on every rank.
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has changed then.

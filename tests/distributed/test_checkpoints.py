@@ -47,7 +47,7 @@ def without_per_rank(folder: Path) -> str:
     ddp, state = wrap(small_model(), row)
     train(ddp, range(2))
     dcp.save({"compression": state}, checkpoint_id=folder)
-    again, fresh = wrap(small_model(), row)
+    _, fresh = wrap(small_model(), row)
     with pytest.raises(ValueError, match="PerRank"):
         dcp.load({"compression": fresh}, checkpoint_id=folder)
     assert fresh.step == 0
