@@ -60,8 +60,7 @@ class Comm:
         alone = not dist.is_initialized()
         self.group = group
         self.stats = stats
-        self.rank = 0 if alone else dist.get_rank(group)
-        self.world_size = 1 if alone else dist.get_world_size(group)
+        self.rank, self.world_size = place(group)
         self.density = 1.0
         self.step = 0
         self.turn: int | None = None
@@ -174,6 +173,18 @@ class Comm:
         mine = total.to(tensor.dtype).view(torch.uint8)
         sums = yield from self.all_to_all([mine] * self.world_size, [len(p) for p in parts])
         return torch.cat(sums).view(tensor.dtype)
+
+
+def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """This rank's number in a group, and how many there are; alone without torch.distributed.
+
+    Example:
+        >>> place()
+        (0, 1)
+    """
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
 
 
 _comms: WeakSet[Comm] = WeakSet()
