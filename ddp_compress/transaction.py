@@ -99,6 +99,7 @@ class Transaction:
         """Bring a gradient, in place, to what memory is to be told of it."""
         if chunk.scale is not None:
             unscale(chunk.grad, chunk.scale)
+            self._lane.borrow(chunk.scale)
         clip = self._settings.recipe.memory.clip
         if clip is not None:
             clip_gradient(chunk, clip / math.sqrt(self._comm.world_size))

@@ -46,6 +46,9 @@ class OnCuda(Tensor):
     def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
+    def record_stream(self, stream: Any) -> None:
+        """There are none."""
+
     def tolist(self) -> Any:
         return self.host.tolist()
 
