@@ -1,6 +1,7 @@
 """GradScaler, autocast, half-precision wrappers and clipping, on ranks."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def overflowing_and_growing(row: Row) -> list[float]:
 def test_a_scaler_that_overflows_and_grows_changes_no_bit(ranks, row):
     """Weights and memory are those of training without a scaler, but for the skipped steps."""
     one, other = ranks.run(2, overflowing_and_growing, row)
-    changes = [after / before for before, after in zip(one, one[1:], strict=False)]
+    changes = [after / before for before, after in pairwise(one)]
     assert changes.count(0.5) == 5
     assert changes.count(2.0) >= 3
     assert one == other
