@@ -35,7 +35,8 @@ def compress_hook(
     if bucket.index() == 0:
         state.abandon_step()  # a backward that raised may have left half a step behind
     layout = state.layout(bucket.parameters())
-    return state.push(bucket.buffer(), layout, last=bucket.is_last())
+    flat = bucket.buffer()
+    return state.push(flat, layout, last=bucket.is_last(), scale=state.loss_scale(flat.device))
 
 
 @dataclass

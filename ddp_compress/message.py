@@ -23,6 +23,7 @@ class Chunk:
         kept: memory, by name: written when the step commits.
         may_be_idle: whether a parameter may have been left out of this rank's step.
         sums: [N], ``residual + grad``, where selecting has left it.
+        scale: [], what the gradient was multiplied by; None for 1.
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
@@ -33,6 +34,7 @@ class Chunk:
     kept: MutableMapping[str, Tensor] = field(default_factory=dict)
     may_be_idle: bool = False
     sums: Tensor | None = None
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
@@ -138,12 +140,19 @@ class Message:
         """Whether the accumulated gradient is finite everywhere."""
         return all(_is_finite(chunk, self.momentum) for chunk in self.chunks)
 
+    @property
+    def scale(self) -> Tensor | None:
+        """What its gradients were multiplied by, []; None for 1."""
+        return self.chunks[0].scale
+
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
 
         What is cut off stays in memory, because only what is sent leaves it.
         """
         limit = min(torch.finfo(self.chunks[0].grad.dtype).max, torch.finfo(torch.float32).max)
+        if self.scale is not None:
+            return values.clamp(-limit / self.scale, limit / self.scale)
         return values.clamp(-limit, limit)
 
 

@@ -32,6 +32,10 @@ class Memory(Protocol):
     def tensors(self) -> Tensors:
         """What is kept: "residual", and "momentum" where there is one."""
 
+    @property
+    def clip(self) -> float | None:
+        """Bound, times sqrt(W), of the norm of every parameter's gradient; None for none."""
+
     def momentum_at(self, step: int) -> float:
         """Factor of the kept momentum in a step; 0 where none is kept."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.futures import Future
 
 from ddp_compress.checkpoint import FORMAT, check_fits, check_form
@@ -23,6 +24,7 @@ from ddp_compress.guards import (
 from ddp_compress.layout import Layout
 from ddp_compress.message import Chunk
 from ddp_compress.recipe import Recipe
+from ddp_compress.scaling import scale_of
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.store import ParameterStore
@@ -102,6 +104,7 @@ class CompressionState:
         self._find_unused = find_unused
         self._comm: Comm | None = None
         self._transaction: Transaction | None = None
+        self._scaler: GradScaler | None = None
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._start()
 
@@ -119,7 +122,7 @@ class CompressionState:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane")
+        gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
         return self.__dict__ | dict.fromkeys(gone) | {"_saved_by": self._here()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -136,7 +139,43 @@ class CompressionState:
 
     # ------------------------------------------------------------------ the way of a gradient
 
-    def push(self, flat: Tensor, layout: Layout, last: bool) -> Future[Tensor]:
+    def use_scaler(self, scaler: GradScaler) -> None:
+        """Tell of the GradScaler that scales the loss, before the first step.
+
+        DDP's gradients g then arrive as ``S g``. They are divided by S as they come and their mean
+        is multiplied by S in the end, so that ``scaler.unscale_`` and ``step`` find what they
+        expect, and all that is kept is in unscaled units whatever becomes of S. Powers of two
+        round nothing; another S rounds each time. After an overflow every rank's scaler backs off.
+
+        Without this call memory is kept in the units of its day, and a changed scale distorts it.
+        Checkpoints do not hold the scaler; a copied state must be told again. What goes through
+        `reduce` is not scaled.
+
+        Args:
+            scaler: used for all of the model's losses; a disabled one is no matter.
+
+        Raises:
+            TypeError: it is no GradScaler.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.topk(density=0.5))
+            >>> scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            >>> state.use_scaler(scaler)
+            >>> state.loss_scale(torch.device("cpu"))
+            tensor(1024.)
+        """
+        if not isinstance(scaler, GradScaler):
+            raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+        self._scaler = scaler
+
+    def loss_scale(self, device: torch.device) -> Tensor | None:
+        """What gradients on a device are multiplied by now, [] fp32; None without a scaler."""
+        return None if self._scaler is None else scale_of(self._scaler, device)
+
+    def push(
+        self, flat: Tensor, layout: Layout, last: bool, scale: Tensor | None = None
+    ) -> Future[Tensor]:
         """Take one flat gradient of a step; complete all the step's futures at the last.
 
         A GradBucket is one case, a weight difference another. All ranks push equal layouts in
@@ -146,6 +185,7 @@ class CompressionState:
             flat: [N], fp32, bf16, fp16 or fp64, contiguous. It becomes the result, in place.
             layout: its parameters in order.
             last: whether the step ends with it.
+            scale: [], what ``flat`` was multiplied by, and the result is to be; None for 1.
 
         Returns:
             A future of ``flat``, holding the mean over ranks of what they sent; after an aborted
@@ -159,7 +199,7 @@ class CompressionState:
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale)
         self._under_way().add(chunk)
         if last:
             self._finish()
@@ -302,7 +342,8 @@ class CompressionState:
         select = ", ".join(f"{name}={value}" for name, value in options)
         return (
             f"recipe {recipe.name}, density {density:.9g}, "
-            f"{type(recipe.memory).__name__}(momentum={recipe.memory.momentum_at(self.step):.9g}), "
+            f"{type(recipe.memory).__name__}(momentum={recipe.memory.momentum_at(self.step):.9g}, "
+            f"clip={recipe.memory.clip}), "
             f"{type(recipe.select).__name__}({select}), "
             f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "

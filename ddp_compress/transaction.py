@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,8 +15,10 @@ from ddp_compress.devices import Lane
 from ddp_compress.exchange import Channel, Comm, Worker
 from ddp_compress.exchange.worker import Exchanging
 from ddp_compress.layout import MAX_NUMEL, Plan, add_entries, plan
+from ddp_compress.memory import clip_gradient
 from ddp_compress.message import Chunk, Delivery, Message, memory_dtype
 from ddp_compress.recipe import Memory, Recipe
+from ddp_compress.scaling import mantissa, unscale
 from ddp_compress.schedules import density_at
 from ddp_compress.store import ParameterStore
 
@@ -82,6 +86,7 @@ class Transaction:
         try:
             if chunk.grad.is_cuda and self._worker is None:
                 raise ValueError(f"gradient is on {chunk.grad.device}, its model on the CPU")
+            self._prepare(chunk)
             if not waits and draft.numel and draft.numel + len(chunk.grad) > MAX_NUMEL:
                 self._send(draft.take())
             draft.add(chunk, 0 if waits else self._bytes(chunk))
@@ -89,6 +94,15 @@ class Transaction:
                 self._send(draft.take())
         except Exception as error:
             self.fail(error)
+
+    def _prepare(self, chunk: Chunk) -> None:
+        """Bring a gradient, in place, to what memory is to be told of it."""
+        if chunk.scale is not None:
+            unscale(chunk.grad, chunk.scale)
+            self._lane.borrow(chunk.scale)
+        clip = self._settings.recipe.memory.clip
+        if clip is not None:
+            clip_gradient(chunk, clip / math.sqrt(self._comm.world_size))
 
     def fail(self, error: Exception) -> None:
         """Let the next message tell every rank of an error."""
@@ -160,13 +174,11 @@ class Transaction:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
             message = Message(chunks, self._plan(chunks, self._density), self._step, self._momentum)
-            parts = (recipe.quantize, recipe.codec, recipe.exchange)
-            setting = (recipe.name, self._momentum, *parts, message.plan.digest)
-            layout = message.plan.layout_digest
+            layout, setting = message.plan.layout_digest, partial(_setting, message, recipe)
             channel = Channel(self._comm, number, self._density, setting, layout, self._step)
             exchange: Exchanging = recipe.exchange.run(message, recipe, channel)
         except Exception as error:
-            channel = Channel(self._comm, number, 0.0, None, 0, self._step)
+            channel = Channel(self._comm, number, 0.0, lambda: None, 0, self._step)
             exchange = channel.report(error)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
         running = self._launch(self._lane.drive(exchange, device), channel)
@@ -189,6 +201,13 @@ class Transaction:
             start += len(chunk.grad)
 
 
+def _setting(message: Message, recipe: Recipe) -> object:
+    """What ranks must share."""
+    memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
+    parts = (recipe.quantize, recipe.codec, recipe.exchange)
+    return (recipe.name, *memory, *parts, message.plan.digest)
+
+
 def _commit(
     chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory, momentum: float
 ) -> None:
@@ -201,6 +220,8 @@ def _commit(
         add_entries(chunk.grad, start, delivery.received, delivery.scale)
         for name, entries in delivery.writes.items():
             entries.within(start, numel).write_to(chunk.kept[name])
+    if chunk.scale is not None:
+        chunk.grad.mul_(chunk.scale)
 
 
 @dataclass

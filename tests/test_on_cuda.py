@@ -13,6 +13,7 @@ from ddp_compress import CompressionState, PeerError
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import channel, frame
 from ddp_compress.layout import Layout
+from ddp_compress.recipes import dgc
 from tests import pretend_cuda
 from tests.table import ROWS, Row, every_family, every_row
 from tests.test_laws import Model, random_grads
@@ -86,6 +87,25 @@ def test_a_checkpoint_goes_from_device_to_device(row, cuda):
 @every_row
 def test_a_device_gives_what_the_cpu_gives(row, cuda, frames):
     check_device(row, torch.float32, cuda, frames)
+
+
+def scaled_and_clipped(device: torch.device) -> Any:
+    """As with a GradScaler, whose scale grows."""
+    state = CompressionState(Model(device=device), dgc(0.1, clip=0.5))
+    results = []
+    for step, scale in enumerate([1024.0, 1024.0, 2048.0]):
+        grads = random_grads(step)
+        layout = Layout(tuple(grads), tuple(map(len, grads.values())))
+        flat = (torch.cat(list(grads.values())) * scale).to(device)
+        state.push(flat, layout, last=True, scale=torch.tensor(scale).to(device)).wait()
+        results.append(pretend_cuda.host_of(flat).cpu())
+    saved = state.state_dict()["tensors"]
+    state.close()
+    return results, {slot: on_host(tensors) for slot, tensors in saved.items()}
+
+
+def test_scaled_gradients_are_clipped_as_on_the_cpu(cuda):
+    assert_same(scaled_and_clipped(cuda), scaled_and_clipped(torch.device("cpu")))
 
 
 @every_family

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class Channel:
         comm: the other ranks.
         number: of the message in its step.
         density: of this step; ranks must agree.
-        setting: anything whose repr ranks must share: recipe and plan.
+        setting: gives anything whose repr ranks must share: recipe, plan, loss scale. Called where
+            the exchange runs, which may wait for a device.
         layout: a number for the plan's layout, whatever its density.
         step: of the state; ranks must agree.
 
@@ -52,17 +54,27 @@ class Channel:
     """
 
     def __init__(
-        self, comm: Comm, number: int, density: float, setting: object, layout: int, step: int
+        self,
+        comm: Comm,
+        number: int,
+        density: float,
+        setting: Callable[[], object],
+        layout: int,
+        step: int,
     ) -> None:
         self._comm = comm
         self._number = number
         self._density = density
-        self._setting = zlib.crc32(repr(setting).encode())
+        self._setting = setting
         self._layout = layout
         self._step = step
         self._phase = 0
         self._failure: Exception | None = None
         self.learned: dict[str, Any] = {}
+
+    @cached_property
+    def _setting_digest(self) -> int:
+        return zlib.crc32(repr(self._setting()).encode())
 
     @property
     def rank(self) -> int:
@@ -115,7 +127,7 @@ class Channel:
         """
         self._phase += 1
         flags, body = self._attempt(build)
-        fingerprint = (self._setting + self._phase) & 0xFFFF
+        fingerprint = (self._setting_digest + self._phase) & 0xFFFF
         length = HEADER_BYTES + len(body)
         mine = seal(Header(self._density, fingerprint, self._step, flags, length), body)
         self.stats.payload_bits += 8 * len(mine)
@@ -265,7 +277,7 @@ def _check_alike(headers: list[Header]) -> None:
     def setting(header: Header) -> str:
         return (
             f"density {header.density:.6g}, step {header.step} (mod 256), "
-            f"recipe and layout #{header.fingerprint:04x}"
+            f"recipe, layout and loss scale #{header.fingerprint:04x}"
         )
 
     for rank, header in enumerate(headers):

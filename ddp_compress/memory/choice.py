@@ -19,7 +19,7 @@ def memory_with(momentum: float | Schedule) -> MomentumCorrection | Residual:
 
     Example:
         >>> memory_with(0.0), memory_with(0.9)
-        (Residual(), MomentumCorrection(momentum=0.9))
+        (Residual(), MomentumCorrection(momentum=0.9, clip=None))
     """
     if callable(momentum) or check_momentum(momentum, "momentum"):
         return MomentumCorrection(momentum)

@@ -10,6 +10,7 @@ import torch
 
 from ddp_compress import ops
 from ddp_compress.layout import Sparse, add_entries
+from ddp_compress.memory.clip import check_clip
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ class MomentumCorrection:
 
     Args:
         momentum: mu, in [0, 1), or a schedule of it.
+        clip: None, or on W ranks ``clip / sqrt(W)`` is the most that the norm of a parameter's
+            gradient may be on a rank; see `clip.clip_gradient`.
 
     Raises:
-        TypeError: the momentum is no number.
-        ValueError: the momentum lies outside its range.
+        TypeError: an argument is no number.
+        ValueError: an argument lies outside its range.
 
     Source: Lin et al., Deep Gradient Compression (ICLR 2018), §3.1 and §3.2.
 
@@ -39,8 +42,10 @@ class MomentumCorrection:
     """
 
     momentum: float | Schedule = 0.9
+    clip: float | None = None
 
     def __post_init__(self) -> None:
+        check_clip(self.clip)
         if not callable(self.momentum):
             check_momentum(self.momentum, "momentum")
 

@@ -32,6 +32,10 @@ class Residual:
         """The residual alone."""
         return {"residual": None}
 
+    @property
+    def clip(self) -> None:
+        """Gradients are kept as they come."""
+
     def momentum_at(self, step: int) -> float:
         """None is kept."""
         return 0.0

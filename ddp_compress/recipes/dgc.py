@@ -19,6 +19,7 @@ def dgc(
     codec: str = "elias_fano",
     value_dtype: torch.dtype = torch.float32,
     exchange: str = "all_gather",
+    clip: float | None = None,
 ) -> Recipe:
     """Send the largest entries of the accumulated velocity; zero its momentum where sent.
 
@@ -34,6 +35,10 @@ def dgc(
         value_dtype: how values travel; what rounding loses stays in the residual.
         exchange: how ranks share: ``"all_gather"``, ``"sharded"`` or ``"union"``; see
             `exchange.exchange_by_name`.
+        clip: None, or local gradient clipping: before it enters the momentum, every parameter's
+            gradient is scaled down on each of the W ranks to a norm of ``clip / sqrt(W)`` at most.
+            The norm is a parameter's own, as in the authors' code, not the whole gradient's: see
+            `memory.clip_gradient`. What is clipped is lost.
 
     Returns:
         The recipe: frozen configuration, for `attach` or `CompressionState`.
@@ -42,15 +47,15 @@ def dgc(
         TypeError: an argument is of the wrong type.
         ValueError: an argument lies outside its range.
 
-    Source: Lin et al., Deep Gradient Compression (ICLR 2018), Alg. 1.
+    Source: Lin et al., Deep Gradient Compression (ICLR 2018), Alg. 1; §3.2.
 
     Example:
         >>> dgc(density=0.001).memory
-        MomentumCorrection(momentum=0.9)
+        MomentumCorrection(momentum=0.9, clip=None)
     """
     return Recipe(
         "dgc",
-        MomentumCorrection(momentum),
+        MomentumCorrection(momentum, clip),
         TopK(density, scope),
         Values(value_dtype),
         by_name(codec),

@@ -82,6 +82,7 @@ def with_autocast(row: Row, dtype: torch.dtype) -> str:
     """Half-precision forward and backward; one step overflows."""
     ddp, state = wrap(small_model().to(GPU), row)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    state.use_scaler(scaler)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
     for number in range(6):
         optimizer.zero_grad()
