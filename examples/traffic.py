@@ -82,16 +82,22 @@ def density_schedule(density: float, warmup_steps: int) -> Any:
     return dc.schedules.exponential_warmup(density, warmup_steps, start=WARMUP_DENSITY)
 
 
-def attach(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Meter:
-    """Choose how the gradients of ``model`` travel; returns a meter of what that costs."""
+def attach(
+    model: DistributedDataParallel, args: Namespace, recipe: Any
+) -> tuple[dc.CompressionState | None, Meter]:
+    """Choose how the gradients of ``model`` travel.
+
+    Returns:
+        What compression keeps from step to step, if there is any, and a meter of what it costs.
+    """
     elements = count_parameters(model)
     if args.recipe == "none":
-        return lambda steps: ring_all_reduce(steps, 4 * elements * steps)
+        return None, lambda steps: ring_all_reduce(steps, 4 * elements * steps)
     if args.recipe == "fp16":
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        return lambda steps: ring_all_reduce(steps, 2 * elements * steps)
+        return None, lambda steps: ring_all_reduce(steps, 2 * elements * steps)
     if args.recipe == "powersgd":
-        return attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
+        return None, attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
 
     state = dc.attach(model, recipe)  # the one line that a training script needs
 
@@ -100,7 +106,7 @@ def attach(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Mete
         payload_bytes = stats.payload_bits / 8
         return Traffic(steps, payload_bytes, stats.sent_bytes, stats.received_bytes, stats.nonzeros)
 
-    return meter
+    return state, meter
 
 
 def attach_powersgd(model: DistributedDataParallel, elements: int, dense_steps: int) -> Meter:

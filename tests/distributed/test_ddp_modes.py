@@ -153,8 +153,8 @@ MODES = {
     "channels-last-view": Mode(VIEW, build=channels_last),
     "compiled": Mode({"bucket_cap_mb": 1}, build=of_several_megabytes, compiled=True),
 }
-# Who has no gradient for a parameter sends nothing of it, because DDP throws away what comes for one
-# that no rank has used. `simulate_topk` knows nothing of that.
+# Who has no gradient for a parameter sends nothing of it: DDP throws away what comes for one that
+# no rank has used. `simulate_topk` knows nothing of that.
 IDLE_MODES = {
     "used-by-some": Mode(UNUSED, build=partial(Branches, USED_BY_SOME)),
     "used-by-none": Mode(UNUSED, build=partial(Branches, USED_BY_NONE)),
