@@ -97,7 +97,9 @@ def train(args: argparse.Namespace, folder: Path, kill: tuple[int, int] | None) 
         *(f"--steps={STEPS}", f"--checkpoint={folder}", f"--checkpoint-every={CHECKPOINT_EVERY}"),
         f"--json={folder}/report.json",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Else ranks that start again may find the addresses of dead ones (pytorch/pytorch#135712).
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = os.environ | own_store | {"OMP_NUM_THREADS": "1"}
     begin = time.monotonic()
     job = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, attach, compress_hook, recipes
@@ -123,12 +124,21 @@ USED_BY_SOME = [[BOTH, BOTH], [ONE, BOTH], [TWO, ONE], [BOTH, TWO], [ONE, TWO], 
 USED_BY_NONE = [[BOTH, BOTH], [ONE, ONE], [ONE, ONE], [BOTH, BOTH], [TWO, TWO], [TWO, TWO]]
 
 
-def of_several_megabytes() -> nn.Module:
+class Wide(nn.Module):
     """`torch.compile` cuts the graph where DDP's first bucket, of 1 MiB, is full."""
-    with torch.random.fork_rng():
-        torch.manual_seed(8)
-        one, two, out = nn.Linear(12, 600), nn.Linear(600, 600), nn.Linear(600, 3)
-    return nn.Sequential(one, nn.Tanh(), two, nn.Tanh(), out)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(8)
+            self.one, self.two, self.out = (
+                nn.Linear(12, 600),
+                nn.Linear(600, 600),
+                nn.Linear(600, 3),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(self.one(x).tanh()).tanh())
 
 
 VIEW = {"gradient_as_bucket_view": True}
@@ -151,7 +161,7 @@ MODES = {
     "tied-static": Mode({"bucket_cap_mb": MANY_BUCKETS} | STATIC, build=Tied),
     "channels-last": Mode(build=channels_last),
     "channels-last-view": Mode(VIEW, build=channels_last),
-    "compiled": Mode({"bucket_cap_mb": 1}, build=of_several_megabytes, compiled=True),
+    "compiled": Mode({"bucket_cap_mb": 1}, build=Wide, compiled=True),
 }
 # Who has no gradient for a parameter sends nothing of it: DDP throws away what comes for one that
 # no rank has used. `simulate_topk` knows nothing of that.
@@ -177,7 +187,8 @@ def train_in(
         options: of `wrap`, beside the mode's.
     """
     ddp, state = wrap(mode.build(), row, **options | dict(mode.options))
-    model = torch.compile(ddp, backend="aot_eager") if mode.compiled else ddp
+    compiler = CompileCounterWithBackend("aot_eager")
+    model = torch.compile(ddp, backend=compiler) if mode.compiled else ddp
     rank, digests = dist.get_rank(), []
     with ddp.join() if mode.batches is uneven else nullcontext():
         for numbers in filter(None, (mode.batches(step, rank) for step in range(STEPS))):
@@ -189,6 +200,7 @@ def train_in(
             loss(model, rank, numbers[-1]).backward()
             digests.append(digest(grads(ddp)))
             descend(ddp)
+    assert (compiler.frame_count > 1) == mode.compiled  # parts of a graph cut at buckets
     return ddp, state, digests
 
 
