@@ -7,7 +7,6 @@ BIN     = .venv/bin
 READY   = .venv/ready
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CUDA   := $(wildcard csrc/cuda/*.cu)
 
 .PHONY: help train test lint cuda format bench clean
 
@@ -17,7 +16,8 @@ help:  ## list these targets
 train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density 0.01'
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
 
-test: lint cuda build/emulated.so  ## lint, types and every test: make test ARGS='-k golomb'
+test: lint  ## lint, types and every test: make test ARGS='-k golomb'
+	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) cuda build/emulated.so
 	$(BIN)/pytest $(ARGS)
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
@@ -25,48 +25,15 @@ lint: $(READY)  ## formatters (check only), linters, types, and the arrows that 
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(wildcard tests/emulation/*.h)
 	@! grep -rnw Tensor csrc/cpu csrc/cuda csrc/kernels.h || { echo 'kernels take raw pointers'; exit 1; }
 
-# Whether or not there is a GPU: every kernel compiles where nvcc is, and everywhere its logic is run
-# on the CPU (see tests/emulation).
-KERNEL_FLAGS = -std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 $(TORCH_INCLUDES)
-TORCH_INCLUDES = $(eval TORCH_INCLUDES := $$(shell $(BIN)/python -c \
-  'from torch.utils.cpp_extension import include_paths; print(*("-I" + p for p in include_paths()))'))$(TORCH_INCLUDES)
-TORCH_LIBRARIES = $(shell $(BIN)/python -c \
-  'from torch.utils.cpp_extension import library_paths; print(*("-L" + p for p in library_paths()))') -ltorch_cpu
-EMULATE = $(CXX) -O2 -fPIC -ffp-contract=off -Wall -Werror -Wno-unknown-pragmas \
-  -DDDP_COMPRESS_EMULATED -Itests/emulation $(KERNEL_FLAGS)
-NVCC = nvcc -O3 -fmad=false --Werror all-warnings -Xcompiler=-Wall,-Werror \
-  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 $(KERNEL_FLAGS)
-
-ifneq ($(shell command -v nvcc),)
-cuda: $(CUDA:csrc/cuda/%.cu=build/cuda/%.o)
-endif
-
-build/cuda/%.o: csrc/cuda/%.cu $(CSRC) | $(READY)
-	@mkdir -p $(@D)
-	$(NVCC) -c $< -o $@
-
-build/emulated.so: $(CUDA:csrc/cuda/%.cu=build/emulated/%.o) build/emulated/ops_cuda.o build/emulated/elias_fano_size.o
-	$(CXX) -shared $^ $(TORCH_LIBRARIES) -o $@
-
-build/emulated/%.o: csrc/cuda/%.cu $(CSRC) $(wildcard tests/emulation/*.h) | $(READY)
-	@mkdir -p $(@D)
-	$(EMULATE) -x c++ -c $< -o $@
-
-build/emulated/ops_cuda.o: csrc/ops_cuda.cpp $(CSRC) | $(READY)
-	@mkdir -p $(@D)
-	$(EMULATE) -c $< -o $@
-
-build/emulated/elias_fano_size.o: csrc/cpu/elias_fano.cpp $(CSRC) | $(READY)
-	@mkdir -p $(@D)
-	$(EMULATE) -c $< -o $@
+include csrc/cuda/check.mk
 
 format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(CSRC) $(wildcard tests/emulation/*.h)
 
 bench: $(READY)  ## every kernel beside its floor (links between hosts: see bench/links.py)
 	$(BIN)/python bench/kernels.py $(ARGS)

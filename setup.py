@@ -1,7 +1,7 @@
 """Builds the native kernels as one stable-ABI library; everything else is in pyproject.toml.
 
-DDP_COMPRESS_CUDA=1 builds the CUDA kernels, 0 leaves them out; unset, they are built where torch has
-CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST names the architectures; no GPU need be there.
+DDP_COMPRESS_CUDA=1 builds the CUDA kernels, 0 leaves them out; unset, they are built where torch
+has CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST names the architectures; no GPU need be there.
 """
 
 import os

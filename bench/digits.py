@@ -175,7 +175,11 @@ def train_here(
 def copied(state: dc.CompressionState, other: dc.CompressionState) -> dict[str, Any]:
     """A state's checkpoint as one of another recipe, which may keep fewer tensors, or more."""
     saved = state.state_dict()
-    kept = {slot: saved["tensors"].get(slot, {}) for slot in other.recipe.tensors}
+    kept = {
+        slot: saved["tensors"].get(slot)
+        or {n: torch.zeros_like(t, dtype=dtype) for n, t in saved["tensors"]["residual"].items()}
+        for slot, dtype in other.recipe.tensors.items()
+    }
     return saved | {"recipe": other.recipe.name, "tensors": kept}
 
 

@@ -47,7 +47,7 @@ class Inputs:
         self.numel, self.k = numel, round(numel * density)
         self.bounds, self.groups = torch.tensor([0, numel]), torch.tensor([0])
         self.ks = torch.tensor([self.k])
-        self.ends = torch.tensor([numel], dtype=torch.int32, device="cuda")
+        self.counts = self.ks.cuda()  # of what is selected: random values have as many of a sign
         self.grad = torch.randn(numel, device="cuda") ** 3
         self.residual = torch.randn(numel, device="cuda") ** 3
         self.sums = torch.empty_like(self.residual)
@@ -81,8 +81,7 @@ class Inputs:
         """Select, encode; then decode four ranks' messages, retain and write the mean."""
         kernels = torch.ops.ddp_compress
         indices, values = self.select(heavier=True, sums=True)
-        counts = torch.searchsorted(indices, self.ends)
-        mean = kernels.segment_means(values, counts)
+        mean = kernels.segment_means(values, self.counts)
         kernels.elias_fano_encode(indices, self.numel, self.k)
         decoded = [kernels.elias_fano_decode(m, self.numel, self.k)[0] for m in self.messages]
         expanded = mean.expand(self.k).contiguous()

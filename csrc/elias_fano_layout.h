@@ -21,4 +21,9 @@ inline EliasFanoLayout elias_fano_layout(int64_t numel, int64_t k) {
   return best;
 }
 
+// Bytes.
+inline int64_t elias_fano_size(int64_t numel, int64_t k) {
+  return (elias_fano_layout(numel, k).end + 7) / 8;
+}
+
 }  // namespace ddp_compress

@@ -55,7 +55,6 @@ void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries
 uint32_t checksum(const uint8_t* data, int64_t size);
 
 // elias_fano.cpp
-int64_t elias_fano_size(int64_t numel, int64_t k);
 void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int64_t k,
                        uint8_t* out);
 // Returns the number of indices, or a negative DecodeError.

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "elias_fano_layout.h"
 #include "kernels.h"
 #include "schemas.h"
 #include "tensors.h"

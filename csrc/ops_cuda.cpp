@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cuda/kernels.h"
+#include "elias_fano_layout.h"
 #include "kernels.h"
 #include "schemas.h"
 #include "tensors.h"
@@ -79,6 +80,17 @@ void check_float(const Tensor& t, const char* name) {
   check(t, name, t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
 }
 
+// One op runs on one device.
+template <typename... Others>
+void check_beside(const Tensor& first, const Others&... others) {
+  const auto check_one = [&](const Tensor& other) {
+    STD_TORCH_CHECK(other.get_device_index() == first.get_device_index(),
+                    "tensors are on CUDA devices ", first.get_device_index(), " and ",
+                    other.get_device_index(), ", expected one");
+  };
+  (check_one(others), ...);
+}
+
 // Calls f(A{}) for values of type float or double.
 template <typename F>
 void dispatch_float(const Tensor& values, F f) {
@@ -96,6 +108,8 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
   const ScalarType type = grads[0].scalar_type();
   const int64_t* k = read<int64_t>(ks);
   const int64_t slots = std::accumulate(k, k + ks.numel(), int64_t{0});
+  for (const auto* list : {&grads, &residuals, &momenta, &sums})
+    for (const Tensor& each : *list) check_beside(grads[0], each);
   const Here here(grads[0]);
   Tensor indices = empty_like_of(grads[0], slots, ScalarType::Int);
   Tensor values = empty_like_of(grads[0], slots, memory_type(type));
@@ -117,6 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
 Tensor segment_means_cuda(const Tensor& values, const Tensor& counts) {
   check(counts, "counts", ScalarType::Long);
   check_float(values, "values");
+  check_beside(values, counts);
   const Here here(values);
   Tensor means = empty_like_of(values, counts.numel(), ScalarType::Float);
   dispatch_float(values, [&]<typename A>(A) {
@@ -137,6 +152,7 @@ void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentu
     STD_TORCH_CHECK(momentum->numel() == grad.numel(), "momentum has ", momentum->numel(),
                     " elements, expected ", grad.numel());
   }
+  check_beside(grad, residual, momentum.value_or(grad));
   const Here here(grad);
   dispatch(type, [&]<typename G, typename A>(G, A) {
     cuda::accumulate<G, A>(here, write<A>(residual), write<G>(grad),
@@ -156,6 +172,7 @@ void scatter_add_cuda(Tensor out, int64_t start, std::vector<Tensor> indices,
     check(values[i], "values", memory_type(type));
     STD_TORCH_CHECK(indices[i].numel() == values[i].numel(), "values[", i, "] has ",
                     values[i].numel(), " entries, expected ", indices[i].numel());
+    check_beside(out, indices[i], values[i]);
   }
   const Here here(out);
   dispatch(type, [&]<typename G, typename A>(G, A) {
@@ -215,6 +232,7 @@ std::tuple<Tensor, Tensor> tally_cuda(std::vector<Tensor> ballots) {
   int64_t slots = 0;
   for (const Tensor& ballot : ballots) {
     check(ballot, "ballots", ScalarType::Int);
+    check_beside(ballots[0], ballot);
     lists.push_back({read<int32_t>(ballot), ballot.numel()});
     slots += ballot.numel();
   }
@@ -237,6 +255,7 @@ Tensor vote_keys_cuda(const Tensor& positions, const Tensor& votes, const Tensor
                   " entries, expected ", positions.numel());
   STD_TORCH_CHECK(voters > 0 && voters <= INT32_MAX, "voters must lie within [1, 2**31), got ",
                   voters);
+  check_beside(positions, votes);
   const Here here(positions);
   Tensor keys = empty_like_of(positions, positions.numel(), ScalarType::Long);
   cuda::vote_keys(here, read<int32_t>(positions), read<int32_t>(votes), positions.numel(),
@@ -279,6 +298,7 @@ Tensor sign_decode_cuda(const Tensor& bits, const Tensor& scales, const Tensor& 
                   sizes.bits);
   STD_TORCH_CHECK(scales.numel() == sizes.scales, "scales has ", scales.numel(),
                   " entries, expected ", sizes.scales);
+  check_beside(bits, scales);
   const Here here(bits);
   Tensor values = empty_like_of(bits, sizes.numel, ScalarType::Float);
   cuda::sign_decode(here, read<uint8_t>(bits), read<float>(scales), read<int64_t>(bounds),

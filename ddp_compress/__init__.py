@@ -8,7 +8,10 @@ from ddp_compress import recipes, schedules
 from ddp_compress.exchange import PeerError
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.layout import Layout
+from ddp_compress.local_updates import LocalUpdates
+from ddp_compress.per_rank import PerRank
 from ddp_compress.recipe import Recipe
+from ddp_compress.redistribute import redistribute
 from ddp_compress.schedules import Schedule, exponential_warmup
 from ddp_compress.state import CompressionState
 from ddp_compress.stats import Stats
@@ -16,7 +19,9 @@ from ddp_compress.stats import Stats
 __all__ = [
     "CompressionState",
     "Layout",
+    "LocalUpdates",
     "PeerError",
+    "PerRank",
     "Recipe",
     "Schedule",
     "Stats",
@@ -24,5 +29,6 @@ __all__ = [
     "compress_hook",
     "exponential_warmup",
     "recipes",
+    "redistribute",
     "schedules",
 ]

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def beside(table: Tensor, data: Tensor) -> Tensor:
-    """A tensor of the host's on the device of another; nobody waits.
+    """A tensor of the host's on the device of another; the host does not wait for its work.
 
     Example:
         >>> table = torch.arange(3)
@@ -44,6 +44,16 @@ def on_host(data: Tensor) -> Tensor:
     return pinned
 
 
+def used_here(data: Tensor) -> None:
+    """Keep memory from other streams, once it is let go of, until the current one has done so far.
+
+    Example:
+        >>> used_here(torch.arange(3))
+    """
+    if data.is_cuda:
+        data.record_stream(torch.cuda.current_stream(data.device))
+
+
 class Lane:
     """A stream of a state's own on every CUDA device: its work runs beside backward.
 
@@ -60,7 +70,8 @@ class Lane:
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
+            # Before backward: its many small kernels hardly delay that, and messages leave sooner.
+            self._streams[device] = torch.cuda.Stream(device, priority=-1)
         return self._streams[device]
 
     @contextmanager
@@ -71,11 +82,6 @@ class Lane:
             return
         with torch.cuda.stream(self._stream(device)):
             yield
-
-    def borrow(self, data: Tensor) -> None:
-        """Keep the memory of another stream's tensor from reuse until the lane is done with it."""
-        if data.is_cuda:
-            data.record_stream(self._stream(data.device))
 
     def drive(self, work: Generator[Y, None, R], device: torch.device) -> Generator[Y, None, R]:
         """The same work, on the lane, after all that the current stream has to do by now.

@@ -42,8 +42,11 @@ class Memory(Protocol):
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient [N] into memory, leaving zeros."""
 
-    def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
-        """Take out what was sent; ``exact`` entries are those that travel at every step."""
+    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
+        """Take out what was sent, entries of the message in which the chunk begins at ``start``.
+
+        ``exact`` entries are those that travel at every step.
+        """
 
 
 class Select(Protocol):

@@ -125,8 +125,8 @@ class Shards:
         """Elements of every parameter that each rank owns, and that nobody does: [P, W + 1]."""
         sizes = self.plan.bounds.diff()
         exact = (self.plan.groups < 0) * sizes
-        cuts = (sizes - exact)[:, None] * torch.arange(self.world_size + 1) // self.world_size
-        return torch.cat([cuts.diff(dim=1), exact[:, None]], dim=1)
+        owned = cuts(sizes - exact, self.world_size).diff(dim=1)
+        return torch.cat([owned, exact[:, None]], dim=1)
 
     @cached_property
     def _pieces(self) -> list[int]:
@@ -145,6 +145,17 @@ class Shards:
         """What turns a piece's positions in the message into those of its shard."""
         local = self._lengths.cumsum(0) - self._lengths
         return local.flatten() - self._edges
+
+
+def cuts(sizes: Tensor, world_size: int) -> Tensor:
+    """Where the W ranges of every parameter begin and end, [P, W + 1] int64.
+
+    Example:
+        >>> cuts(torch.tensor([6, 2]), world_size=3)
+        tensor([[0, 2, 4, 6],
+                [0, 0, 1, 2]])
+    """
+    return sizes[:, None] * torch.arange(world_size + 1) // world_size
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.futures import Future
 
+from ddp_compress.checkpoint import FORMAT, check_fits, check_form
 from ddp_compress.checks import check_count
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
@@ -29,7 +30,6 @@ from ddp_compress.stats import Stats
 from ddp_compress.store import ParameterStore
 from ddp_compress.transaction import Settings, Transaction
 
-FORMAT = 1  # of state_dict()
 FLUSH_BYTES = 256 * 1024
 
 
@@ -195,6 +195,10 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
+        if flat.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph cannot hold the exchange with other ranks: capture less"
+            )
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale)
         self._under_way().add(chunk)
         if last:
@@ -285,14 +289,13 @@ class CompressionState:
                 self._settings, self._store, comm, self._worker, self._lane, self.step
             )
             here = [comm.rank, comm.world_size]
-            if self.recipe.exchange.tensors and self._saved_by not in (None, here):
+            if self._saved_by not in (None, here):
                 rank, world_size = self._saved_by
-                what = " and ".join(self.recipe.exchange.tensors)
                 self._transaction.fail(
                     ValueError(
                         f"checkpoint was saved by rank {rank} of {world_size}, this is rank "
-                        f"{comm.rank} of {comm.world_size}: each would lose its {what}. Load it on "
-                        "the same rank of as many"
+                        f"{comm.rank} of {comm.world_size}: what other ranks kept would be lost. "
+                        "Load it on the same rank of as many, or see ddp_compress.redistribute"
                     )
                 )
         return self._transaction
@@ -317,10 +320,11 @@ class CompressionState:
         if self._comm is None or self._comm.outdated:
             exchange = self.recipe.exchange
             # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-            if exchange.many_phase or any(p.is_cuda for p in self._parameters.values()):
+            device = next((p.device for p in self._parameters.values()), torch.device("cpu"))
+            if exchange.many_phase or device.type == "cuda":
                 self._worker = self._worker or Worker()
             private = self._worker is not None
-            comm = Comm(self.process_group, self.stats, private, exchange.rotates)
+            comm = Comm(self.process_group, self.stats, device, private, exchange.rotates)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:
@@ -352,7 +356,7 @@ class CompressionState:
         """This rank's memory, step and statistics: plain tensors and numbers, all copies.
 
         Every rank keeps its own: residuals differ between ranks. Load it with
-        ``torch.load(..., weights_only=True)``.
+        ``torch.load(..., weights_only=True)``. For `torch.distributed.checkpoint` see `PerRank`.
 
         Example:
             >>> import ddp_compress as dc
@@ -376,7 +380,10 @@ class CompressionState:
         return [self._comm.rank, self._comm.world_size]
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, of the same model and recipe; density may differ.
+        """Take back what `state_dict` gave on this rank, of the same model and recipe.
+
+        Density may differ. For another number of ranks see `redistribute`. On another rank the next
+        step raises a `PeerError`, on every rank.
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has changed then.
@@ -384,76 +391,12 @@ class CompressionState:
         """
         if self._transaction is not None:
             raise RuntimeError("load_state_dict was called between the buckets of a step")
-        stats = self._checked(saved)
+        check_form(saved)
+        check_fits(saved, self.recipe, self._parameters)
         self._store.load(saved["tensors"])
         self.step = saved["step"]
         self._saved_by = saved["saved_by"]
-        self.stats = stats
+        self.stats = Stats(**saved["stats"])
         if self._comm is not None:
-            self._comm.stats = stats
+            self._comm.stats = self.stats
             self._comm.known.clear()
-
-    def _checked(self, saved: Mapping[str, Any]) -> Stats:
-        if not isinstance(saved, Mapping):
-            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-        missing = {"format", "recipe", "saved_by", "step", "stats", "tensors"} - set(saved)
-        if missing:
-            raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
-        if saved["format"] != FORMAT:
-            raise ValueError(f"checkpoint has format {saved['format']!r}, expected {FORMAT}")
-        if saved["recipe"] != self.recipe.name:
-            raise ValueError(
-                f"checkpoint is of recipe {saved['recipe']!r}, expected {self.recipe.name!r}"
-            )
-        for key, what in (("tensors", "tensors"), ("stats", "statistics")):
-            if not isinstance(saved[key], Mapping):
-                raise ValueError(f"checkpoint's {what} are {saved[key]!r}, expected a mapping")
-        step, tensors = saved["step"], saved["tensors"]
-        place = saved["saved_by"]
-        if place is not None and not (
-            isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place)
-        ):
-            raise ValueError(
-                f"checkpoint has saved_by {place!r}, expected rank and world size, or None"
-            )
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
-        if set(tensors) != set(self._store.tensors):
-            raise ValueError(
-                f"checkpoint keeps {sorted(tensors)}, expected {sorted(self._store.tensors)}"
-            )
-        for slot, by_name in tensors.items():
-            if not isinstance(by_name, Mapping):
-                raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
-            for name, tensor in by_name.items():
-                self._check_tensor(slot, name, tensor)
-        for name, count in saved["stats"].items():
-            if isinstance(count, bool) or not isinstance(count, (int, float)):
-                raise ValueError(
-                    f"checkpoint's statistics have {name} {count!r}, expected a number"
-                )
-        try:
-            return Stats(**saved["stats"])
-        except TypeError as error:
-            raise ValueError(f"checkpoint has unknown statistics: {error}") from None
-
-    def _check_tensor(self, slot: str, name: str, tensor: Any) -> None:
-        what = f"{slot} of {name}"
-        if name not in self._parameters:
-            raise ValueError(f"checkpoint holds {what}, which is no parameter of the model")
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"checkpoint's {what} is a {type(tensor).__name__}, expected a tensor")
-        expected = (self._parameters[name].numel(),)
-        if tensor.shape != expected:
-            raise ValueError(
-                f"checkpoint's {what} has shape {tuple(tensor.shape)}, expected {expected}"
-            )
-        special = self.recipe.tensors[slot]
-        allowed = (special,) if special else (torch.float32, torch.float64)
-        if tensor.dtype not in allowed:
-            expected_dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-            raise ValueError(
-                f"checkpoint's {what} has dtype {tensor.dtype}, expected {expected_dtypes}"
-            )
-        if not tensor.isfinite().all():
-            raise ValueError(f"checkpoint's {what} is not finite")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_compress.devices import used_here
 from ddp_compress.layout import Layout
 
 
@@ -90,6 +91,7 @@ class ParameterStore:
             known = self._loose[slot].pop(name, None)
             if known is not None:
                 part.copy_(known)
+                used_here(known)  # it may be of the lane's memory, which goes on without us
         return flat
 
 

@@ -52,6 +52,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
+    add("--period", type=positive_int, help="local steps between rounds (default: no local steps)")
     add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
     add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 import ddp_compress as dc
 from models import count_parameters
@@ -50,9 +51,12 @@ def ring_all_reduce(steps: int, payload_bytes: float) -> Traffic:
     return Traffic(steps, payload_bytes, moved, moved, measured=False)
 
 
-def holds_momentum(recipe: str) -> bool:
-    """Whether the recipe applies momentum itself, so that the optimizer must not."""
-    return recipe not in BUILT_IN and "momentum" in _words(recipe)
+def holds_momentum(args: Namespace) -> bool:
+    """Whether the recipe applies momentum itself, so that the optimizer must not.
+
+    It does so to gradients; local steps have had theirs already when they are compressed.
+    """
+    return args.recipe not in BUILT_IN and not args.period and "momentum" in _words(args.recipe)
 
 
 def make_recipe(args: Namespace) -> Any:
@@ -62,11 +66,13 @@ def make_recipe(args: Namespace) -> Any:
     for name in (*given, *dict(args.set)):
         if name not in words:
             raise ValueError(f"recipe {args.recipe} takes no {name}")
+    if args.period and (args.recipe in BUILT_IN or args.recipe == "dgc"):
+        raise ValueError(f"recipe {args.recipe} is of gradients: it takes no --period")
     if args.recipe in BUILT_IN:
         return None
     options = {
-        "density": density_schedule(args.density, args.warmup_steps),
-        "momentum": args.momentum,
+        "density": density_schedule(args.density, args.warmup_steps // (args.period or 1)),
+        "momentum": args.momentum if holds_momentum(args) else 0.0,
         "scope": args.scope,
         "codec": args.codec,
         **dict(args.set),
@@ -76,14 +82,28 @@ def make_recipe(args: Namespace) -> Any:
 
 
 def density_schedule(density: float, warmup_steps: int) -> Any:
-    """The density itself, or a schedule that falls to it from 0.25."""
+    """The density itself, or a schedule that falls to it from 0.25; with --period in rounds."""
     if warmup_steps == 0 or density >= WARMUP_DENSITY:
         return density
     return dc.schedules.exponential_warmup(density, warmup_steps, start=WARMUP_DENSITY)
 
 
-def attach(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Meter:
-    """Choose how the gradients of ``model`` travel; returns a meter of what that costs."""
+def attach(
+    model: DistributedDataParallel, optimizer: Optimizer, args: Namespace, recipe: Any
+) -> tuple[Optimizer, Meter]:
+    """Choose how the gradients of ``model`` travel, or with ``--period`` its weights.
+
+    Returns:
+        The optimizer to train with, and a meter of what travelling costs.
+    """
+    if args.period:  # two lines that a training script needs
+        state = dc.CompressionState(model, recipe)
+        return dc.LocalUpdates(optimizer, model, state, args.period), meter_of(state)
+    return optimizer, attach_to_gradients(model, args, recipe)
+
+
+def attach_to_gradients(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Meter:
+    """Register a communication hook; returns a meter."""
     elements = count_parameters(model)
     if args.recipe == "none":
         return lambda steps: ring_all_reduce(steps, 4 * elements * steps)
@@ -93,7 +113,11 @@ def attach(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Mete
     if args.recipe == "powersgd":
         return attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
 
-    state = dc.attach(model, recipe)  # the one line that a training script needs
+    return meter_of(dc.attach(model, recipe))  # the one line that a training script needs
+
+
+def meter_of(state: dc.CompressionState) -> Meter:
+    """What a state counted."""
 
     def meter(steps: int) -> Traffic:
         stats = state.stats

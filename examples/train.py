@@ -3,7 +3,7 @@
 torchrun --nproc_per_node=4 examples/train.py --recipe sbc --density 0.01
 
 This is an ordinary DistributedDataParallel script. What compression adds to it is one line,
-``dc.attach(model, recipe)`` in ``traffic.py``.
+``dc.attach(model, recipe)`` in ``traffic.py``; with ``--period`` two, and one at the end.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 from tqdm import tqdm
 
+import ddp_compress as dc
 from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, count_parameters
 from options import fail, parse_args
@@ -87,11 +88,11 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     network = make_network(args.task, data).to(device)
     elements = count_parameters(network)
     model = DistributedDataParallel(network, bucket_cap_mb=bucket_cap_mb(args.recipe, elements))
-    meter = attach(model, args, recipe)
 
     # Two momenta, one in the recipe and one in the optimizer, would be one too many.
-    momentum = 0.0 if holds_momentum(args.recipe) else args.momentum
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
+    momentum = 0.0 if holds_momentum(args) else args.momentum
+    sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
+    optimizer, meter = attach(model, sgd, args, recipe)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
 
     stream = batches(data.train, args.batch_size, args.seed)
@@ -110,6 +111,8 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         loss.backward()
         optimizer.step()
         scheduler.step()
+        if step == args.steps and isinstance(optimizer, dc.LocalUpdates):
+            optimizer.synchronize()  # before, every rank evaluates the weights it has
 
         losses.append(loss.detach())
         if step % 10 == 0:

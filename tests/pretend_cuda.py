@@ -46,8 +46,8 @@ class OnCuda(Tensor):
     def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
-    def record_stream(self, stream: Any) -> None:
-        """There are none."""
+    def record_stream(self, s: Any) -> None:
+        pass
 
     def tolist(self) -> Any:
         return self.host.tolist()
@@ -121,6 +121,7 @@ def pretend() -> Iterator[None]:
         patch.object(torch.cuda, "stream", lambda stream: nullcontext()),
         patch.object(torch.cuda, "Stream", MagicMock()),
         patch.object(torch.cuda, "current_stream", MagicMock()),
+        patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
         patch.object(torch.futures, "Future", lambda devices: _Future()),
         patch.object(ops, "CUDA", True),
         patch.object(worker, "_drive", drive_pretending),

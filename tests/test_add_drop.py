@@ -40,7 +40,8 @@ class Rank:
         chunks = []
         for grad, layout, kept in zip(grads, LAYOUTS, self.kept, strict=True):
             mine, flags = flags[: len(layout.sizes)], flags[len(layout.sizes) :]
-            chunks.append(Chunk(grad.clone(), layout, kept, mine))
+            chunks.append(Chunk(grad.clone(), layout, kept))
+            chunks[-1].idle = mine
         return Message(chunks, plan, step)
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import re
 import weakref
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as optimizers
 
-from ddp_compress import CompressionState, PeerError, recipes
+from ddp_compress import CompressionState, PeerError, PerRank, recipes
 from ddp_compress.layout import Layout, Plan
 
 
@@ -262,6 +263,31 @@ def change(path: list[str], value: object):
             "residual of weight is not finite",
         ),
         (change(["tensors", "residual", "weight"], [0.0] * 8), "is a list, expected a tensor"),
+        (
+            change(["tensors", "residual", "weight"], torch.zeros(8).to_sparse()),
+            "residual of weight is torch.sparse_coo on cpu, expected a dense tensor",
+        ),
+        (
+            change(["tensors", "residual", "weight"], torch.zeros(8, device="meta")),
+            "residual of weight is torch.strided on meta, expected a dense tensor",
+        ),
+        (
+            lambda saved: saved["tensors"]["momentum"].pop("weight"),
+            "checkpoint lacks momentum of weight",
+        ),
+        (
+            change(["tensors"], {"residual": {}, "momentum": {}}),
+            "checkpoint of 3 steps keeps no tensor",
+        ),
+        (
+            lambda saved: saved["tensors"].update({5: {}}),
+            r"keeps \['5', 'momentum', 'residual'\], expected",
+        ),
+        (change(["stats", "steps"], -1), "statistics have steps -1, expected a number of 0 or"),
+        (change(["stats", "dense_bytes"], math.nan), "statistics have dense_bytes nan, expected"),
+        (change(["saved_by"], 3), "saved_by 3, expected rank and world size"),
+        (change(["saved_by"], [2, 2]), r"saved_by \[2, 2\], expected rank and world size"),
+        (change(["saved_by"], [True, 2]), r"saved_by \[True, 2\], expected rank and world size"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):
@@ -276,6 +302,16 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):
         assert torch.equal(after["tensors"][slot]["weight"], tensors["weight"])
     after.pop("tensors")
     assert after == before
+
+
+def test_per_rank_takes_back_its_own_alone():
+    state = trained_state()
+    before = state.state_dict()["step"]
+    saved = PerRank(trained_state()).state_dict()
+    for entries in ({}, {"rank 1 of 2": saved["rank 0 of 1"]}, {"rank 0 of 1": None}):
+        with pytest.raises(ValueError, match="expected a tuple of one entry as 'rank 0 of 1'"):
+            PerRank(state).load_state_dict(entries)
+    assert state.state_dict()["step"] == before
 
 
 def test_a_checkpoint_is_not_loaded_within_a_step():

@@ -1,6 +1,7 @@
 """The way of a gradient on a CUDA device: results, memory and bytes are those of the CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddp_compress import CompressionState
+from ddp_compress import CompressionState, PeerError
+from ddp_compress.devices import Lane
 from ddp_compress.exchange import channel, frame
 from ddp_compress.layout import Layout
 from ddp_compress.recipes import dgc
 from tests import pretend_cuda
-from tests.table import Row, every_family, every_row
+from tests.table import ROWS, Row, every_family, every_row
 from tests.test_laws import Model, random_grads
 
 
@@ -118,3 +120,72 @@ def check_device(row: Row, dtype: torch.dtype, cuda: torch.device, frames: list[
     frames.clear()
     assert_same(trained(row, cuda, dtype), expected)
     assert frames == of_cpu
+
+
+def test_work_on_the_lane_comes_after_what_the_current_stream_has_to_do(monkeypatch):
+    told: list[str] = []
+    ready = object()
+
+    class Stream:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def record_event(self) -> object:
+            told.append("event recorded")
+            return ready
+
+        def wait_event(self, event: object) -> None:
+            assert event is ready
+            told.append("lane waits for it")
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        told.append("on the lane")
+        yield
+        told.append("off the lane")
+
+    def work() -> Generator[None, None, int]:
+        told.append("work")
+        yield
+        return 7
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    driven = Lane().drive(work(), pretend_cuda.CUDA)
+    assert told == ["event recorded"]
+    next(driven)
+    assert told[1:] == ["on the lane", "lane waits for it", "work"]
+    with pytest.raises(StopIteration) as end:
+        next(driven)
+    assert end.value.value == 7
+    assert told[-1] == "off the lane"
+
+
+def test_results_are_completed_on_the_lane(monkeypatch):
+    """A future remembers the stream on which it was completed, and lets others wait for it."""
+    on_lane = [False]
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        on_lane.append(True)
+        yield
+        on_lane.append(False)
+
+    with pretend_cuda.pretend():
+        monkeypatch.setattr(torch.cuda, "stream", on)
+        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)
+        completed: list[bool] = []
+        layouts = [Layout(("a",), (600,)), Layout(("b",), (7,))]
+        flats = [torch.ones(layout.numel, device=pretend_cuda.CUDA) for layout in layouts]
+        first = state.push(flats[0], layouts[0], last=False)
+        first.add_done_callback(lambda _: completed.append(on_lane[-1]))
+        state.push(flats[1], layouts[1], last=True)
+        state.close()
+    assert completed == [True]
+
+
+def test_a_gradient_on_another_device_than_its_model_is_refused():
+    state = CompressionState(Model(), ROWS["topk"].recipe)
+    with pretend_cuda.pretend(), pytest.raises(PeerError, match="cuda:0, its model on the CPU"):
+        state.reduce({"a": torch.ones(600, device=pretend_cuda.CUDA)})

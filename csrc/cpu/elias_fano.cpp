@@ -4,10 +4,6 @@
 
 namespace ddp_compress {
 
-int64_t elias_fano_size(int64_t numel, int64_t k) {
-  return bytes_for(elias_fano_layout(numel, k).end);
-}
-
 void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int64_t k,
                        uint8_t* out) {
   const EliasFanoLayout at = elias_fano_layout(numel, k);

@@ -1,9 +1,9 @@
 // The CUDA twins of ../kernels.h: raw pointers into device memory, and a stream to work on.
 //
-// Nothing here waits for the device, so no size may depend on what is computed there: a list of
-// positions has a slot for each that there may be. The unused slots come last; they hold kUnused
-// and the value 0, and every kernel that reads a list passes over them. Pointers named `host_*`
-// are of host memory.
+// Nothing here but golomb_encode waits for the device, so no size may depend on what is computed
+// there: a list of positions has a slot for each that there may be. The unused slots come last;
+// they hold kUnused and the value 0, and every kernel that reads a list passes over them. Pointers
+// named `host_*` are of host memory.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,7 @@ void elias_fano_encode(const Device& device, const int32_t* indices, int64_t cou
 void elias_fano_decode(const Device& device, const uint8_t* data, int64_t size, int64_t numel,
                        int64_t k, int32_t* indices, int64_t* status);
 
-// golomb.cu: the one kernel that waits for the device, because its size is not known before.
+// golomb.cu: waits for the device, because its size is not known before.
 // `output` gives device memory for so many bytes.
 void golomb_encode(const Device& device, const int32_t* indices, int64_t count,
                    const int64_t* host_bounds, int64_t params,

@@ -84,7 +84,7 @@ struct Packet {
 };
 
 template <int kBytes>
-__global__ void unpack(Packet<kBytes> packet, uint8_t* out, int count) {
+__global__ void unpack(const __grid_constant__ Packet<kBytes> packet, uint8_t* out, int count) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
     out[i] = packet.bytes[i];
 }

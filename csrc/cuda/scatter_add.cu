@@ -19,6 +19,29 @@ constexpr bool kWide = !std::is_same_v<G, A>;
 template <typename G, typename A>
 constexpr int64_t kTile = kWide<G, A> ? 8192 : 16384;
 
+// The lists of all ranks. A few travel as arguments of the kernel, which saves a launch.
+template <typename A>
+struct Ranks {
+  static constexpr int64_t kFew = 8;
+  Entries<A> few[kFew];
+  const Entries<A>* many;  // null where they are few
+  int64_t count;
+
+  __device__ const Entries<A>& operator[](int64_t rank) const {
+    return many ? many[rank] : few[rank];
+  }
+};
+
+template <typename A>
+Ranks<A> send(const Device& device, const std::vector<Entries<A>>& entries) {
+  Ranks<A> ranks{{}, nullptr, static_cast<int64_t>(entries.size())};
+  if (ranks.count <= Ranks<A>::kFew)
+    std::copy(entries.begin(), entries.end(), ranks.few);
+  else
+    ranks.many = upload(device, entries);
+  return ranks;
+}
+
 // The first entry at or above a position; within the list, whatever the list holds.
 template <typename A>
 __device__ int64_t first_entry(const Entries<A>& entries, int64_t position) {
@@ -47,13 +70,12 @@ __device__ void add_rank(A* sums, int64_t begin, int64_t end, Entries<A> entries
 
 // Adds all ranks' entries, rank after rank; first and last, threads wait for each other.
 template <typename A>
-__device__ void add_tile(A* sums, int64_t begin, int64_t end, const Entries<A>* ranks,
-                         int64_t world_size, A scale) {
+__device__ void add_tile(A* sums, int64_t begin, int64_t end, const Ranks<A>& ranks, A scale) {
   __shared__ int64_t firsts[kThreads];
-  for (int64_t rank = 0; rank < world_size; ++rank) {
+  for (int64_t rank = 0; rank < ranks.count; ++rank) {
     const int64_t one_of = rank % kThreads;
     if (one_of == 0) {  // threads search for a rank each
-      if (rank + threadIdx.x < world_size)
+      if (rank + threadIdx.x < ranks.count)
         firsts[threadIdx.x] = first_entry(ranks[rank + threadIdx.x], begin);
       __syncthreads();
     }
@@ -77,8 +99,7 @@ __device__ void convert(From* from, To* to, int count) {
 }
 
 template <int kPack, typename G, typename A>
-__global__ void add_entries(G* out, int64_t start, int64_t numel, const Entries<A>* ranks,
-                            int64_t world_size, A scale) {
+__global__ void add_entries(G* out, int64_t start, int64_t numel, Ranks<A> ranks, A scale) {
   constexpr int64_t kMost = kTile<G, A>;
   const int64_t first = blockIdx.x * kMost;
   const int64_t count = numel - first < kMost ? numel - first : kMost;
@@ -87,10 +108,10 @@ __global__ void add_entries(G* out, int64_t start, int64_t numel, const Entries<
   if constexpr (kWide<G, A>) {
     alignas(16) __shared__ A sums[kMost];
     convert<kPack>(tile, sums, static_cast<int>(count));
-    add_tile(sums, begin, end, ranks, world_size, scale);
+    add_tile(sums, begin, end, ranks, scale);
     convert<kPack>(sums, tile, static_cast<int>(count));
   } else {
-    add_tile(tile, begin, end, ranks, world_size, scale);
+    add_tile(tile, begin, end, ranks, scale);
   }
 }
 
@@ -99,12 +120,11 @@ __global__ void add_entries(G* out, int64_t start, int64_t numel, const Entries<
 template <typename G, typename A>
 void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
                  const std::vector<Entries<A>>& ranks, A scale) {
-  const auto world_size = static_cast<int64_t>(ranks.size());
-  if (world_size == 0) return;
+  if (ranks.empty()) return;
   constexpr int kPack = kWide<G, A> ? 16 / sizeof(G) : 1;
   launch(device, ceil_div(numel, kTile<G, A>), kThreads,
          is_aligned(out) ? add_entries<kPack, G, A> : add_entries<1, G, A>, out, start, numel,
-         static_cast<const Entries<A>*>(upload(device, ranks)), world_size, scale);
+         send(device, ranks), scale);
 }
 
 using torch::headeronly::BFloat16;

@@ -27,9 +27,9 @@ namespace ddp_compress::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRounds = 4;             // vectors of a thread in a tile
+constexpr int kRows = 4;               // vectors of a thread in a tile
 constexpr int kRow = kWarp * kVector;  // elements that a warp loads together
-constexpr int kTile = kThreads * kVector * kRounds;
+constexpr int kTile = kThreads * kVector * kRows;
 
 constexpr int64_t kSmall = 2 * kTile;  // groups below are not worth a sample
 constexpr int kSample = 4096;          // elements of a sample
@@ -43,6 +43,9 @@ constexpr int kBatch = 4;        // candidates that a thread loads together
 template <typename G, typename A, bool kMomentum>
 struct Source {
   using Value = A;
+  // Together on a processor: so many have registers for all loads of a tile.
+  static constexpr int kBlocks = kMomentum || sizeof(A) > 4 ? 3 : 4;
+
   Accumulated<G, A, kMomentum> values;
   A* sums;             // gets the values; null where nobody wants them
   int64_t begin, end;  // within the chunk
@@ -69,7 +72,7 @@ struct Search {
   // By side: first the positive entries (all of them where only one side is looked for).
   Cut cuts[2];
   unsigned long long largest[2];  // magnitude
-  unsigned long long sums[2];     // what is taken, as integers
+  unsigned long long totals[2];   // of what is taken, as integers
   unsigned found;                 // candidates
   unsigned counted;               // tiles
   bool stored;                    // there was room for all candidates
@@ -315,7 +318,7 @@ class Selector {
     if (total == 0) return;
     // Hits are in order row by row. The rows' counts fit into a byte each.
     unsigned rows = 0;
-    for (int row = 0; row < kRounds; ++row)
+    for (int row = 0; row < kRows; ++row)
       rows |= static_cast<unsigned>(__popc(in_row(hits, row))) << 8 * row;
     unsigned lower = rows;
     for (int delta = 1; delta < kWarp; delta *= 2) {
@@ -340,21 +343,22 @@ class Selector {
         job_.values[at] = value;
       }
       const auto size = static_cast<unsigned long long>(magnitude(value));
+      // Raised in the first round or never, because that sees all elements: so all blocks know.
       if (size >= kInfinity<A>) job_.progress->not_finite = 1;
       if (job_.heavier) atomicMax(&shared_.largest[side_of(value)], size);
       count(value, position);
     }
   }
 
-  // The first of a thread's elements. A warp has kRounds rows in a tile.
+  // The first of a thread's elements. A warp has kRows rows in a tile.
   __device__ int64_t first_element(const S& source, int tile) const {
     const int lane = thread_ % kWarp, warp = thread_ / kWarp;
-    return source.start(tile) + warp * kRounds * kRow + lane * kVector;
+    return source.start(tile) + warp * kRows * kRow + lane * kVector;
   }
 
   // A thread's elements; 0 where the source has none. Leaves them in `sums`.
   struct Rows {
-    Pack<A, kVector> at[kRounds];
+    Pack<A, kVector> at[kRows];
   };
   __device__ Rows read(const S& source, int tile) const {
     const int64_t first = first_element(source, tile), start = source.start(tile);
@@ -363,14 +367,14 @@ class Selector {
     Rows rows;
     if (source.aligned && start >= source.begin && start + kTile <= source.end) {
 #pragma unroll
-      for (int row = 0; row < kRounds; ++row) rows.at[row] = accumulated.load(first + row * kRow);
+      for (int row = 0; row < kRows; ++row) rows.at[row] = accumulated.load(first + row * kRow);
       if (sums)
 #pragma unroll
-        for (int row = 0; row < kRounds; ++row)
+        for (int row = 0; row < kRows; ++row)
           pack<kVector>(sums + first + row * kRow) = rows.at[row];
     } else {
 #pragma unroll
-      for (int row = 0; row < kRounds; ++row)
+      for (int row = 0; row < kRows; ++row)
 #pragma unroll
         for (int j = 0; j < kVector; ++j) {
           const int64_t i = first + row * kRow + j;
@@ -389,7 +393,7 @@ class Selector {
     const A below = -(job_.heavier ? value_of(shared_.cuts[1].magnitude) : above);
     unsigned hits = 0;
 #pragma unroll
-    for (int row = 0; row < kRounds; ++row)
+    for (int row = 0; row < kRows; ++row)
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         const A value = rows.at[row].at[j];
@@ -504,16 +508,16 @@ class Selector {
     ups = reduce<kThreads>(ups, plus);
     downs = reduce<kThreads>(downs, plus);
     if (thread_ == 0) {
-      atomicAdd(&search.sums[0], static_cast<unsigned long long>(ups));
-      atomicAdd(&search.sums[1], static_cast<unsigned long long>(downs));
+      atomicAdd(&search.totals[0], static_cast<unsigned long long>(ups));
+      atomicAdd(&search.totals[1], static_cast<unsigned long long>(downs));
     }
   }
 
   // The side that is wanted; the negative one where both are of equal weight.
   __device__ int side_of(const Search& search) const {
     if (!job_.heavier) return 0;
-    const double up = mean_of(search, 0).mean(search.sums[0], search.cuts[0].taken);
-    const double down = -mean_of(search, 1).mean(search.sums[1], search.cuts[1].taken);
+    const double up = mean_of(search, 0).mean(search.totals[0], search.cuts[0].taken);
+    const double down = -mean_of(search, 1).mean(search.totals[1], search.cuts[1].taken);
     return up > down ? 0 : 1;
   }
 
@@ -573,9 +577,9 @@ class Selector {
 
   // ------------------------------------------------------------------------------------------
 
-  // Makes a group's cuts the block's, and all counts zero.
+  // Makes a group's cuts the block's, and all counts zero. What was done for a group before ended
+  // with a barrier.
   __device__ void take_up(const Search& search) {
-    __syncthreads();
     if (thread_ < 2) {
       shared_.cuts[thread_] = search.cuts[thread_];
       shared_.largest[thread_] = 0;
@@ -612,7 +616,7 @@ class Selector {
 };
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 4) select(Job<S> job) {
+__global__ void __launch_bounds__(kThreads, S::kBlocks) select(const __grid_constant__ Job<S> job) {
   __shared__ Shared shared;
   Selector<S>(job, shared).run();
 }

@@ -3,9 +3,10 @@
 from ddp_compress.checks import check_one_of
 from ddp_compress.exchange.all_gather import AllGather
 from ddp_compress.exchange.ballot_box import BallotBox
+from ddp_compress.exchange.buffers import meet_over_buffers
 from ddp_compress.exchange.by_size import BySize
 from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm, PeerError
+from ddp_compress.exchange.comm import Comm, PeerError, place
 from ddp_compress.exchange.rotating_owner import RotatingOwner
 from ddp_compress.exchange.sharded import Sharded
 from ddp_compress.exchange.shared_mask import SharedMask
@@ -23,6 +24,8 @@ __all__ = [
     "SharedMask",
     "Worker",
     "exchange_by_name",
+    "meet_over_buffers",
+    "place",
 ]
 
 

@@ -35,6 +35,7 @@ class Comm:
         group: the process group; None for the default one. Without torch.distributed this rank
             is alone.
         stats: where to count.
+        device: of the model.
         private: whether collectives run on a group of their own, made when the ranks first
             meet, because a thread beside the caller's may launch them.
         rotates: see `recipe.Exchange`.
@@ -49,13 +50,17 @@ class Comm:
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, stats: Stats, private: bool, rotates: bool
+        self,
+        group: dist.ProcessGroup | None,
+        stats: Stats,
+        device: torch.device,
+        private: bool,
+        rotates: bool,
     ) -> None:
         alone = not dist.is_initialized()
         self.group = group
         self.stats = stats
-        self.rank = 0 if alone else dist.get_rank(group)
-        self.world_size = 1 if alone else dist.get_world_size(group)
+        self.rank, self.world_size = place(group)
         self.density = 1.0
         self.step = 0
         self.turn: int | None = None
@@ -63,7 +68,8 @@ class Comm:
         self.known: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, tuple[int, int]] = {}
         self._alone = alone
-        self._wire = torch.device("cpu") if alone else _wire(group)
+        self._device = device
+        self._wire = torch.device("cpu") if alone or "cpu" in _backends(group) else device
         self._private = private and not alone
         self._rotates = rotates
         # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
@@ -138,7 +144,8 @@ class Comm:
         if self._alone:
             return list(bodies)
         mine = torch.cat(list(bodies)).to(self._wire)
-        theirs = mine.new_empty(sum(sizes))
+        pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
+        theirs = mine.new_empty(sum(sizes), pin_memory=pinned)
         lengths = [len(body) for body in bodies]
         self._alive += [mine, theirs]
         work = dist.all_to_all_single(
@@ -168,6 +175,18 @@ class Comm:
         return torch.cat(sums).view(tensor.dtype)
 
 
+def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """This rank's number in a group, and how many there are; alone without torch.distributed.
+
+    Example:
+        >>> place()
+        (0, 1)
+    """
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
 _comms: WeakSet[Comm] = WeakSet()
 
 
@@ -182,13 +201,6 @@ def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:
     """By type of device, the backend that talks for it."""
     pairs = dist.get_backend_config(group).split(",")
     return dict(pair.split(":", 1) for pair in pairs)
-
-
-def _wire(group: dist.ProcessGroup | None) -> torch.device:
-    """Where collectives take bytes from: the host, unless the group is of NCCL alone."""
-    if "cpu" in _backends(group):
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _twin(group: dist.ProcessGroup | None, wire: torch.device, name: str) -> dist.ProcessGroup:

@@ -24,7 +24,9 @@ def select(message: Message, recipe: Recipe) -> Selection:
     It is finite only where the exact parameters are so, too.
     """
     selection = recipe.select(message)
-    finite = selection.finite and bool(message.values_at(message.plan.exact).isfinite().all())
+    exact, finite = message.plan.exact, selection.finite
+    if len(exact):
+        finite = finite and bool(message.values_at(exact).isfinite().all())
     chosen = selection.entries
     return Selection(
         Sparse(chosen.indices, message.clamped(chosen.values)), finite, selection.writes

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.layout import Sparse, add_entries
@@ -63,8 +62,8 @@ class MomentumCorrection:
         """Move the gradient into momentum and residual, leaving zeros."""
         ops.accumulate(chunk.kept["residual"], chunk.grad, chunk.kept["momentum"], momentum)
 
-    def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is exact."""
-        add_entries(kept["residual"], 0, [sent], -1.0)
+        add_entries(chunk.kept["residual"], start, [sent], -1.0)
         if not exact:
-            sent.zero_in(kept["momentum"])
+            sent.within(start, len(chunk.grad)).zero_in(chunk.kept["momentum"])

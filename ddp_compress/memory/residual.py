@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.layout import Sparse, add_entries
@@ -49,6 +48,6 @@ class Residual:
             chunk.kept["residual"] = chunk.sums
             chunk.grad.zero_()
 
-    def release(self, kept: Mapping[str, Tensor], sent: Sparse, exact: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
         """Take out what was sent. What quantization lost stays."""
-        add_entries(kept["residual"], 0, [sent], -1.0)
+        add_entries(chunk.kept["residual"], start, [sent], -1.0)

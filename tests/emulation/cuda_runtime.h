@@ -8,6 +8,7 @@
 // alignment, occupancy, time.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -33,6 +34,7 @@
 #define __shared__ static thread_local  // a block stays on its thread
 #define __restrict__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint3 {
   unsigned x = 0, y = 0, z = 0;
@@ -98,15 +100,23 @@ struct Warp {
   uint64_t turn = 0;
 };
 
+// A thread of a block. Once begun it goes on from block to block: a jump costs much less than a
+// new context.
+struct Fiber {
+  jmp_buf here;
+  bool begun = false, done = false;
+  const uint64_t* turn = nullptr;  // waits until this is no longer `waited`
+  uint64_t waited = 0;
+};
+
 struct Block {
-  std::vector<ucontext_t> fibers{kMostThreads};
+  std::vector<Fiber> fibers{kMostThreads};
   std::unique_ptr<char[]> stacks{new char[kStack * kMostThreads]};
-  ucontext_t scheduler;
-  std::function<void()> kernel;
+  jmp_buf scheduler;
+  const std::function<void()>* kernel = nullptr;
   std::vector<Warp> warps;
-  std::vector<bool> done;
-  unsigned threads = 0, current = 0, waiting = 0, alive = 0;
-  uint64_t turn = 0, progress = 0;
+  unsigned current = 0, waiting = 0, alive = 0;
+  uint64_t turn = 0;
 };
 
 inline Block& block() {
@@ -119,11 +129,19 @@ inline thread_local dim3 block_size, grid_size;
 inline uint64_t launches = 0;
 inline unsigned arrived = 0;  // blocks of this launch, at barriers of the grid
 
-inline void yield() {
+inline void leave() {
   Block& b = block();
-  const unsigned me = b.current;
-  swapcontext(&b.fibers[me], &b.scheduler);
-  thread_index.x = me;
+  if (_setjmp(b.fibers[b.current].here) == 0) _longjmp(b.scheduler, 1);
+  thread_index.x = block().current;
+}
+
+inline void wait_for_next(const uint64_t& turn, uint64_t now) {
+  if (turn != now) return;
+  Block& b = block();
+  Fiber& me = b.fibers[b.current];
+  me.turn = &turn;
+  me.waited = now;
+  leave();
 }
 
 inline void release_block() {
@@ -146,9 +164,8 @@ inline void wait_for_block() {
   Block& b = block();
   const uint64_t turn = b.turn;
   ++b.waiting;
-  ++b.progress;
   release_block();
-  while (b.turn == turn) yield();
+  wait_for_next(b.turn, turn);
 }
 
 inline Warp& warp() { return block().warps[thread_index.x / kLanes]; }
@@ -162,22 +179,39 @@ inline void wait_for_warp(unsigned mask) {
   }
   const uint64_t turn = w.turn;
   w.arrived |= 1u << lane();
-  ++block().progress;
   release_warp(w, mask);
-  while (w.turn == turn) yield();
+  wait_for_next(w.turn, turn);
 }
 
 inline void run_fiber() {
+  for (;; leave()) {
+    Block& b = block();
+    (*b.kernel)();
+    const unsigned me = b.current;
+    b.fibers[me].done = true;
+    --b.alive;
+    Warp& w = b.warps[me / kLanes];
+    w.exited |= 1u << me % kLanes;
+    if (w.arrived) release_warp(w, w.arrived | 1u << me % kLanes);
+    release_block();
+  }
+}
+
+// Runs a fiber until it leaves.
+inline void resume(unsigned number) {
   Block& b = block();
-  b.kernel();
-  const unsigned me = b.current;
-  b.done[me] = true;
-  --b.alive;
-  ++b.progress;
-  Warp& w = b.warps[me / kLanes];
-  w.exited |= 1u << me % kLanes;
-  if (w.arrived) release_warp(w, w.arrived | 1u << me % kLanes);
-  release_block();
+  Fiber& fiber = b.fibers[number];
+  b.current = thread_index.x = number;
+  fiber.turn = nullptr;
+  if (_setjmp(b.scheduler) != 0) return;
+  if (fiber.begun) _longjmp(fiber.here, 1);
+  fiber.begun = true;
+  ucontext_t start;
+  getcontext(&start);
+  start.uc_stack.ss_sp = b.stacks.get() + kStack * number;
+  start.uc_stack.ss_size = kStack;
+  makecontext(&start, run_fiber, 0);
+  setcontext(&start);
 }
 
 // One value from every lane of the mask to every other.
@@ -231,31 +265,27 @@ inline std::vector<unsigned> shuffled(unsigned count) {
 inline void run_block(unsigned number, dim3 blocks, dim3 threads,
                       const std::vector<unsigned>& order, const std::function<void()>& kernel) {
   Block& b = block();
-  b.kernel = kernel;
+  b.kernel = &kernel;
   block_index.x = number;
   block_size = threads;
   grid_size = blocks;
   b.warps.assign((threads.x + kLanes - 1) / kLanes, Warp{});
   for (unsigned t = threads.x; t % kLanes; ++t) b.warps.back().exited |= 1u << t % kLanes;
-  b.done.assign(threads.x, false);
   b.alive = threads.x;
   b.waiting = 0;
   for (unsigned t = 0; t < threads.x; ++t) {
-    ucontext_t& fiber = b.fibers[t];
-    getcontext(&fiber);
-    fiber.uc_stack.ss_sp = b.stacks.get() + kStack * t;
-    fiber.uc_stack.ss_size = kStack;
-    fiber.uc_link = &b.scheduler;
-    makecontext(&fiber, run_fiber, 0);
+    b.fibers[t].done = false;
+    b.fibers[t].turn = nullptr;
   }
   while (b.alive > 0) {
-    const uint64_t before = b.progress;
+    bool moved = false;
     for (const unsigned t : order) {
-      if (b.done[t]) continue;
-      b.current = thread_index.x = t;
-      swapcontext(&b.scheduler, &b.fibers[t]);
+      const Fiber& fiber = b.fibers[t];
+      if (fiber.done || (fiber.turn && *fiber.turn == fiber.waited)) continue;
+      moved = true;
+      resume(t);
     }
-    if (b.alive > 0 && b.progress == before) {
+    if (!moved) {
       std::fputs("emulation: the threads of a block wait for each other for ever\n", stderr);
       std::abort();
     }

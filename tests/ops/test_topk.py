@@ -415,6 +415,17 @@ def test_the_device_agrees_on_many_groups(check_device, heavier):
     check_device([grad], memory_of([grad]), [], 0.0, *tables, heavier)
 
 
+def test_the_device_rounds_means_alike(check_device):
+    """Beside 1, what is small counts for nothing: so the sides are equal, but for their order."""
+    grad = torch.zeros(8000)
+    grad[::500] = 1e-10
+    grad[2048], grad[7], grad[4097] = 1.0, -1.0, -1e-12
+    check_device([grad], [torch.zeros(8000)], [], 0.0, *one_group(8000, 30), True)
+    assert (
+        native.topk([grad], [torch.zeros(8000)], [], 0.0, *one_group(8000, 2), True, [])[1][0] < 0
+    )
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages())
 def test_the_device_agrees_on_anything(check_device, message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ddp_compress import CompressionState
+from ddp_compress import CompressionState, compress_hook
 from ddp_compress.layout import Layout
 from tests import pretend_cuda
 from tests.distributed.training import backward, descend, memory, small_model, weights, wrap
@@ -38,8 +38,16 @@ def test_ranks_agree_with_ranks_on_the_cpu(ranks, row, there):
         assert_same(ours, theirs)
 
 
+def patient_hook(state: CompressionState, bucket: dist.GradBucket) -> Any:
+    """Nothing runs beside anything else."""
+    torch.cuda.synchronize()
+    future = compress_hook(state, bucket)
+    torch.cuda.synchronize()
+    return future
+
+
 def through_ddp(row: Row, **options: Any) -> str:
-    ddp, state = wrap(small_model().to(GPU), row, **options)
+    ddp, state = wrap(small_model().to(GPU), row, flush_bytes=1, **options)
     for number in range(6):
         backward(ddp, number)
         descend(ddp)
@@ -52,11 +60,16 @@ def through_ddp(row: Row, **options: Any) -> str:
 def test_ddp_on_one_gpu_over_gloo(ranks, row):
     first, second = ranks.run(2, through_ddp, row)
     assert first == second
+    assert first == ranks.run(2, one_thing_at_a_time, row)[0]
+
+
+def one_thing_at_a_time(row: Row) -> str:
+    return through_ddp(row, hook=patient_hook)
 
 
 def over_nccl(row: Row) -> None:
     group = dist.new_group([0], backend="nccl")
-    through_ddp(row, process_group=group)
+    assert through_ddp(row, process_group=group) == through_ddp(row)
 
 
 @needs_cuda

@@ -1,0 +1,134 @@
+"""What a checkpoint must be. Whatever is wrong with one is named before anything changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddp_compress.recipe import Recipe
+from ddp_compress.stats import Stats
+
+FORMAT = 1  # of CompressionState.state_dict()
+
+
+def check_form(saved: Any) -> None:
+    """Raise unless this is a checkpoint, of whatever model and recipe.
+
+    Args:
+        saved: what `CompressionState.state_dict` gave, perhaps damaged since.
+
+    Raises:
+        ValueError: an entry is missing, of another type, out of its range, or not finite.
+
+    Example:
+        >>> check_form({"format": 1, "step": 3})
+        Traceback (most recent call last):
+        ...
+        ValueError: checkpoint lacks recipe, saved_by, stats, tensors
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
+    missing = {"format", "recipe", "saved_by", "step", "stats", "tensors"} - set(saved)
+    if missing:
+        raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
+    if saved["format"] != FORMAT:
+        raise ValueError(f"checkpoint has format {saved['format']!r}, expected {FORMAT}")
+    for key, what in (("tensors", "tensors"), ("stats", "statistics")):
+        if not isinstance(saved[key], Mapping):
+            raise ValueError(f"checkpoint's {what} are {saved[key]!r}, expected a mapping")
+    step = saved["step"]
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
+    _check_place(saved["saved_by"])
+    _check_stats(saved["stats"])
+    for slot, by_name in saved["tensors"].items():
+        if not isinstance(by_name, Mapping):
+            raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
+        for name, tensor in by_name.items():
+            _check_tensor(f"{slot} of {name}", tensor)
+    if saved["stats"].get("steps") and not any(saved["tensors"].values()):
+        raise ValueError(
+            f"checkpoint of {saved['stats']['steps']} steps keeps no tensor: was it loaded by "
+            "torch.distributed.checkpoint without PerRank?"
+        )
+
+
+def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str, Tensor]) -> None:
+    """Raise unless a checkpoint is of this recipe and model.
+
+    Parameters of which nothing was kept yet, such as frozen ones, may be missing.
+
+    Args:
+        saved: what has passed `check_form`.
+        recipe: the state's.
+        parameters: the model's, by name.
+
+    Raises:
+        ValueError: the recipe has another name or keeps other tensors; or a tensor is of no
+            parameter, of another shape or dtype, or missing where others of its parameter are kept.
+    """
+    if saved["recipe"] != recipe.name:
+        raise ValueError(f"checkpoint is of recipe {saved['recipe']!r}, expected {recipe.name!r}")
+    tensors = saved["tensors"]
+    if set(tensors) != set(recipe.tensors):
+        raise ValueError(
+            f"checkpoint keeps {sorted(map(str, tensors))}, expected {sorted(recipe.tensors)}"
+        )
+    for slot, by_name in tensors.items():
+        for name, tensor in by_name.items():
+            what = f"checkpoint's {slot} of {name}"
+            if name not in parameters:
+                raise ValueError(
+                    f"checkpoint holds {slot} of {name}, which is no parameter of the model"
+                )
+            shape = (parameters[name].numel(),)
+            if tensor.shape != shape:
+                raise ValueError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
+            special = recipe.tensors[slot]
+            dtypes = (special,) if special else (torch.float32, torch.float64)
+            if tensor.dtype not in dtypes:
+                expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                raise ValueError(f"{what} has dtype {tensor.dtype}, expected {expected}")
+    names = {name for by_name in tensors.values() for name in by_name}
+    for slot, by_name in tensors.items():
+        lost = sorted(names - set(by_name))
+        if lost:
+            raise ValueError(f"checkpoint lacks {slot} of {', '.join(lost)}")
+
+
+def _check_place(place: Any) -> None:
+    if place is None:
+        return
+    numbers = isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place)
+    if not numbers or not 0 <= place[0] < place[1]:
+        raise ValueError(
+            f"checkpoint has saved_by {place!r}, expected rank and world size, or None"
+        )
+
+
+def _check_stats(stats: Mapping[str, Any]) -> None:
+    unknown = set(stats) - set(Stats().state_dict())
+    if unknown:
+        raise ValueError(f"checkpoint has unknown statistics: {', '.join(map(str, unknown))}")
+    for name, count in stats.items():
+        is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
+        if not is_number or not 0 <= count < math.inf:
+            raise ValueError(
+                f"checkpoint's statistics have {name} {count!r}, expected a number of 0 or more"
+            )
+
+
+def _check_tensor(what: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"checkpoint's {what} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(
+            f"checkpoint's {what} is {tensor.layout} on {tensor.device}, expected a dense tensor "
+            "with its data"
+        )
+    if not tensor.isfinite().all():
+        raise ValueError(f"checkpoint's {what} is not finite")

@@ -1,0 +1,392 @@
+"""Communication delay: local steps, then a round in which weight differences travel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ddp_compress.anchor import Anchor
+from ddp_compress.buffers import Buffers
+from ddp_compress.checks import check_count, check_one_of
+from ddp_compress.exchange import Comm, meet_over_buffers
+from ddp_compress.guards import refuse_unsupported_ddp
+from ddp_compress.hook import Passes, local_hook
+from ddp_compress.state import CompressionState
+
+Period = int | Callable[[int], int]
+Outer = Callable[[list[Tensor]], Optimizer]
+
+
+def plain_adding(anchor: list[Tensor]) -> Optimizer:
+    """The outer optimizer of no outer optimizer: ``anchor += mean``, bit for bit."""
+    return torch.optim.SGD(anchor, lr=1.0)
+
+
+class LocalUpdates(Optimizer):
+    """An optimizer that steps locally and meets the other ranks every H steps.
+
+    With w a rank's weights and a the *anchor*, the weights that all ranks had after the last
+    round, a round is::
+
+        a = outer.step(a, gradient = -mean over ranks of recipe(w - a));  w = a
+
+    so every rank leaves it with bit-identical weights; what a recipe did not send stays in its
+    residual. In between no gradient travels, and DDP no longer broadcasts buffers before each
+    forward: ``ddp_model.broadcast_buffers`` is switched off. (With ``find_unused_parameters`` DDP
+    still shares which parameters were used.)
+
+    A step is counted when its backward pass is over, not by ``step()``, and passes in ``no_sync``
+    are not counted, so that ranks meet even if some skip a step alone. A round that is due runs at
+    the end of ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or,
+    where ``step()`` was not called, before the next training forward.
+
+    If any rank's weights are not finite, the round is lost on all of them: weights and buffers go
+    back to what they were after the last one, and residuals and ``outer`` stay as they are. Ranks
+    whose inner optimizer is no longer finite reset its state to that of its wrapping.
+
+    Known cases: FedAvg and local SGD, ``recipes.topk(density=1.0, exchange="union")``; SBC(2),
+    ``recipes.sbc(density=0.01)`` with ``period=10``, and SBC(3), with ``period=100``; SSGD-MV-L4,
+    ``recipes.majority_vote(density=0.01)`` with ``period=4``; DiLoCo,
+    ``outer=lambda anchor: torch.optim.SGD(anchor, lr=0.7, momentum=0.9, nesterov=True)``.
+
+    Everything else that an optimizer has (``param_groups``, ``state``, ``defaults``, step hooks) is
+    the inner one's. Give this one to schedulers and to ``GradScaler``.
+
+    Args:
+        optimizer: takes the local steps; any, with a momentum of its own.
+        ddp_model: no communication hook may be registered on it.
+        state: of this model, and not registered as its hook. Its ``step`` counts rounds, and so do
+            its recipe's schedules.
+        period: local steps between rounds, H, at least 1; or a schedule, ``state.step -> H``, the
+            same on all ranks.
+        outer: makes the optimizer of the anchor, from its tensors; None for ``a += mean``.
+        buffers: what a round does to them. ``"average"``: floating-point ones are averaged, others
+            become rank 0's; 32 bits an element, uncompressed, counted in ``state.stats``.
+            ``"keep"``: every rank keeps its own.
+
+    Attributes:
+        inner: the optimizer of the local steps.
+        outer: the optimizer of the anchor.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
+            another model.
+        PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
+            changed then.
+
+    Source: McMahan et al., Communication-Efficient Learning (2017); Sattler et al., Sparse Binary
+    Compression (2018), §III; Douillard et al., DiLoCo (2023).
+
+    Example:
+        >>> import ddp_compress as dc, torch.distributed as dist
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> model = DistributedDataParallel(nn.Linear(4, 2))
+        >>> state = dc.CompressionState(model, dc.recipes.sbc(density=0.01))
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = LocalUpdates(sgd, model, state, period=10)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(3, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> state.stats.steps
+        2
+        >>> dist.destroy_process_group()
+    """
+
+    # GradScaler then calls `step` whatever it found in the gradients. Were it to skip the call on
+    # one rank, that rank would come to a round later than the others.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        ddp_model: DistributedDataParallel,
+        state: CompressionState,
+        period: Period,
+        outer: Outer | None = None,
+        buffers: Literal["average", "keep"] = "average",
+    ) -> None:
+        _check_types(optimizer, ddp_model, state, outer)
+        if not callable(period):
+            check_count("period", period, least=1)
+        check_one_of("buffers", buffers, ["average", "keep"])
+        refuse_unsupported_ddp(ddp_model)
+        _refuse_hooks(ddp_model)
+        shared = [
+            p
+            for name, p in ddp_model.module.named_parameters()
+            if p.requires_grad and name not in ddp_model.parameters_to_ignore
+        ]
+        anchor = Anchor(dict(zip(state.layout(shared).names, shared, strict=True)))
+        made = (outer or plain_adding)(list(anchor.weights.values()))
+        if not isinstance(made, Optimizer):
+            raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
+        self.inner = optimizer
+        self.outer = made
+        self._ddp_model = ddp_model
+        self._compression = state
+        self._period = period
+        self._averages = buffers == "average"
+        self._anchor = anchor
+        self._buffers = Buffers(ddp_model.module, ddp_model.parameters_to_ignore)
+        self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
+        self._passes = Passes()
+        self._comm: Comm | None = None
+        ddp_model.register_comm_hook(self._passes, local_hook)
+        ddp_model.broadcast_buffers = False
+        ddp_model.register_forward_pre_hook(_BeforeForward(self._catch_up))
+
+    def __getattr__(self, name: str) -> Any:
+        """What this optimizer does not have itself."""
+        if name == "inner":  # not yet made
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refused: a copy would meet other ranks that have none."""
+        raise TypeError("LocalUpdates cannot be copied or pickled: save its state_dict()")
+
+    def __repr__(self) -> str:
+        return f"LocalUpdates({self.inner!r}, period={self._period!r}, outer={self.outer!r})"
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """See `torch.optim.Optimizer.zero_grad`."""
+        self.inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer.add_param_group`."""
+        self.inner.add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a local step; meet the other ranks if a round is due.
+
+        Args:
+            closure: computes the gradients, and is called once.
+
+        Returns:
+            What ``closure`` gave.
+
+        Raises:
+            PeerError: see the class.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._unscale():
+            self.inner.step()
+        self._meet_if_due()
+        return loss
+
+    def synchronize(self) -> None:
+        """Meet the other ranks now, before the period is over; all of them must call it.
+
+        For the end of training, or to evaluate. Does nothing straight after a round.
+
+        Raises:
+            PeerError: see the class.
+        """
+        if self._passes.count:
+            self._meet()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both optimizers, the anchor, and how far this rank is in its period.
+
+        The weights are not among them: in the middle of a period every rank has its own, to be
+        saved with the model and loaded after it was wrapped in DDP, which broadcasts rank 0's.
+        Residuals are in the state's own ``state_dict``.
+        """
+        return {
+            "inner": self.inner.state_dict(),
+            "outer": self.outer.state_dict(),
+            "anchor": {name: t.clone() for name, t in self._anchor.weights.items()},
+            "buffers": {name: t.clone() for name, t in self._buffers.then.items()},
+            "passes": self._passes.count,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, of the same model and optimizers.
+
+        Raises:
+            ValueError: it does not fit. Nothing has changed then.
+        """
+        self._check(state_dict)
+        self.inner.load_state_dict(state_dict["inner"])
+        self.outer.load_state_dict(state_dict["outer"])
+        self._anchor.load(state_dict["anchor"])
+        self._buffers.load(state_dict["buffers"])
+        self._passes.count = state_dict["passes"]
+
+    # ------------------------------------------------------------------------------------ rounds
+
+    def _unscale(self) -> bool:
+        """Do as `torch.amp.GradScaler` would; whether this rank's gradients are good for a step."""
+        found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found is not None and found.item():
+            return False
+        if scale is not None:
+            inverse = scale.double().reciprocal().float()
+            for group in self.param_groups:
+                for grad in (p.grad for p in group["params"] if p.grad is not None):
+                    grad.mul_(inverse.to(grad.device))
+        return True
+
+    def _catch_up(self) -> None:
+        """Where a step was skipped: meet as the others did, before anything else is sent."""
+        if self._ddp_model._join_config.enable:
+            raise RuntimeError(
+                "LocalUpdates does not work under DDP.join: a rank that ran out of inputs takes no "
+                "more steps, so it would miss the rounds. Give every rank as many batches"
+            )
+        self._meet_if_due()
+
+    def _meet_if_due(self) -> None:
+        if self._passes.count >= self._period_now():
+            self._meet()
+
+    def _period_now(self) -> int:
+        if not callable(self._period):
+            return self._period
+        number = self._compression.step
+        period = self._period(number)
+        check_count(f"period schedule {self._period!r} at round {number}", period, least=1)
+        return period
+
+    @torch.no_grad()
+    def _meet(self) -> None:
+        """A round. Nothing is written before all ranks have gone through all of it."""
+        compression, comm = self._compression, self._bind()
+        number = compression.step
+        if self._averages and self._buffers.then:
+            going = meet_over_buffers(comm, number, self._buffers)
+        means = compression.reduce(self._anchor.moved())
+        if compression.step > number:
+            self._advance(means)
+            if not self._averages:
+                self._buffers.keep()
+            elif self._buffers.then:
+                self._buffers.advance(*going)
+        else:
+            self._forget_what_is_not_finite()
+        self._anchor.write()
+        self._buffers.write()
+        self._passes.count = 0
+
+    def _advance(self, means: Mapping[str, Tensor]) -> None:
+        """The outer step."""
+        for name, weight in self._anchor.weights.items():
+            weight.grad = -means[name]
+        self.outer.step()
+        self.outer.zero_grad()
+
+    def _forget_what_is_not_finite(self) -> None:
+        kept = [t for each in self.inner.state.values() for t in each.values()]
+        if not all(t.isfinite().all() for t in kept if isinstance(t, Tensor)):
+            groups = self.inner.state_dict()["param_groups"]
+            fresh = copy.deepcopy(self._fresh)
+            self.inner.load_state_dict({"state": fresh, "param_groups": groups})
+
+    def _bind(self) -> Comm:
+        """The other ranks; when first met, they agree on what they do."""
+        stats = self._compression.stats
+        if self._comm is None:
+            comm = Comm(self._compression.process_group, stats, private=False, rotates=False)
+            comm.agree(self._description(), 1.0, self._compression.step)
+            self._comm = comm
+        self._comm.stats = stats
+        return self._comm
+
+    def _description(self) -> str:
+        buffers = {name: (tuple(b.shape), b.dtype) for name, b in self._buffers.then.items()}
+        outer = " ".join(repr(self.outer).split())
+        return (
+            f"period {self._period_now()}, buffers {'averaged' if self._averages else 'kept'}, "
+            f"outer {outer}, {self._passes.count} passes, anchor #{self._anchor.digest:08x}, "
+            f"buffers {buffers}"
+        )
+
+    # ------------------------------------------------------------------------------- checkpoints
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        if not isinstance(saved, Mapping):
+            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
+        missing = {"inner", "outer", "anchor", "buffers", "passes"} - set(saved)
+        if missing:
+            raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
+        check_count("checkpoint's passes", saved["passes"], least=0)
+        _check_tensors("anchor", saved["anchor"], self._anchor.weights)
+        _check_tensors("buffers", saved["buffers"], self._buffers.then)
+        _check_groups("inner", saved["inner"], self.inner)
+        _check_groups("outer", saved["outer"], self.outer)
+
+
+class _BeforeForward:
+    """A hook of the DDP model; copies of the model, and pickles, are free of it."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act: Callable[[], None] | None = torch.compiler.disable(act)
+
+    def __call__(self, model: nn.Module, _: object) -> None:
+        if self._act and model.training and torch.is_grad_enabled():
+            self._act()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_act": None}
+
+
+def _check_types(optimizer: object, ddp_model: object, state: object, outer: object) -> None:
+    for name, value, expected in (
+        ("optimizer", optimizer, Optimizer),
+        ("ddp_model", ddp_model, DistributedDataParallel),
+        ("state", state, CompressionState),
+    ):
+        if not isinstance(value, expected):
+            raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
+    if outer is not None and not callable(outer):
+        raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
+
+
+def _refuse_hooks(model: DistributedDataParallel) -> None:
+    if model._comm_hooks:
+        hook, _ = model._comm_hooks[0]
+        raise ValueError(
+            f"ddp_model has the communication hook {hook.__qualname__} already, but LocalUpdates "
+            "sends no gradients: make its state by CompressionState(ddp_model, recipe), not by "
+            "attach, and register no hook"
+        )
+
+
+def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:
+    if not isinstance(saved, Mapping) or set(saved) != set(ours):
+        raise ValueError(f"checkpoint's {what} is not of this model: other names")
+    for name, tensor in ours.items():
+        expected, came = _kind(tensor), _kind(saved[name])
+        if came != expected:
+            raise ValueError(f"checkpoint's {what} has {name} of {came}, expected {expected}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _check_groups(what: str, saved: Any, ours: Optimizer) -> None:
+    """As `Optimizer.load_state_dict` will, but before anything is loaded."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+        raise ValueError(f"checkpoint's {what} is no optimizer's state_dict")
+    theirs, expected = (
+        [len(group["params"]) for group in groups]
+        for groups in (saved["param_groups"], ours.param_groups)
+    )
+    if theirs != expected:
+        raise ValueError(
+            f"checkpoint's {what} optimizer has groups of {theirs} parameters, expected {expected}"
+        )

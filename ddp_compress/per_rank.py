@@ -1,0 +1,67 @@
+"""A state's checkpoints in those of `torch.distributed.checkpoint`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ddp_compress.devices import on_host
+from ddp_compress.exchange import place
+
+if TYPE_CHECKING:
+    from ddp_compress.state import CompressionState
+
+
+class PerRank:
+    """A state as `torch.distributed.checkpoint` must see it: every rank keeps its own.
+
+    DCP takes tensors of one name for copies of each other and saves rank 0's. Here names carry the
+    rank. Each is of one entry, a tuple with the whole checkpoint in it, which DCP neither takes
+    apart nor needs to know the shapes of: a fresh state has none yet.
+
+    Args:
+        state: on every rank its own.
+
+    Example:
+        >>> import torch, ddp_compress as dc
+        >>> import torch.distributed.checkpoint as dcp
+        >>> state = dc.CompressionState(torch.nn.Linear(4, 2), dc.recipes.topk(density=0.5))
+        >>> list(PerRank(state).state_dict())
+        ['rank 0 of 1']
+        >>> def save(model, state, folder):
+        ...     dcp.save({"model": model, "compression": PerRank(state)}, checkpoint_id=folder)
+        >>> def load(model, state, folder):
+        ...     dcp.load({"model": model, "compression": PerRank(state)}, checkpoint_id=folder)
+    """
+
+    def __init__(self, state: CompressionState) -> None:
+        self._state = state
+
+    def state_dict(self) -> dict[str, tuple[dict[str, Any]]]:
+        """This rank's checkpoint under its own name, in the host's memory."""
+        saved = self._state.state_dict()
+        tensors = {
+            slot: {name: on_host(tensor) for name, tensor in by_name.items()}
+            for slot, by_name in saved["tensors"].items()
+        }
+        return {_name(): (saved | {"tensors": tensors},)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back this rank's own; see `CompressionState.load_state_dict`.
+
+        Raises:
+            ValueError: there is none, or it does not fit. Nothing has changed then.
+        """
+        entry = state_dict.get(_name())
+        if not isinstance(entry, tuple) or len(entry) != 1:
+            raise ValueError(
+                f"checkpoint holds {sorted(map(str, state_dict))}, expected a tuple of one entry "
+                f"as {_name()!r}"
+            )
+        self._state.load_state_dict(entry[0])
+
+
+def _name() -> str:
+    """Unique in the job, even where states live in groups of some ranks."""
+    rank, world_size = place()
+    return f"rank {rank} of {world_size}"

@@ -1,0 +1,589 @@
+"""Communication delay: local steps, rounds, and everything that may go wrong between two rounds."""
+
+import copy
+import io
+import math
+import pickle
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_compress import CompressionState, LocalUpdates, PeerError, attach, recipes
+from tests.distributed.training import MANY_BUCKETS, digest, loss, memory, small_model, weights
+from tests.table import ROWS, Row, every_family
+
+TOPK = Row(recipes.topk(0.1))
+DENSE = Row(recipes.topk(1.0))
+
+
+def diloco(anchor: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(anchor, lr=0.7, momentum=0.9, nesterov=True)
+
+
+def sgd(model: nn.Module, momentum: float = 0.9) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+
+
+def wrap(
+    model: nn.Module,
+    row: Row = TOPK,
+    inner: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+    period: Any = 3,
+    bucket_cap_mb: float = MANY_BUCKETS,
+    **options: Any,
+) -> tuple[DistributedDataParallel, CompressionState, LocalUpdates]:
+    ddp = DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb)
+    state = CompressionState(ddp, row.recipe, min_numel=row.min_numel)
+    return ddp, state, LocalUpdates(inner(ddp), ddp, state, period, **options)
+
+
+def train(ddp: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        optimizer.zero_grad()
+        loss(ddp, dist.get_rank(), number).backward()
+        optimizer.step()
+
+
+def gradient(model: nn.Module) -> Tensor:
+    """Of the first parameter."""
+    found = next(model.parameters()).grad
+    assert found is not None
+    return found
+
+
+def same_everywhere(results):
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+def all_equal(digest_here: str) -> bool:
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, digest_here)
+    return len(set(everywhere)) == 1
+
+
+# ------------------------------------------------------------------------------------- the rounds
+
+
+def beside_a_loop_by_hand(row: Row, outer: Callable[..., Any] | None, periods: list[int]) -> str:
+    """The same in plain torch: local steps without DDP, then `reduce` of another state."""
+    momentum = 0.0 if row.momentum else 0.9
+    ddp, state, optimizer = wrap(
+        small_model(), row, lambda m: sgd(m, momentum), period=lambda n: periods[n], outer=outer
+    )
+    plain = small_model()
+    twin = CompressionState(plain, row.recipe, min_numel=row.min_numel)
+    inner, start = sgd(plain, momentum), 0
+    anchor = [p.detach().clone() for p in plain.parameters()]
+    over = (outer or (lambda a: torch.optim.SGD(a, lr=1.0)))(anchor)
+    for number, period in enumerate(periods[:-1]):
+        numbers = range(start, start + period)
+        train(ddp, optimizer, numbers[:-1])
+        assert period == 1 or not all_equal(weights(ddp)), "ranks step locally"
+        assert state.step == number, "too early"
+        train(ddp, optimizer, numbers[-1:])
+        train(plain, inner, numbers)
+        start += period
+        parameters = dict(plain.named_parameters())
+        moved = {n: p.detach() - a for (n, p), a in zip(parameters.items(), anchor, strict=True)}
+        mean = twin.reduce(moved)
+        for then, name in zip(anchor, parameters, strict=True):
+            then.grad = -mean[name]
+        over.step()
+        for parameter, then in zip(plain.parameters(), anchor, strict=True):
+            parameter.data.copy_(then)
+        assert weights(ddp) == weights(plain), number
+        assert memory(state) == memory(twin)
+        assert all_equal(weights(ddp))
+    return weights(ddp)
+
+
+@every_family
+def test_a_round_is_the_mean_of_what_was_sent(ranks, row):
+    same_everywhere(ranks.run(2, beside_a_loop_by_hand, row, None, [3, 1, 4, 2, 99]))
+
+
+@pytest.mark.parametrize("outer", [None, diloco])
+def test_an_outer_optimizer_moves_the_anchor(ranks, outer):
+    same_everywhere(ranks.run(4, beside_a_loop_by_hand, TOPK, outer, [2, 2, 2, 99]))
+
+
+def federated_averaging(row: Row) -> None:
+    """Without compression a round averages weights."""
+    ddp, _, optimizer = wrap(small_model(), row, period=4)
+    plain = small_model()
+    inner = sgd(plain)
+    for start in (0, 4, 8):
+        train(ddp, optimizer, range(start, start + 4))
+        train(plain, inner, range(start, start + 4))
+        for ours, theirs in zip(ddp.parameters(), plain.parameters(), strict=True):
+            dist.all_reduce(theirs.data)
+            theirs.data /= dist.get_world_size()
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+            theirs.data.copy_(ours)
+
+
+@pytest.mark.parametrize("exchange", ["all_gather", "union"])
+def test_without_compression_it_is_federated_averaging(ranks, exchange):
+    ranks.run(4, federated_averaging, Row(recipes.topk(1.0, exchange=exchange)))
+
+
+def collectives_between_rounds() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        ddp, state, optimizer = wrap(norms(), period=4)
+        train(ddp, optimizer, range(5))  # by now DDP has rebuilt its buckets
+        for name in ("all_reduce", "all_to_all_single", "broadcast", "all_gather"):
+            patch.setattr(dist, name, lambda *_, **__: pytest.fail("a collective"))
+        patch.setattr(ddp, "_sync_buffers", lambda: pytest.fail("a broadcast"))
+        before = state.stats.collectives
+        train(ddp, optimizer, range(5, 7))
+        assert state.stats.collectives == before
+
+
+def test_nothing_travels_between_rounds(ranks):
+    ranks.run(2, collectives_between_rounds)
+
+
+def half_types(dtype: torch.dtype) -> str:
+    """Averages far below the weights' rounding add up in the anchor."""
+    model = nn.Linear(4, 1, bias=False).to(dtype)
+    nn.init.ones_(model.weight)
+    ddp, state, optimizer = wrap(model, DENSE, period=1, inner=lambda m: sgd(m, 0.0))
+    step = torch.finfo(dtype).eps  # in one direction on rank 0 alone
+    for _ in range(8):
+        optimizer.zero_grad()
+        ddp(torch.ones(1, 4, dtype=dtype)).sum().backward()
+        with torch.no_grad():
+            model.weight.add_(step if dist.get_rank() == 0 else 0.0)
+            gradient(ddp).zero_()
+        optimizer.step()
+    assert state.stats.steps == 8
+    expected = torch.full((1, 4), 1 + 8 * step / 4, dtype=dtype)
+    assert torch.equal(model.weight, expected), model.weight
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_averages_do_not_drown_in_half_types(ranks, dtype):
+    same_everywhere(ranks.run(4, half_types, dtype))
+
+
+def frozen_and_mixed() -> str:
+    model = small_model()
+    model[0].requires_grad_(False)
+    model[4].to(torch.float64)
+    model.insert(4, Widen())
+    before = weights(model[0])
+    ddp, state, optimizer = wrap(model, period=2)
+    train(ddp, optimizer, range(4))
+    assert weights(model[0]) == before
+    assert "0.weight" not in state.state_dict()["tensors"]["residual"]
+    return weights(ddp)
+
+
+class Widen(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+def test_parameters_may_be_frozen_or_of_several_types(ranks):
+    same_everywhere(ranks.run(2, frozen_and_mixed))
+
+
+# --------------------------------------------------------------- steps that are not taken, or late
+
+
+def accumulating(use_closure: bool) -> str:
+    ddp, state, optimizer = wrap(small_model(), period=2)
+    for number in range(6):
+
+        def closure(number: int = number) -> Tensor:
+            optimizer.zero_grad()
+            with ddp.no_sync():
+                loss(ddp, dist.get_rank(), 2 * number).backward()
+            value = loss(ddp, dist.get_rank(), 2 * number + 1)
+            value.backward()
+            return value
+
+        if use_closure:
+            assert optimizer.step(closure).isfinite()
+        else:
+            closure()
+            optimizer.step()
+        assert state.step == (number + 1) // 2
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("use_closure", [False, True])
+def test_accumulating_passes_do_not_count(ranks, use_closure):
+    same_everywhere(ranks.run(2, accumulating, use_closure))
+
+
+def with_scaler(overflows: dict[int, list[int]]) -> tuple[str, list[float]]:
+    """Ranks overflow on their own; a collective of the user's follows every step."""
+    ddp, state, optimizer = wrap(small_model(), period=3)
+    plain, _, same = wrap(small_model(), period=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+    rank, scales = dist.get_rank(), []
+    for number in range(12):
+        bad = rank in overflows.get(number, [])
+        for each, model in ((optimizer, ddp), (same, plain)):
+            each.zero_grad()
+            value = loss(model, rank, number)
+            (scaler.scale(value) if each is optimizer else value).backward()
+        if bad:
+            gradient(ddp).view(-1)[0] = math.inf
+        if number % 2:
+            scaler.unscale_(optimizer)
+        local = digest(p.detach() for p in ddp.parameters())
+        scaler.step(optimizer)
+        scaler.update()
+        if not bad:
+            same.step()
+        elif number % 3 == 2:
+            same.synchronize()
+        else:
+            assert weights(ddp) == local, "the step was skipped"
+        dist.all_reduce(value.detach())
+        scales.append(scaler.get_scale())
+        assert state.step == (number + 1) // 3
+        assert weights(ddp) == weights(plain)
+    return weights(ddp), scales
+
+
+def test_a_scaler_may_skip_a_step_on_one_rank(ranks):
+    """At the round, just before and after it: no rank waits, and scales are the ranks' own."""
+    overflows = {1: [0], 2: [1], 5: [0], 6: [1, 0], 9: [1]}
+    (one, scales), (other, others) = ranks.run(2, with_scaler, overflows)
+    assert one == other
+    assert scales != others
+    assert max(scales) > min(scales)
+
+
+def skipped_by_hand() -> str:
+    """A rank that does not call step() catches up before its next forward."""
+    ddp, state, optimizer = wrap(small_model(), period=2)
+    rank = dist.get_rank()
+    for number in range(8):
+        optimizer.zero_grad()
+        loss(ddp, rank, number).backward()
+        if number not in {0: (1, 7), 1: (2, 3)}[rank]:
+            optimizer.step()
+    ddp.eval()
+    loss(ddp, rank, 0)  # perhaps on one rank alone
+    ddp.train()
+    with torch.no_grad():
+        loss(ddp, rank, 0)
+    assert state.step == (3 if rank == 0 else 4)
+    optimizer.synchronize()
+    optimizer.synchronize()
+    assert state.step == 4
+    return weights(ddp)
+
+
+def test_a_rank_that_skipped_a_step_catches_up(ranks):
+    same_everywhere(ranks.run(2, skipped_by_hand))
+
+
+def at_the_end() -> str:
+    ddp, state, optimizer = wrap(small_model(), period=5)
+    optimizer.synchronize()
+    assert state.step == 0
+    train(ddp, optimizer, range(7))
+    assert not all_equal(weights(ddp))
+    optimizer.synchronize()
+    assert state.step == 2
+    return weights(ddp)
+
+
+def test_synchronize_ends_a_period_early(ranks):
+    same_everywhere(ranks.run(2, at_the_end))
+
+
+def copied() -> str:
+    """Copies of the model meet nobody; the original goes on, compiled too."""
+    ddp, state, optimizer = wrap(small_model(), period=2, bucket_cap_mb=25)  # Dynamo's own limit
+    rank = dist.get_rank()
+    train(ddp, optimizer, range(1))
+    loss(ddp, rank, 1).backward()  # due from here on
+    for twin in (copy.deepcopy(ddp), pickle.loads(pickle.dumps(ddp))):
+        loss(twin.module, rank, 2).backward()
+        assert next(iter(twin._forward_pre_hooks.values()))(twin, ()) is None
+        assert state.step == 0
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(optimizer)
+    compiled = torch.compile(ddp, backend="eager")
+    for number in range(4):
+        optimizer.zero_grad()
+        loss(compiled, rank, number).backward()
+        optimizer.step()
+    assert state.step == 3
+    return weights(ddp)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_wrapped_model_may_be_copied_and_compiled(ranks):
+    same_everywhere(ranks.run(2, copied))
+
+
+# ---------------------------------------------------------------------------------------- buffers
+
+
+class Counting(nn.Module):
+    """Buffers of many kinds, that a rank fills as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 12))
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("exact", torch.full((2,), 0.1, dtype=torch.float64))
+        self.register_buffer("short", torch.ones(2, dtype=torch.bfloat16))
+        self.register_buffer("mask", torch.tensor([[0.0, -math.inf], [0.0, 0.0]]))
+        self.register_buffer("count", torch.tensor(2**40))
+        self.register_buffer("flags", torch.tensor([True, False, False]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+def filled(buffers: str) -> dict[str, Tensor]:
+    ddp, state, optimizer = wrap(Counting(), period=1, buffers=buffers)
+    rank, module = dist.get_rank(), ddp.module
+    for _ in range(2):
+        module.mean = torch.tensor([rank, 1.0, rank * math.inf])  # 0 * inf is NaN
+        module.count += 1 + rank
+        module.flags[rank] = False
+        module.flags[2] = rank == 0
+        module.short += rank
+        train(ddp, optimizer, range(1))
+        assert state.stats.aborted == 0
+    return {name: b.clone() for name, b in module.named_buffers()}
+
+
+def test_buffers_are_averaged(ranks):
+    one, two, three = ranks.run(3, filled, "average")
+    for name, buffer in one.items():
+        assert torch.equal(buffer, two[name]), name
+        assert torch.equal(buffer, three[name]), name
+    torch.testing.assert_close(one["mean"], torch.tensor([1.0, 1.0, 0.0]))
+    torch.testing.assert_close(one["short"].float(), torch.tensor([3.0, 3.0]))
+    assert one["exact"].tolist() == [0.1, 0.1], "what is constant stays, to the bit"
+    assert one["mask"].tolist() == [[0.0, -math.inf], [0.0, 0.0]]
+    assert one["count"] == 2**40 + 2
+    assert one["flags"].tolist() == [False, False, True]
+
+
+def test_buffers_may_be_kept(ranks):
+    one, two = ranks.run(2, filled, "keep")
+    assert (one["count"], two["count"]) == (2**40 + 2, 2**40 + 4)
+    assert (one["mean"].tolist()[:2], two["mean"].tolist()) == ([0.0, 1.0], [1.0, 1.0, math.inf])
+
+
+# --------------------------------------------------------------------------------- what goes wrong
+
+
+def norms() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(12, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 3))
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def adagrad(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(model.parameters(), lr=0.05)
+
+
+def poisoned_rounds(row: Row, inner: Callable[..., Any], trials: int, seed: int = 0) -> str:
+    """NaN or inf in a weight of one rank at a random step of a period; the round is lost alike."""
+    chance = random.Random(seed)  # all ranks draw alike
+    ddp, state, optimizer = wrap(norms(), row, inner, period=3, outer=diloco)
+    train(ddp, optimizer, range(3))
+    for trial in range(trials):
+        before = (
+            memory(state),
+            digest([*ddp.parameters(), *ddp.buffers()]),
+            digest(optimizer.state_dict()["anchor"].values()),
+            digest(s["momentum_buffer"] for s in optimizer.outer.state.values()),
+        )
+        victim, place = chance.randrange(dist.get_world_size()), chance.randrange(3)
+        bad = chance.choice([math.inf, -math.inf, math.nan])
+        index, how = chance.randrange(6), chance.choice(["weight", "input"])
+        for step in range(3):
+            optimizer.zero_grad()
+            value = loss(ddp, dist.get_rank(), 3 * trial + step)
+            hit = step == place and dist.get_rank() == victim
+            (value * bad if hit and how == "input" else value).backward()
+            if hit and how == "weight":
+                [*ddp.parameters()][index].data.view(-1)[0] = bad
+            optimizer.step()
+        after = (
+            memory(state),
+            digest([*ddp.parameters(), *ddp.buffers()]),
+            digest(optimizer.state_dict()["anchor"].values()),
+            digest(s["momentum_buffer"] for s in optimizer.outer.state.values()),
+        )
+        assert after == before, (trial, how, victim, place)
+        assert state.stats.aborted == trial + 1
+        kept = [t for each in optimizer.state.values() for t in each.values()]
+        assert all(t.isfinite().all() for t in kept if isinstance(t, Tensor))
+        train(ddp, optimizer, range(3 * trial, 3 * trial + 3))
+        assert state.stats.steps == trial + 2
+    assert all(p.isfinite().all() for p in ddp.parameters())
+    return digest([*ddp.parameters(), *ddp.buffers()])
+
+
+@pytest.mark.parametrize("inner", [adam, adagrad, sgd])
+def test_law_8_a_lost_round_never_was(ranks, inner):
+    same_everywhere(ranks.run(2, poisoned_rounds, TOPK, inner, 20))
+
+
+@pytest.mark.parametrize("name", ["sbc-golomb", "vote-add-drop-sharded", "hgc", "sign-sharded"])
+def test_law_8_in_other_recipes(ranks, name):
+    same_everywhere(ranks.run(2, poisoned_rounds, ROWS[name], adam, 3))
+
+
+def failing_on_one_rank(what: str) -> str:
+    period = 2 + dist.get_rank() if what == "period" else 2
+    ddp, state, optimizer = wrap(Counting(), period=period)
+    if what == "weights" and dist.get_rank() == 1:
+        optimizer._anchor.weights["weight"].add_(1)
+    if what == "buffers":
+        train(ddp, optimizer, range(2))
+        if dist.get_rank() == 1:
+            ddp.module.mean = torch.zeros(4)
+    before = memory(state), digest(optimizer._anchor.weights.values())
+    with pytest.raises(PeerError) as caught:
+        train(ddp, optimizer, range(3))
+    assert (memory(state), digest(optimizer._anchor.weights.values())) == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("period", "rank 0: .*period 2.* rank 1: .*period 3"),
+        ("weights", "rank 0: .*anchor #.* rank 1: .*anchor #"),
+        ("buffers", r"rank 1 failed: ValueError: buffers .*mean.*, expected .*buffers='keep'"),
+    ],
+)
+def test_an_error_on_one_rank_is_an_error_on_every_rank(ranks, what, words):
+    for message in ranks.run(2, failing_on_one_rank, what):
+        assert re.search(words, message, re.DOTALL), message
+
+
+def joining() -> None:
+    ddp, _, optimizer = wrap(small_model())
+    with pytest.raises(RuntimeError, match="does not work under DDP"), ddp.join():
+        train(ddp, optimizer, range(1))
+
+
+def test_join_is_refused(ranks):
+    ranks.run(2, joining)
+
+
+def refusals() -> None:
+    model = small_model()
+    ddp = DistributedDataParallel(model)
+    state = CompressionState(ddp, recipes.sbc(0.1))
+    good = {"optimizer": sgd(ddp), "ddp_model": ddp, "state": state, "period": 2}
+    hooked = DistributedDataParallel(small_model())
+    attach(hooked, recipes.sbc(0.1))
+    bad: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
+        ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
+        ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
+        ({"period": 0}, ValueError, "period must be 1 or more, got 0"),
+        ({"period": 2.0}, TypeError, "period must be an int, got 2.0"),
+        ({"outer": 0.7}, TypeError, "outer must make an optimizer"),
+        ({"outer": lambda anchor: None}, TypeError, "outer must give an Optimizer, got NoneType"),
+        ({"buffers": "mean"}, ValueError, "buffers must be one of average, keep; got 'mean'"),
+        ({"ddp_model": hooked}, ValueError, "communication hook compress_hook already"),
+        ({"ddp_model": DistributedDataParallel(small_model())}, ValueError, "not of the model"),
+    ]
+    for change, error, words in bad:
+        with pytest.raises(error, match=words):
+            LocalUpdates(**(good | change))
+        assert ddp.broadcast_buffers
+        assert not ddp._comm_hooks
+    optimizer = LocalUpdates(**good)
+    with pytest.raises(ValueError, match="communication hook local_hook already"):
+        LocalUpdates(**good)
+    saved = optimizer.state_dict()
+    short = {**saved["anchor"], "0.bias": torch.zeros(3)}
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).state_dict()
+    for broken, words in (
+        ([], "checkpoint is a list"),
+        ({"inner": saved["inner"]}, "checkpoint lacks anchor, buffers, outer, passes"),
+        (saved | {"passes": -1}, "checkpoint's passes must be 0 or more, got -1"),
+        (saved | {"anchor": {}}, "checkpoint's anchor is not of this model"),
+        (saved | {"anchor": short}, r"has 0.bias of torch.float32 \(3,\), expected .* \(24,\)"),
+        (saved | {"inner": 3}, "checkpoint's inner is no optimizer's state_dict"),
+        (saved | {"outer": other}, r"outer optimizer has groups of \[1\] parameters, expected"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optimizer.load_state_dict(broken)
+    attached = DistributedDataParallel(small_model())
+    dgc = CompressionState(attached, recipes.dgc(0.1))
+    with pytest.raises(ValueError, match=r"second one of 0\.9"):
+        train(attached, LocalUpdates(sgd(attached), attached, dgc, 2), range(1))
+
+
+def test_what_does_not_fit_is_refused(ranks):
+    ranks.run(1, refusals)
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+def resumed(row: Row, at: int) -> str:
+    """Saved by every rank after some steps, also in the middle of a period."""
+
+    def fresh():
+        ddp, state, optimizer = wrap(norms(), row, adam, period=3, outer=diloco)
+        return ddp, state, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7)
+
+    def go_on(ddp, optimizer, scheduler, numbers):
+        for number in numbers:
+            train(ddp, optimizer, range(number, number + 1))
+            scheduler.step()
+
+    ddp, state, optimizer, scheduler = fresh()
+    go_on(ddp, optimizer, scheduler, range(at))
+    file = io.BytesIO()
+    parts = {"model": ddp.module, "state": state, "optimizer": optimizer, "scheduler": scheduler}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    go_on(ddp, optimizer, scheduler, range(at, 9))
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again, other, twin, rates = fresh()
+    again.module.load_state_dict(saved["model"])
+    other.load_state_dict(saved["state"])
+    twin.load_state_dict(saved["optimizer"])
+    rates.load_state_dict(saved["scheduler"])
+    go_on(again, twin, rates, range(at, 9))
+    assert memory(other) == memory(state)
+    assert twin.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] < 0.01
+    for ours, theirs in zip(again.state_dict().values(), ddp.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    return digest(ddp.state_dict().values())
+
+
+@pytest.mark.parametrize("at", [3, 4, 5])
+def test_law_4_a_resumed_run_equals_the_uninterrupted_one(ranks, at):
+    same_everywhere(ranks.run(2, resumed, TOPK, at))
+
+
+@pytest.mark.parametrize("name", ["sbc-golomb", "stc", "vote-add-drop-sharded", "hgc"])
+def test_law_4_in_other_recipes(ranks, name):
+    same_everywhere(ranks.run(2, resumed, ROWS[name], 5))
