@@ -83,11 +83,6 @@ class Lane:
         with torch.cuda.stream(self._stream(device)):
             yield
 
-    def borrow(self, data: Tensor) -> None:
-        """Keep the memory of another stream's tensor from reuse until the lane is done with it."""
-        if data.is_cuda:
-            data.record_stream(self._stream(data.device))
-
     def drive(self, work: Generator[Y, None, R], device: torch.device) -> Generator[Y, None, R]:
         """The same work, on the lane, after all that the current stream has to do by now.
 

@@ -297,7 +297,9 @@ class LocalUpdates(Optimizer):
         """The other ranks; when first met, they agree on what they do."""
         stats = self._compression.stats
         if self._comm is None:
-            comm = Comm(self._compression.process_group, stats, private=False, rotates=False)
+            device = next(iter(self._anchor.weights.values())).device
+            group = self._compression.process_group
+            comm = Comm(group, stats, device, private=False, rotates=False)
             comm.agree(self._description(), 1.0, self._compression.step)
             self._comm = comm
         self._comm.stats = stats

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ddp_compress.devices import Lane
+from ddp_compress.devices import Lane, used_here
 from ddp_compress.exchange import Channel, Comm, Worker
 from ddp_compress.exchange.worker import Exchanging
 from ddp_compress.layout import MAX_NUMEL, Plan, add_entries, plan
@@ -99,7 +99,6 @@ class Transaction:
         """Bring a gradient, in place, to what memory is to be told of it."""
         if chunk.scale is not None:
             unscale(chunk.grad, chunk.scale)
-            self._lane.borrow(chunk.scale)
         clip = self._settings.recipe.memory.clip
         if clip is not None:
             clip_gradient(chunk, clip / math.sqrt(self._comm.world_size))
@@ -222,6 +221,7 @@ def _commit(
             entries.within(start, numel).write_to(chunk.kept[name])
     if chunk.scale is not None:
         chunk.grad.mul_(chunk.scale)
+        used_here(chunk.scale)  # it is of the backward's stream
 
 
 @dataclass

@@ -31,7 +31,7 @@ def meet_over_buffers(comm: Comm, step: int, buffers: Buffers) -> tuple[Tensor, 
         PeerError: on every rank, where one failed.
     """
     comm.begin_step()
-    talk = _talk(Channel(comm, 0, comm.density, "buffers", 0, step), buffers)
+    talk = _talk(Channel(comm, 0, comm.density, lambda: "buffers", 0, step), buffers)
     while True:
         try:
             next(talk)

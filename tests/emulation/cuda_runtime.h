@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -415,7 +416,9 @@ void __stcs(T* p, T value) {
   *p = value;
 }
 
-inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+inline void __nanosleep(unsigned) {
+  std::this_thread::sleep_for(std::chrono::microseconds(20));  // yielding starves the others
+}
 
 // As in CUDA, these exist for int, unsigned and unsigned long long alone (float sums would depend
 // on the order of threads).
