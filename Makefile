@@ -8,8 +8,9 @@ READY   = .venv/ready
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CUDA   := $(wildcard csrc/cuda/*.cu)
+FUZZ   := $(wildcard fuzz/*.cpp fuzz/*.h)
 
-.PHONY: help train test lint cuda format bench clean
+.PHONY: help train test lint cuda fuzz libfuzzer format bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +18,7 @@ help:  ## list these targets
 train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density 0.01'
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
 
-test: lint cuda build/emulated.so  ## lint, types and every test: make test ARGS='-k golomb'
+test: lint cuda build/emulated.so build/fuzz/main  ## lint, types and every test: make test ARGS='-k golomb'
 	$(BIN)/pytest $(ARGS)
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
@@ -25,7 +26,7 @@ lint: $(READY)  ## formatters (check only), linters, types, and the arrows that 
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(FUZZ)
 	@! grep -rnw Tensor csrc/cpu csrc/cuda csrc/kernels.h || { echo 'kernels take raw pointers'; exit 1; }
 
 # Whether or not there is a GPU: every kernel compiles where nvcc is, and everywhere its logic is run
@@ -63,10 +64,41 @@ build/emulated/elias_fano_size.o: csrc/cpu/elias_fano.cpp $(CSRC) | $(READY)
 	@mkdir -p $(@D)
 	$(EMULATE) -c $< -o $@
 
+# Kernels under sanitizers. Vectors are exact to the element, and their indices are checked too.
+SECONDS = 60
+SEED    = $(shell date +%s)000000000
+SANITIZE = -g -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall $(KERNEL_FLAGS) \
+  -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+  -D_GLIBCXX_ASSERTIONS -D_GLIBCXX_SANITIZE_VECTOR
+FUZZED  := $(patsubst %.cpp,%.o,$(wildcard csrc/cpu/*.cpp) $(filter-out fuzz/main.cpp fuzz/libfuzzer.cpp,$(filter %.cpp,$(FUZZ))))
+
+fuzz: build/fuzz/main  ## mutated messages for every decoder, under sanitizers: make fuzz SECONDS=600
+	$< --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
+libfuzzer: build/libfuzzer/main  ## the same guided by coverage, with clang++: make libfuzzer ARGS='golomb rans'
+	@mkdir -p build/libfuzzer/failed
+	for target in $(or $(ARGS),elias_fano golomb rans signs checksum); do \
+	  TARGET=$$target $< -max_total_time=$(SECONDS) -timeout=20 -print_final_stats=1 -verbosity=0 \
+	    -artifact_prefix=build/libfuzzer/failed/$$target- || exit 1; done
+
+build/fuzz/main: $(FUZZED:%=build/fuzz/%) build/fuzz/fuzz/main.o
+	$(CXX) -fsanitize=address,undefined $^ -o $@
+
+build/fuzz/%.o: %.cpp $(CSRC) $(FUZZ) | $(READY)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -c $< -o $@
+
+build/libfuzzer/main: $(FUZZED:%=build/libfuzzer/%) build/libfuzzer/fuzz/libfuzzer.o
+	clang++ -fsanitize=address,undefined,fuzzer $^ -o $@
+
+build/libfuzzer/%.o: %.cpp $(CSRC) $(FUZZ) | $(READY)
+	@mkdir -p $(@D)
+	clang++ -fsanitize=fuzzer-no-link $(SANITIZE) -c $< -o $@
+
 format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(CSRC) $(FUZZ)
 
 bench: $(READY)  ## every kernel beside its floor (links between hosts: see bench/links.py)
 	$(BIN)/python bench/kernels.py $(ARGS)
