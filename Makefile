@@ -64,18 +64,19 @@ build/emulated/elias_fano_size.o: csrc/cpu/elias_fano.cpp $(CSRC) | $(READY)
 	@mkdir -p $(@D)
 	$(EMULATE) -c $< -o $@
 
-# Kernels under sanitizers. Vectors are exact to the element, and their indices are checked too.
+# Kernels under sanitizers (see fuzz/target.h). Vectors are exact to the element, and their indices are checked too.
 SECONDS = 60
 SEED    = $(shell date +%s)000000000
 SANITIZE = -g -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall $(KERNEL_FLAGS) \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
   -D_GLIBCXX_ASSERTIONS -D_GLIBCXX_SANITIZE_VECTOR
-FUZZED  := $(patsubst %.cpp,%.o,$(wildcard csrc/cpu/*.cpp) $(filter-out fuzz/main.cpp fuzz/libfuzzer.cpp,$(filter %.cpp,$(FUZZ))))
+ENGINES = fuzz/main.cpp fuzz/libfuzzer.cpp
+FUZZED  = $(patsubst %.cpp,%.o,$(wildcard csrc/cpu/*.cpp) $(filter-out $(ENGINES),$(wildcard fuzz/*.cpp)))
 
-fuzz: build/fuzz/main  ## mutated messages for every decoder, under sanitizers: make fuzz SECONDS=600
+fuzz: build/fuzz/main  ## mutated messages to the kernels, under sanitizers: make fuzz SECONDS=600 ARGS=golomb
 	$< --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
-libfuzzer: build/libfuzzer/main  ## the same guided by coverage, with clang++: make libfuzzer ARGS='golomb rans'
+libfuzzer: build/libfuzzer/main  ## decoders' messages guided by coverage, SECONDS for each; needs clang++
 	@mkdir -p build/libfuzzer/failed
 	for target in $(or $(ARGS),elias_fano golomb rans signs checksum); do \
 	  TARGET=$$target $< -max_total_time=$(SECONDS) -timeout=20 -print_final_stats=1 -verbosity=0 \

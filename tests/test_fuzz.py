@@ -15,7 +15,7 @@ from torch import Tensor
 from ddp_compress import codec
 from ddp_compress.exchange import all_gather, ballot, entries
 from ddp_compress.exchange.frame import HEADER_BYTES, Header, padded, seal, unseal
-from ddp_compress.layout import Layout, Plan
+from ddp_compress.layout import Layout, Plan, Sparse
 from ddp_compress.message import Chunk, Message
 from ddp_compress.stats import Stats
 from tests.table import ROWS, Row
@@ -24,6 +24,15 @@ ROOT = Path(__file__).parents[1]
 DRIVER = "build/fuzz/main"
 DECODERS = ("elias_fano", "golomb", "rans", "signs", "checksum")
 KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Messages are tiny: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_kernels_under_sanitizers():
@@ -138,7 +147,7 @@ def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
 KEPT = ("residual", "momentum")
 
 
-def assert_entries(found: entries.Sparse, plan: Plan) -> None:
+def assert_entries(found: Sparse, plan: Plan) -> None:
     assert found.values.isfinite().all()
     if found.indices is not None:
         assert len(found.values) == len(found.indices)
