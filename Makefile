@@ -7,8 +7,9 @@ BIN     = .venv/bin
 READY   = .venv/ready
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FUZZ   := $(wildcard fuzz/*.cpp fuzz/*.h)
 
-.PHONY: help train test lint cuda format bench clean
+.PHONY: help train test lint cuda fuzz libfuzzer format bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +18,7 @@ train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
 
 test: lint  ## lint, types and every test: make test ARGS='-k golomb'
-	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) cuda build/emulated.so
+	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) cuda build/emulated.so build/fuzz/main
 	$(BIN)/pytest $(ARGS)
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
@@ -25,15 +26,15 @@ lint: $(READY)  ## formatters (check only), linters, types, and the arrows that 
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(wildcard tests/emulation/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(FUZZ) $(wildcard tests/emulation/*.h)
 	@! grep -rnw Tensor csrc/cpu csrc/cuda csrc/kernels.h || { echo 'kernels take raw pointers'; exit 1; }
 
-include csrc/cuda/check.mk
+include csrc/cuda/check.mk fuzz/fuzz.mk
 
 format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CSRC) $(wildcard tests/emulation/*.h)
+	$(BIN)/clang-format -i $(CSRC) $(FUZZ) $(wildcard tests/emulation/*.h)
 
 bench: $(READY)  ## every kernel beside its floor (links between hosts: see bench/links.py)
 	$(BIN)/python bench/kernels.py $(ARGS)

@@ -50,6 +50,7 @@ Tally tally(std::vector<Tally> ballots) {
 
 void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, const int64_t* bounds,
                const int64_t* salts, int64_t params, int64_t voters, bool random, int64_t* keys) {
+  if (count == 0) return;  // there may be no parameters, and then no salts to point at
   Places places(bounds, salts, params, 0);
   for (int64_t i = 0; i < count; ++i) {
     int64_t hash = places.hash(positions[i], 0);

@@ -5,6 +5,7 @@
 
 #if (defined(__x86_64__) || defined(_M_X64)) && defined(__GNUC__)
 #define DDP_COMPRESS_AVX2 1
+#include <cpuid.h>
 #include <immintrin.h>
 #define DDP_COMPRESS_TARGET_AVX2 __attribute__((target("avx2,f16c")))
 #endif
@@ -18,11 +19,19 @@
 
 namespace ddp_compress {
 
+#ifdef DDP_COMPRESS_AVX2
+// Asked of the processor itself: older compilers' __builtin_cpu_supports does not know it.
+inline bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // False on other machines, and where DDP_COMPRESS_PORTABLE is set (the tests compare both paths).
 inline bool use_avx2() {
 #ifdef DDP_COMPRESS_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") &&
-         std::getenv("DDP_COMPRESS_PORTABLE") == nullptr;
+  static const bool wide = __builtin_cpu_supports("avx2") && has_f16c();
+  return wide && std::getenv("DDP_COMPRESS_PORTABLE") == nullptr;
 #else
   return false;
 #endif

@@ -78,5 +78,7 @@ def _decode(body: Tensor, message: Message, recipe: Recipe) -> tuple[Sparse, Spa
     if len(body) < exact_bytes:
         raise ValueError(f"exact values: got {len(body)} bytes, expected {exact_bytes}")
     exact = body[:exact_bytes].clone().view(dtype).to(message.device, message.memory_dtype)
+    if not exact.isfinite().all():
+        raise ValueError("exact values: a value is not finite")
     selected = entries.decode(body[exact_bytes:], plan, recipe, message)
     return selected, Sparse(beside(plan.exact, exact), exact)

@@ -1,0 +1,209 @@
+"""Whatever bytes come from other ranks: a `ValueError` at worst, never a wrong access.
+
+Kernels run alone, under sanitizers (see fuzz/target.h); `make fuzz` does so for longer.
+"""
+
+import random
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddp_compress import codec
+from ddp_compress.exchange import all_gather, ballot, entries
+from ddp_compress.exchange.frame import HEADER_BYTES, Header, padded, seal, unseal
+from ddp_compress.layout import Layout, Plan, Sparse
+from ddp_compress.message import Chunk, Message
+from ddp_compress.stats import Stats
+from tests.table import ROWS, Row
+
+ROOT = Path(__file__).parents[1]
+DRIVER = "build/fuzz/main"
+DECODERS = ("elias_fano", "golomb", "rans", "signs", "checksum")
+KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Messages are tiny: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_kernels_under_sanitizers():
+    subprocess.run(["make", "--silent", DRIVER], cwd=ROOT, check=True)
+    run = subprocess.run(
+        [ROOT / DRIVER, "--seconds", "6", "--messages", "20000"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    messages = {name: int(count) for name, count, *_ in map(str.split, run.stdout.splitlines()[1:])}
+    assert messages.keys() == {*DECODERS, *KERNELS}
+    assert min(messages.values()) > 0
+
+
+def test_every_kernel_has_a_target():
+    kernels = {path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
+    assert kernels == {*DECODERS, *KERNELS}
+
+
+def as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()
+
+
+def as_bytes(data: Tensor) -> bytes:
+    return bytes(data.tolist())
+
+
+def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """One to four changes: bits, bytes, places, lengths, or the end of another message."""
+    found = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at, kind = rng.randint(0, len(found)), rng.randrange(6)
+        if kind == 0 and at < len(found):
+            found[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and at < len(found):
+            found[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        elif kind == 2 and at < len(found):
+            there = rng.randrange(len(found))
+            found[at], found[there] = found[there], found[at]
+        elif kind == 3:
+            del found[at : rng.choice([len(found), at + rng.randint(1, 4)])]
+        elif kind == 4:
+            found[at:at] = rng.randbytes(rng.randint(1, 8))
+        elif kind == 5:
+            found[at:] = other[min(at, len(other)) :]
+    return bytes(found)
+
+
+def many(messages: Sequence[bytes], count: int) -> Iterator[bytes]:
+    rng = random.Random(0)
+    for _ in range(count):
+        yield mutated(rng.choice(messages), rng.choice(messages), rng)
+
+
+def test_mutated_frames_are_noticed():
+    rng = random.Random(1)
+    frames = set()
+    for size in (0, 1, 4, 37, 300):
+        header = Header(rng.random(), rng.randrange(2**16), size, length=HEADER_BYTES + size)
+        frames.add(as_bytes(seal(header, as_tensor(rng.randbytes(size)))))
+    opened = 0
+    for data in many([as_bytes(padded(as_tensor(each), 320)) for each in frames], 20_000):
+        try:
+            header, _ = unseal(as_tensor(data))
+        except ValueError:
+            continue
+        assert data[: header.length] in frames  # only padding was altered
+        opened += 1
+    assert 0 < opened < 20_000
+
+
+LAYOUTS = (Layout(("a", "b", "c"), (600, 7, 0)), Layout(("d", "e"), (1, 90)))
+
+
+def assert_positions(found: Tensor, bounds: Tensor) -> None:
+    assert (found.diff() > 0).all()
+    assert ((found >= 0) & (found < bounds[-1])).all()
+
+
+@pytest.mark.parametrize("name", ["golomb", "elias_fano", "raw"])
+def test_mutated_ballots_are_ballots_or_refused(name):
+    how, bounds = codec.by_name(name), Plan(LAYOUTS, "model", 0.1).bounds
+    rng = random.Random(2)
+
+    def positions() -> Tensor:
+        return torch.tensor(sorted(rng.sample(range(int(bounds[-1])), 50)), dtype=torch.int32)
+
+    last = positions()
+    lasts = [None, None, last, last]
+    ballots = [as_bytes(ballot.encode(positions(), each, bounds, how)) for each in lasts]
+    read = 0
+    for data in many(ballots, 4000):
+        try:
+            found = ballot.decode(as_tensor(data), last, bounds, how)
+        except ValueError:
+            continue
+        assert_positions(found, bounds)
+        read += 1
+    assert 0 < read < 4000
+
+
+def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
+    plan = Plan(LAYOUTS, row.scope, row.recipe.select.density, row.min_numel)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        chunks = []
+        for layout in LAYOUTS:
+            grad = torch.randn(layout.numel, generator=generator).to(dtype)
+            chunks.append(Chunk(grad, layout, {name: torch.zeros(layout.numel) for name in KEPT}))
+        yield Message(chunks, plan, step=0)
+
+
+KEPT = ("residual", "momentum")
+
+
+def assert_entries(found: Sparse, plan: Plan) -> None:
+    assert found.values.isfinite().all()
+    if found.indices is not None:
+        assert len(found.values) == len(found.indices)
+        assert_positions(found.indices, plan.bounds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["topk", "topk-golomb-fp16", "topk-raw-bf16", "dgc-golomb", "sbc", "sbc-raw", "sign"]
+)
+def test_mutated_bodies_are_entries_or_refused(name, dtype):
+    row = ROWS[name]
+    messages = list(messages_of(row, dtype))
+    bodies = []
+    for message in messages:
+        body = all_gather._encode(message, row.recipe, Stats())
+        assert body is not None
+        bodies.append(as_bytes(body))
+    for data in many(bodies, 1500):
+        try:
+            selected, exact = all_gather._decode(as_tensor(data), messages[0], row.recipe)
+        except ValueError:
+            continue
+        entries.check_counts(selected.indices, messages[0].plan)
+        for found in (selected, exact):
+            assert_entries(found, messages[0].plan)
+
+
+@pytest.mark.parametrize("name", ["topk-sharded", "dgc-sharded", "sbc-sharded", "stc"])
+def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
+    row = ROWS[name]
+    messages = list(messages_of(row, torch.float32))
+    plan = messages[0].plan
+    bodies = []
+    for message in messages:
+        chosen = row.recipe.select(message).entries
+        bodies.append(as_bytes(entries.encode_counted(chosen, plan, row.recipe, Stats())))
+    for data in many(bodies, 1500):
+        try:
+            found = entries.decode_counted(as_tensor(data), plan, row.recipe, messages[0])
+        except ValueError:
+            continue
+        assert_entries(found, plan)
+
+
+@pytest.mark.parametrize("name", ["vote-random", "vote-add-drop", "hgc", "hgc-2-bits"])
+def test_mutated_values_at_a_mask_are_values_or_refused(name):
+    quantize = ROWS[name].recipe.quantize
+    counts, generator = torch.tensor([30, 0, 1, 9]), torch.Generator().manual_seed(3)
+    rows = torch.randn(4, 40, generator=generator)
+    guess = torch.randn(40, generator=generator) if quantize.tensors else None
+    bodies = [as_bytes(quantize.encode(values, counts, guess)) for values in rows]
+    for data in many(bodies, 1000):
+        try:
+            values = quantize.decode(as_tensor(data), counts, guess)
+        except ValueError:
+            continue
+        assert values.shape == (40,)
+        assert values.isfinite().all()
