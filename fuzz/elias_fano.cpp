@@ -1,5 +1,6 @@
 #include <optional>
 
+#include "../csrc/elias_fano_layout.h"
 #include "../csrc/kernels.h"
 #include "target.h"
 
