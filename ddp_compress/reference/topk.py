@@ -41,8 +41,8 @@ def topk(
         ks: [G], int64, the most entries to take from each group, at least 1.
         salts: [P], int64, see `salts`; [0] where the first of equals are taken.
         heavier: whether only the heavier-sided entries are taken.
-        sums: like ``residuals``, other memory, to be filled with the accumulated gradient, all of it
-            unless it is not finite; or empty.
+        sums: other memory like ``residuals``, to be filled with the accumulated gradient, all of
+            it unless it is not finite; or empty.
 
     Returns:
         The positions [K] (int32, ascending in the message), the accumulated values [K], and a
