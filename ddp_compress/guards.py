@@ -16,15 +16,28 @@ from ddp_compress import ops
 
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
-    """Raise for DDP options under which a step may never come to its last bucket.
+    """Raise for DDP options under which gradients go past the hook, or a step comes to no end.
 
     Raises:
-        ValueError: the model was made with ``skip_all_reduce_unused_params``.
+        ValueError: the model was made with ``skip_all_reduce_unused_params``, with
+            ``delay_all_reduce_named_params``, or for dynamo's Python reducer.
     """
     if getattr(model, "skip_all_reduce_unused_params", False):
         raise ValueError(
             "skip_all_reduce_unused_params=True may skip the last bucket, at which a compressed "
             "step commits: make the DDP model without it"
+        )
+    delayed = {id(p) for p in getattr(model, "_delay_all_reduce_params", ())}
+    if delayed:
+        names = [name for name, p in model.module.named_parameters() if id(p) in delayed]
+        raise ValueError(
+            f"delay_all_reduce_named_params keeps {', '.join(names)} from the hook: DDP averages "
+            "them dense, and does not wait for the end of that. Make the DDP model without it"
+        )
+    if getattr(model, "_use_python_reducer", False):
+        raise ValueError(
+            'torch._dynamo.config.optimize_ddp="python_reducer" calls no hook with buckets: make '
+            "the DDP model with another setting"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -128,6 +129,13 @@ class CompressionState:
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
         self._start()
+        # DDP's own copies bring their hooks along in a list, and call none of them.
+        warnings.warn(
+            "this CompressionState is a copy, and no model's hook. A DistributedDataParallel that "
+            "was copied or unpickled with it would train by plain all-reduce: call "
+            "model.register_comm_hook(state, compress_hook), or attach again",
+            stacklevel=2,
+        )
 
     def __repr__(self) -> str:
         elements = sum(p.numel() for p in self._parameters.values())

@@ -61,6 +61,10 @@ def parse_args() -> argparse.Namespace:
     add("--seed", type=natural, default=0, help="of parameters and data order (default: 0)")
     add("--json", type=output_file, metavar="FILE", help="write configuration and results")
     add("--plot", type=output_file, metavar="FILE", help="draw loss against steps and bytes")
+    add("--checkpoint", type=Path, metavar="FOLDER", help="save there, and resume from there")
+    add(
+        "--checkpoint-every", type=positive_int, default=100, metavar="STEPS", help="(default: 100)"
+    )
     args = parser.parse_args()
 
     for name, value in TASK_DEFAULTS[args.task].items():
@@ -70,6 +74,8 @@ def parse_args() -> argparse.Namespace:
         args.warmup_steps = args.steps // 6
     if args.warmup_steps >= args.steps:
         parser.error(f"--warmup-steps {args.warmup_steps} must be below --steps {args.steps}")
+    if args.checkpoint and args.recipe == "powersgd":
+        parser.error("--checkpoint cannot save what powersgd keeps from step to step")
     return args
 
 

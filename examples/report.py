@@ -3,12 +3,14 @@
 import json
 import math
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from traffic import Traffic, ring_all_reduce
 
@@ -22,6 +24,35 @@ class Measurement:
     validation_loss: float
     accuracy: float
     sent_bytes: float  # by one rank, up to this step
+
+
+NO_TRAFFIC = Traffic(0, 0, 0, 0)
+
+
+@dataclass
+class Journal:
+    """What a training notes on its way; a part of its checkpoints."""
+
+    history: list[Measurement] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)  # of this rank, since the last point
+    warmup: Traffic = NO_TRAFFIC
+    seconds: float = 0.0
+
+    def add(self, point: Measurement) -> None:
+        """Note a point of the training curve."""
+        self.history.append(point)
+        self.losses.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        history = [asdict(point) for point in self.history]
+        return vars(self) | {"history": history, "warmup": asdict(self.warmup)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        vars(self).update(saved)
+        self.history = [Measurement(**point) for point in saved["history"]]
+        self.warmup = Traffic(**saved["warmup"])
 
 
 @dataclass(frozen=True)

@@ -90,30 +90,34 @@ def density_schedule(density: float, warmup_steps: int) -> Any:
 
 def attach(
     model: DistributedDataParallel, optimizer: Optimizer, args: Namespace, recipe: Any
-) -> tuple[Optimizer, Meter]:
+) -> tuple[Optimizer, dc.CompressionState | None, Meter]:
     """Choose how the gradients of ``model`` travel, or with ``--period`` its weights.
 
     Returns:
-        The optimizer to train with, and a meter of what travelling costs.
+        The optimizer to train with; what compression keeps from step to step, if there is any; and
+        a meter of what travelling costs.
     """
     if args.period:  # two lines that a training script needs
         state = dc.CompressionState(model, recipe)
-        return dc.LocalUpdates(optimizer, model, state, args.period), meter_of(state)
-    return optimizer, attach_to_gradients(model, args, recipe)
+        return dc.LocalUpdates(optimizer, model, state, args.period), state, meter_of(state)
+    return optimizer, *attach_to_gradients(model, args, recipe)
 
 
-def attach_to_gradients(model: DistributedDataParallel, args: Namespace, recipe: Any) -> Meter:
-    """Register a communication hook; returns a meter."""
+def attach_to_gradients(
+    model: DistributedDataParallel, args: Namespace, recipe: Any
+) -> tuple[dc.CompressionState | None, Meter]:
+    """Register a communication hook."""
     elements = count_parameters(model)
     if args.recipe == "none":
-        return lambda steps: ring_all_reduce(steps, 4 * elements * steps)
+        return None, lambda steps: ring_all_reduce(steps, 4 * elements * steps)
     if args.recipe == "fp16":
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        return lambda steps: ring_all_reduce(steps, 2 * elements * steps)
+        return None, lambda steps: ring_all_reduce(steps, 2 * elements * steps)
     if args.recipe == "powersgd":
-        return attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
+        return None, attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
 
-    return meter_of(dc.attach(model, recipe))  # the one line that a training script needs
+    state = dc.attach(model, recipe)  # the one line that a training script needs
+    return state, meter_of(state)
 
 
 def meter_of(state: dc.CompressionState) -> Meter:

@@ -1,6 +1,7 @@
 """Train on several ranks and let the gradients travel compressed.
 
 torchrun --nproc_per_node=4 examples/train.py --recipe sbc --density 0.01
+torchrun --nproc_per_node=4 --max-restarts=3 examples/train.py --checkpoint runs/one  # see README
 
 This is an ordinary DistributedDataParallel script. What compression adds to it is one line,
 ``dc.attach(model, recipe)`` in ``traffic.py``; with ``--period`` two, and one at the end.
@@ -25,11 +26,12 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from tqdm import tqdm
 
 import ddp_compress as dc
+from checkpoints import Checkpoints, Part
 from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, count_parameters
 from options import fail, parse_args
-from report import Measurement, Report
-from traffic import Traffic, attach, bucket_cap_mb, holds_momentum, make_recipe
+from report import Journal, Measurement, Report
+from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe
 
 EVALUATIONS = 8  # points of the learning curve
 
@@ -92,18 +94,24 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     # Two momenta, one in the recipe and one in the optimizer, would be one too many.
     momentum = 0.0 if holds_momentum(args) else args.momentum
     sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
-    optimizer, meter = attach(model, sgd, args, recipe)
+    optimizer, state, meter = attach(model, sgd, args, recipe)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
+    journal = Journal()
 
-    stream = batches(data.train, args.batch_size, args.seed)
+    checkpoints, done = None, 0
+    if args.checkpoint:
+        parts: dict[str, Part] = {"model": network, "optimizer": optimizer}
+        parts |= {"scheduler": scheduler, "journal": journal}
+        parts |= {"compression": state} if state else {}
+        checkpoints = Checkpoints(args.checkpoint, args.checkpoint_every, parts)
+        done = checkpoints.load(device)
+
+    stream = batches(data.train, args.batch_size, args.seed, done)
     evaluate_at = {args.steps * i // EVALUATIONS for i in range(1, EVALUATIONS + 1)}
-    history: list[Measurement] = []
-    before = Traffic(0, 0, 0, 0)
-    losses: list[Tensor] = []
-    seconds = 0.0
     start = time.perf_counter()
 
-    progress = tqdm(range(1, args.steps + 1), unit="step", disable=rank != 0)
+    steps = range(done + 1, args.steps + 1)
+    progress = tqdm(steps, unit="step", initial=done, total=args.steps, disable=rank != 0)
     for step in progress:
         inputs, targets = (tensor.to(device) for tensor in next(stream))
         loss = cross_entropy(model(inputs), targets)
@@ -114,22 +122,26 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         if step == args.steps and isinstance(optimizer, dc.LocalUpdates):
             optimizer.synchronize()  # before, every rank evaluates the weights it has
 
-        losses.append(loss.detach())
+        journal.losses.append(loss.detach())
         if step % 10 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step == args.warmup_steps:
-            before = meter(step)
+            journal.warmup = meter(step)
         if step in evaluate_at:
-            train_loss = mean_over_ranks(torch.stack(losses).mean())
-            seconds += time.perf_counter() - start
+            train_loss = mean_over_ranks(torch.stack(journal.losses).mean())
+            journal.seconds += time.perf_counter() - start
             validation_loss, accuracy = evaluate(network, data.validation, device)
             sent_bytes = meter(step).sent_bytes
-            history.append(Measurement(step, train_loss, validation_loss, accuracy, sent_bytes))
-            losses.clear()
+            journal.add(Measurement(step, train_loss, validation_loss, accuracy, sent_bytes))
             start = time.perf_counter()
+        if checkpoints:
+            checkpoints.save(step)
 
     whole_run = meter(args.steps)
-    return Report(args, world_size, elements, seconds, history, whole_run, whole_run - before)
+    after_warmup = whole_run - journal.warmup
+    return Report(
+        args, world_size, elements, journal.seconds, journal.history, whole_run, after_warmup
+    )
 
 
 def make_network(task: str, data: Split) -> nn.Module:
@@ -140,13 +152,14 @@ def make_network(task: str, data: Split) -> nn.Module:
     return ConvNet(in_channels=len(pixels))
 
 
-def batches(dataset: Samples, batch_size: int, seed: int) -> Iterator[list[Tensor]]:
-    """This rank's batches without end; their order depends on the seed alone."""
+def batches(dataset: Samples, batch_size: int, seed: int, done: int) -> Iterator[list[Tensor]]:
+    """This rank's batches without end, after those already done: a function of seed and step."""
     sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=seed)
     loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
-    for epoch in itertools.count():
-        sampler.set_epoch(epoch)
-        yield from loader
+    epoch, skip = divmod(done, len(loader))
+    for number in itertools.count(epoch):
+        sampler.set_epoch(number)
+        yield from itertools.islice(loader, skip if number == epoch else 0, None)
 
 
 def warmup_cosine(step: int, steps: int) -> float:

@@ -21,14 +21,9 @@ from ddp_compress.layout import Layout, Plan, Sparse
 from ddp_compress.reference import largest, salts, tally, vote_keys
 from ddp_compress.shards import Shards
 from tests.distributed.training import (
-    LEARNING_RATE,
     MANY_BUCKETS,
-    backward,
-    descend,
     digest,
-    loss,
     memory,
-    plain_grads,
     small_model,
     train,
     weights,
@@ -650,64 +645,6 @@ def test_the_interpreter_ends_by_itself(tmp_path, how):
         assert (run.returncode > 0) == (how == "raise"), (run.returncode, words)
         assert how == "raise" or words == "done\n"
     assert how != "raise" or "a bug of the user's" in said[1]
-
-
-# ---------------------------------------------------------------------------------- DDP's modes
-
-
-def all_that_came(row: Row, mode: str, options: dict[str, Any]) -> str:
-    """What was applied to the weights and what is still kept is all that ever came."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS, **options)
-    start = [p.detach().clone() for p in ddp.parameters()]
-    came = [torch.zeros_like(p) for p in ddp.parameters()]
-
-    def one_step(number: int) -> None:
-        plain = small_model()
-        plain.load_state_dict(ddp.module.state_dict())
-        batches = [number, number + 50] if mode == "no_sync" else [number]
-        for total, grad in zip(came, plain_grads(plain, rank, batches), strict=True):
-            total += grad
-        if mode == "no_sync":
-            with ddp.no_sync():
-                backward(ddp, number)
-            loss(ddp, rank, number + 50).backward()
-        else:
-            backward(ddp, number)
-        descend(ddp)
-
-    if mode == "join":
-        with ddp.join():
-            for number in range(6 - rank):
-                one_step(number)
-    else:
-        for number in range(5):
-            one_step(number)
-    tensors = state.state_dict()["tensors"]
-    for (name, now), then, total in zip(ddp.module.named_parameters(), start, came, strict=True):
-        expected = (total.flatten() - tensors["residual"][name]) / world_size
-        if "owner_residual" in tensors:
-            expected -= tensors["owner_residual"][name]
-        dist.all_reduce(expected)
-        applied = ((then - now) / LEARNING_RATE).flatten()
-        torch.testing.assert_close(applied, expected, rtol=1e-3, atol=1e-4)
-    return weights(ddp)
-
-
-@rows("vote", "vote-add-drop-sharded", "hgc", "stc", "sign", "sign-sharded")
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("join", {}),
-        ("join", {"gradient_as_bucket_view": True}),
-        ("no_sync", {}),
-        ("plain", {"find_unused_parameters": True}),
-        ("plain", {"static_graph": True, "gradient_as_bucket_view": True}),
-    ],
-    ids=["join", "join-view", "no_sync", "unused", "static"],
-)
-def test_law_1_holds_in_every_mode_of_ddp(ranks, row, mode, options):
-    same_everywhere(ranks.run(3, all_that_came, row, mode, options))
 
 
 def one_model(row: Row) -> str:

@@ -111,19 +111,23 @@ def plain_grads(model: nn.Module, rank: int, numbers: Sequence[int]) -> list[Ten
 
 
 def simulate_topk(
-    world_size: int, density: float, batches: Sequence[Sequence[Sequence[int]]]
+    world_size: int,
+    density: float,
+    batches: Sequence[Sequence[Sequence[int]]],
+    build: Callable[[], nn.Module] = small_model,
 ) -> tuple[nn.Module, list[list[Tensor]]]:
-    """Train `small_model` by top-k in every parameter, all ranks in one process, plain torch.
+    """Train a model by top-k in every parameter, all ranks in one process, plain torch.
 
     Args:
         world_size: W.
         density: share of each parameter's elements.
         batches: at every step, for every rank, the batches that it has.
+        build: makes the model.
 
     Returns:
         The trained model, and every rank's residuals.
     """
-    model = small_model()
+    model = build()
     residuals = [[torch.zeros_like(p) for p in model.parameters()] for _ in range(world_size)]
     for step in batches:
         means = [torch.zeros_like(p) for p in model.parameters()]
