@@ -166,7 +166,7 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
         body = all_gather._encode(message, row.recipe, Stats())
         assert body is not None
         bodies.append(as_bytes(body))
-    for data in many(bodies, 1500):
+    for data in many(bodies, 4000):
         try:
             selected, exact = all_gather._decode(as_tensor(data), messages[0], row.recipe)
         except ValueError:
@@ -185,7 +185,7 @@ def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
     for message in messages:
         chosen = row.recipe.select(message).entries
         bodies.append(as_bytes(entries.encode_counted(chosen, plan, row.recipe, Stats())))
-    for data in many(bodies, 1500):
+    for data in many(bodies, 4000):
         try:
             found = entries.decode_counted(as_tensor(data), plan, row.recipe, messages[0])
         except ValueError:
@@ -200,7 +200,7 @@ def test_mutated_values_at_a_mask_are_values_or_refused(name):
     rows = torch.randn(4, 40, generator=generator)
     guess = torch.randn(40, generator=generator) if quantize.tensors else None
     bodies = [as_bytes(quantize.encode(values, counts, guess)) for values in rows]
-    for data in many(bodies, 1000):
+    for data in many(bodies, 2500):
         try:
             values = quantize.decode(as_tensor(data), counts, guess)
         except ValueError:
