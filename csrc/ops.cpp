@@ -43,10 +43,7 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
                     const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier,
                     std::vector<Tensor> sums) {
-  const auto check_data = [](const Tensor& t, const char* name, ScalarType dtype) {
-    check(t, name, dtype);
-  };
-  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check_data);
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check);
   const ScalarType type = grads[0].scalar_type();
   const int64_t* b = read<int64_t>(bounds);
   const int64_t* g = read<int64_t>(groups);
@@ -55,11 +52,7 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
   const int64_t* s = salts.numel() ? read<int64_t>(salts) : nullptr;
   TopKResult result;
   dispatch(type, [&]<typename G, typename A>(G, A) {
-    std::vector<Chunk<G, A>> chunks;
-    for (size_t i = 0; i < grads.size(); ++i)
-      chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
-                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel(),
-                        sums.empty() ? nullptr : write<A>(sums[i])});
+    const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
     auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, s, heavier);
     result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
               scalar<bool>(found.finite, ScalarType::Bool)};
@@ -88,17 +81,8 @@ Tensor segment_means_cpu(const Tensor& values, const Tensor& counts) {
 }
 
 void accumulate_cpu(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu) {
-  const ScalarType type = grad.scalar_type();
-  check(grad, "grad", type);
-  check(residual, "residual", memory_type(type));
-  STD_TORCH_CHECK(residual.numel() == grad.numel(), "residual has ", residual.numel(),
-                  " elements, expected ", grad.numel());
-  if (momentum) {
-    check(*momentum, "momentum", memory_type(type));
-    STD_TORCH_CHECK(momentum->numel() == grad.numel(), "momentum has ", momentum->numel(),
-                    " elements, expected ", grad.numel());
-  }
-  dispatch(type, [&]<typename G, typename A>(G, A) {
+  check_accumulate(residual, grad, momentum, check);
+  dispatch(grad.scalar_type(), [&]<typename G, typename A>(G, A) {
     accumulate<G, A>(write<A>(residual), write<G>(grad), momentum ? write<A>(*momentum) : nullptr,
                      static_cast<A>(mu), grad.numel());
   });
@@ -113,22 +97,12 @@ bool ascending(const int32_t* p, int64_t count) {
 
 void scatter_add_cpu(Tensor out, int64_t start, std::vector<Tensor> indices,
                      std::vector<Tensor> values, double scale) {
-  const ScalarType type = out.scalar_type();
-  check(out, "out", type);
-  STD_TORCH_CHECK(indices.size() == values.size(), "values has ", values.size(),
-                  " tensors, expected ", indices.size());
-  for (size_t i = 0; i < indices.size(); ++i) {
-    check(indices[i], "indices", ScalarType::Int);
-    check(values[i], "values", memory_type(type));
-    STD_TORCH_CHECK(indices[i].numel() == values[i].numel(), "values[", i, "] has ",
-                    values[i].numel(), " entries, expected ", indices[i].numel());
+  check_scatter_add(out, indices, values, check);
+  for (size_t i = 0; i < indices.size(); ++i)
     STD_TORCH_CHECK(ascending(read<int32_t>(indices[i]), indices[i].numel()), "indices[", i,
                     "] must ascend strictly from 0 or more");
-  }
-  dispatch(type, [&]<typename G, typename A>(G, A) {
-    std::vector<Entries<A>> ranks;
-    for (size_t i = 0; i < indices.size(); ++i)
-      ranks.push_back({read<int32_t>(indices[i]), read<A>(values[i]), indices[i].numel()});
+  dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
+    const auto ranks = entries_of<A>(indices, values);
     scatter_add<G, A>(write<G>(out), start, out.numel(), ranks, static_cast<A>(scale));
   });
 }

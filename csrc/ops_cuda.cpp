@@ -103,8 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
                                              const Tensor& bounds, const Tensor& groups,
                                              const Tensor& ks, const Tensor& salts, bool heavier,
                                              std::vector<Tensor> sums) {
-  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums,
-             [](const Tensor& t, const char* name, ScalarType dtype) { check(t, name, dtype); });
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check);
   const ScalarType type = grads[0].scalar_type();
   const int64_t* k = read<int64_t>(ks);
   const int64_t slots = std::accumulate(k, k + ks.numel(), int64_t{0});
@@ -115,11 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
   Tensor values = empty_like_of(grads[0], slots, memory_type(type));
   Tensor finite = empty_like_of(grads[0], 1, ScalarType::Bool);
   dispatch(type, [&]<typename G, typename A>(G, A) {
-    std::vector<Chunk<G, A>> chunks;
-    for (size_t i = 0; i < grads.size(); ++i)
-      chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
-                        momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel(),
-                        sums.empty() ? nullptr : write<A>(sums[i])});
+    const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
     cuda::topk<G, A>(here, chunks, static_cast<A>(momentum), read<int64_t>(bounds),
                      read<int64_t>(groups), groups.numel(), k, ks.numel(),
                      salts.numel() ? read<int64_t>(salts) : nullptr, heavier,
@@ -142,19 +137,10 @@ Tensor segment_means_cuda(const Tensor& values, const Tensor& counts) {
 }
 
 void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu) {
-  const ScalarType type = grad.scalar_type();
-  check(grad, "grad", type);
-  check(residual, "residual", memory_type(type));
-  STD_TORCH_CHECK(residual.numel() == grad.numel(), "residual has ", residual.numel(),
-                  " elements, expected ", grad.numel());
-  if (momentum) {
-    check(*momentum, "momentum", memory_type(type));
-    STD_TORCH_CHECK(momentum->numel() == grad.numel(), "momentum has ", momentum->numel(),
-                    " elements, expected ", grad.numel());
-  }
+  check_accumulate(residual, grad, momentum, check);
   check_beside(grad, residual, momentum.value_or(grad));
   const Here here(grad);
-  dispatch(type, [&]<typename G, typename A>(G, A) {
+  dispatch(grad.scalar_type(), [&]<typename G, typename A>(G, A) {
     cuda::accumulate<G, A>(here, write<A>(residual), write<G>(grad),
                            momentum ? write<A>(*momentum) : nullptr, static_cast<A>(mu),
                            grad.numel());
@@ -163,22 +149,11 @@ void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentu
 
 void scatter_add_cuda(Tensor out, int64_t start, std::vector<Tensor> indices,
                       std::vector<Tensor> values, double scale) {
-  const ScalarType type = out.scalar_type();
-  check(out, "out", type);
-  STD_TORCH_CHECK(indices.size() == values.size(), "values has ", values.size(),
-                  " tensors, expected ", indices.size());
-  for (size_t i = 0; i < indices.size(); ++i) {
-    check(indices[i], "indices", ScalarType::Int);
-    check(values[i], "values", memory_type(type));
-    STD_TORCH_CHECK(indices[i].numel() == values[i].numel(), "values[", i, "] has ",
-                    values[i].numel(), " entries, expected ", indices[i].numel());
-    check_beside(out, indices[i], values[i]);
-  }
+  check_scatter_add(out, indices, values, check);
+  for (size_t i = 0; i < indices.size(); ++i) check_beside(out, indices[i], values[i]);
   const Here here(out);
-  dispatch(type, [&]<typename G, typename A>(G, A) {
-    std::vector<Entries<A>> ranks;
-    for (size_t i = 0; i < indices.size(); ++i)
-      ranks.push_back({read<int32_t>(indices[i]), read<A>(values[i]), indices[i].numel()});
+  dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
+    const auto ranks = entries_of<A>(indices, values);
     cuda::scatter_add<G, A>(here, write<G>(out), start, out.numel(), ranks, static_cast<A>(scale));
   });
 }

@@ -8,7 +8,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "kernels.h"
 
 namespace ddp_compress {
 
@@ -126,6 +129,59 @@ void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& res
   for (int64_t i = 0; i < params; ++i)
     STD_TORCH_CHECK(g[i] >= -1 && g[i] < ks.numel(), "groups[", i, "] is ", g[i],
                     ", expected -1 or an index into ks of ", ks.numel(), " entries");
+}
+
+template <typename CheckData>
+void check_accumulate(const Tensor& residual, const Tensor& grad,
+                      const std::optional<Tensor>& momentum, CheckData check_data) {
+  const ScalarType type = grad.scalar_type();
+  check_data(grad, "grad", type);
+  check_data(residual, "residual", memory_type(type));
+  STD_TORCH_CHECK(residual.numel() == grad.numel(), "residual has ", residual.numel(),
+                  " elements, expected ", grad.numel());
+  if (momentum) {
+    check_data(*momentum, "momentum", memory_type(type));
+    STD_TORCH_CHECK(momentum->numel() == grad.numel(), "momentum has ", momentum->numel(),
+                    " elements, expected ", grad.numel());
+  }
+}
+
+template <typename CheckData>
+void check_scatter_add(const Tensor& out, const std::vector<Tensor>& indices,
+                       const std::vector<Tensor>& values, CheckData check_data) {
+  const ScalarType type = out.scalar_type();
+  check_data(out, "out", type);
+  STD_TORCH_CHECK(indices.size() == values.size(), "values has ", values.size(),
+                  " tensors, expected ", indices.size());
+  for (size_t i = 0; i < indices.size(); ++i) {
+    check_data(indices[i], "indices", ScalarType::Int);
+    check_data(values[i], "values", memory_type(type));
+    STD_TORCH_CHECK(indices[i].numel() == values[i].numel(), "values[", i, "] has ",
+                    values[i].numel(), " entries, expected ", indices[i].numel());
+  }
+}
+
+// Checked tensors as kernels take them.
+template <typename G, typename A>
+std::vector<Chunk<G, A>> chunks_of(const std::vector<Tensor>& grads,
+                                   const std::vector<Tensor>& residuals,
+                                   const std::vector<Tensor>& momenta,
+                                   const std::vector<Tensor>& sums) {
+  std::vector<Chunk<G, A>> chunks;
+  for (size_t i = 0; i < grads.size(); ++i)
+    chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
+                      momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel(),
+                      sums.empty() ? nullptr : write<A>(sums[i])});
+  return chunks;
+}
+
+template <typename A>
+std::vector<Entries<A>> entries_of(const std::vector<Tensor>& indices,
+                                   const std::vector<Tensor>& values) {
+  std::vector<Entries<A>> ranks;
+  for (size_t i = 0; i < indices.size(); ++i)
+    ranks.push_back({read<int32_t>(indices[i]), read<A>(values[i]), indices[i].numel()});
+  return ranks;
 }
 
 // Sizes of a message of signs.

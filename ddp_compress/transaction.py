@@ -117,7 +117,8 @@ class Transaction:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
         if not self._sent and all(device.type == "cpu" for _, device in self._drafts):
-            self._worker = None  # backward is over: nothing would go on beside it
+            # Backward is over: nothing would go on beside it. (On a lane, work takes no turns.)
+            self._worker = None
         for draft in self._drafts.values():
             if draft.chunks:
                 self._send(draft.take())

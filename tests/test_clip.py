@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.layout import Layout
 from tests.table import Row
-from tests.test_laws import Model, assert_same, kept, random_grads, state_of
+from tests.test_laws import Model, assert_same, in_pieces, kept, random_grads, state_of
 
 CLIP = 2.0
 
@@ -41,12 +40,7 @@ def test_buckets_change_nothing():
     whole, pieces = state_of(row), CompressionState(Model(), row.recipe, flush_bytes=1)
     for step in range(3):
         grads = random_grads(step)
-        futures = [
-            pieces.push(grad.clone(), Layout((name,), (grad.numel(),)), last=name == "e")
-            for name, grad in grads.items()
-        ]
-        found = dict(zip(grads, (future.wait() for future in futures), strict=True))
-        assert_same(found, whole.reduce(grads))
+        assert_same(in_pieces(pieces, grads), whole.reduce(grads))
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

@@ -127,6 +127,15 @@ def test_law_4_parameters_may_change_their_order(row):
     assert_same(kept(straight), kept(reversing))
 
 
+def in_pieces(state: CompressionState, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a step gives to which every parameter comes as a chunk of its own."""
+    futures = [
+        state.push(grad.clone(), Layout((name,), (grad.numel(),)), last=name == "e")
+        for name, grad in grads.items()
+    ]
+    return dict(zip(grads, (future.wait() for future in futures), strict=True))
+
+
 @pytest.mark.parametrize("flush_bytes", [1, 100, 10**6])
 def test_chunks_make_the_same_step_however_they_are_sent(flush_bytes):
     """Messages gather chunks until they are full; that changes no number."""
@@ -135,12 +144,7 @@ def test_chunks_make_the_same_step_however_they_are_sent(flush_bytes):
     pieces = CompressionState(Model(), row.recipe, flush_bytes=flush_bytes)
     for step in range(4):
         grads = random_grads(step)
-        futures = [
-            pieces.push(grad.clone(), Layout((name,), (grad.numel(),)), last=name == "e")
-            for name, grad in grads.items()
-        ]
-        found = dict(zip(grads, (future.wait() for future in futures), strict=True))
-        assert_same(found, whole.reduce(grads))
+        assert_same(in_pieces(pieces, grads), whole.reduce(grads))
     assert_same(kept(pieces), kept(whole))
 
 
