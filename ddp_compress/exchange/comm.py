@@ -72,9 +72,10 @@ class Comm:
         self._wire = torch.device("cpu") if alone or "cpu" in _backends(group) else device
         self._private = private and not alone
         self._rotates = rotates
-        # Were Gloo's thread the last to let go of a tensor that Python knows, it would need the
-        # GIL, and destroying the group just then would deadlock (torch 2.13).
-        self._alive: list[Tensor] = []
+        # Views of what collectives were given: as long as they live, Gloo's thread is not the last
+        # in C++ to let go of a tensor that Python knows. It would need the GIL for that, which
+        # deadlocks where the group is being destroyed, and ends the process where Python is ending.
+        self._views: list[Tensor] = []
         _comms.add(self)
 
     @property
@@ -84,13 +85,13 @@ class Comm:
 
     def begin_step(self) -> None:
         """Let go of the last step's tensors; see whose turn it is."""
-        self._alive = []
+        self._views = []
         self.turn = self.step % self.world_size if self._rotates else None
 
     def leak(self) -> None:
         """Never let go of this step's tensors."""
-        for tensor in self._alive:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(tensor))
+        for view in self._views:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(view))
 
     def agree(self, description: str, density: float, step: int) -> None:
         """Compare a description of the setting, density and step included, before the first step.
@@ -147,7 +148,7 @@ class Comm:
         pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
         theirs = mine.new_empty(sum(sizes), pin_memory=pinned)
         lengths = [len(body) for body in bodies]
-        self._alive += [mine, theirs]
+        self._views += [mine.view_as(mine), theirs.view_as(theirs)]
         work = dist.all_to_all_single(
             theirs, mine, list(sizes), lengths, group=self.group, async_op=True
         )
