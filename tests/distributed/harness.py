@@ -49,7 +49,8 @@ class Ranks:
     """Worker processes, one a rank. Close them, or use them as a context."""
 
     def __init__(self, count: int = 4) -> None:
-        self._workers = [_start() for _ in range(count)]
+        self._workers: list[tuple[BaseProcess, Connection]] = []
+        self._start(count)
         self._folder = tempfile.TemporaryDirectory()
         self._numbers = itertools.count()
 
@@ -90,8 +91,7 @@ class Ranks:
         Raises:
             TimeoutError: a rank took longer than ``limit`` seconds. All workers are ended.
         """
-        while len(self._workers) < world_size:
-            self._workers.append(_start())
+        self._start(world_size)
         meeting = Path(self._folder.name, str(next(self._numbers)))
         for rank, (_, pipe) in enumerate(self._workers[:world_size]):
             job = (function, args, rank, world_size, str(meeting), limit, collective_timeout)
@@ -107,6 +107,13 @@ class Ranks:
         if any(outcome.error for outcome in outcomes):
             self._end()
         return outcomes
+
+    def _start(self, count: int) -> None:
+        """Have at least so many workers, ready to work: imports are not on anybody's clock."""
+        new = [_start() for _ in range(count - len(self._workers))]
+        for _, pipe in new:
+            pipe.recv_bytes()
+        self._workers += new
 
     def close(self) -> None:
         """End the workers, and clean up."""
@@ -151,6 +158,7 @@ def _work(pipe: Connection) -> None:
     # A Gloo group that ends while its threads let go of a collective may wait for them with the
     # GIL that they wait for (torch 2.13). So a group outlives its run by one run.
     previous: dist.ProcessGroup | None = None
+    pipe.send_bytes(b"ready")
     while True:
         try:
             job = pickle.loads(pipe.recv_bytes())
