@@ -82,6 +82,26 @@ def test_messages_end_where_they_would_have(ranks):
     ranks.run(3, one_life_and_three, Row(vote), {})
 
 
+def with_other_buckets_on_one_rank() -> str:
+    row = ROWS["sbc-golomb"]
+    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    saved = state.state_dict()
+    if dist.get_rank() == 1:
+        saved["buckets"].reverse()
+    ddp, fresh = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    fresh.load_state_dict(saved)
+    with pytest.raises(PeerError) as caught:
+        train(ddp, [3])
+    return str(caught.value)
+
+
+def test_ranks_that_would_go_on_in_other_buckets_are_told(ranks):
+    for message in ranks.run(2, with_other_buckets_on_one_rank):
+        assert "rank 1 differs from rank 0" in message
+        assert "loaded buckets #" in message
+
+
 # ------------------------------------------------------------------ torch.distributed.checkpoint
 
 
