@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
 
-FORMAT = 1  # of CompressionState.state_dict()
+FORMAT = 2  # of CompressionState.state_dict()
+ENTRIES = {"buckets", "density", "format", "recipe", "saved_by", "stats", "step", "tensors"}
 
 
 def check_form(saved: Any) -> None:
@@ -25,14 +27,14 @@ def check_form(saved: Any) -> None:
         ValueError: an entry is missing, of another type, out of its range, or not finite.
 
     Example:
-        >>> check_form({"format": 1, "step": 3})
+        >>> check_form({"format": 2, "step": 3})
         Traceback (most recent call last):
         ...
-        ValueError: checkpoint lacks recipe, saved_by, stats, tensors
+        ValueError: checkpoint lacks buckets, density, recipe, saved_by, stats, tensors
     """
     if not isinstance(saved, Mapping):
         raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-    missing = {"format", "recipe", "saved_by", "step", "stats", "tensors"} - set(saved)
+    missing = ENTRIES - set(saved)
     if missing:
         raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
     if saved["format"] != FORMAT:
@@ -44,6 +46,8 @@ def check_form(saved: Any) -> None:
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
     _check_place(saved["saved_by"])
+    _check_density(saved["density"])
+    _check_buckets(saved["buckets"])
     _check_stats(saved["stats"])
     for slot, by_name in saved["tensors"].items():
         if not isinstance(by_name, Mapping):
@@ -68,8 +72,9 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
         parameters: the model's, by name.
 
     Raises:
-        ValueError: the recipe has another name or keeps other tensors; or a tensor is of no
-            parameter, of another shape or dtype, or missing where others of its parameter are kept.
+        ValueError: the recipe has another name or keeps other tensors; a tensor or a place in a
+            bucket is of no parameter; or a tensor is of another shape or dtype, or missing where
+            others of its parameter are kept.
     """
     if saved["recipe"] != recipe.name:
         raise ValueError(f"checkpoint is of recipe {saved['recipe']!r}, expected {recipe.name!r}")
@@ -93,6 +98,11 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
             if tensor.dtype not in dtypes:
                 expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
                 raise ValueError(f"{what} has dtype {tensor.dtype}, expected {expected}")
+    unknown = sorted({name for bucket in saved["buckets"] for name in bucket} - set(parameters))
+    if unknown:
+        raise ValueError(
+            f"checkpoint's buckets hold {', '.join(unknown)}, no parameters of the model"
+        )
     names = {name for by_name in tensors.values() for name in by_name}
     for slot, by_name in tensors.items():
         lost = sorted(names - set(by_name))
@@ -108,6 +118,27 @@ def _check_place(place: Any) -> None:
         raise ValueError(
             f"checkpoint has saved_by {place!r}, expected rank and world size, or None"
         )
+
+
+def _check_density(density: Any) -> None:
+    if density is None:
+        return
+    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
+        raise ValueError(
+            f"checkpoint has density {density!r}, expected a number in (0, 1], or None"
+        )
+
+
+def _check_buckets(buckets: Any) -> None:
+    if not isinstance(buckets, list):
+        raise ValueError(f"checkpoint has buckets {buckets!r}, expected a list")
+    for bucket in buckets:
+        if not isinstance(bucket, list) or not bucket or not {type(n) for n in bucket} == {str}:
+            raise ValueError(f"checkpoint has a bucket {bucket!r}, expected a list of names")
+    counts = Counter(name for bucket in buckets for name in bucket)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise ValueError(f"checkpoint's buckets hold {', '.join(twice)} more than once")
 
 
 def _check_stats(stats: Mapping[str, Any]) -> None:

@@ -45,6 +45,10 @@ class Layout:
         """Elements in all."""
         return sum(self.sizes)
 
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parts of a flat tensor [N], by parameter."""
+        return dict(zip(self.names, flat.split(list(self.sizes)), strict=True))
+
 
 class Space(Protocol):
     """Where a list of positions may lie: all that a codec must know. A `Plan` is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -29,6 +30,7 @@ def redistribute(
       a mean already, so it is not scaled.
     * Votes are dropped: the next ballot is sent whole.
     * Running averages of mean gradients are the same on all ranks, and stay.
+    * Buckets are the same on all ranks, and stay.
     * Statistics say what one rank sent: those of the old rank ``rank mod W`` go on.
 
     With ``world_size = W`` every rank gets its own checkpoint back, unchanged.
@@ -46,7 +48,7 @@ def redistribute(
     Raises:
         TypeError: ``rank`` or ``world_size`` is no int.
         ValueError: one lies outside its range, or the checkpoints are damaged, not of all ranks in
-            their order, or of different steps, recipes or tensors.
+            their order, or of different steps, recipes, buckets or tensors.
 
     Example:
         >>> import ddp_compress as dc
@@ -106,7 +108,8 @@ def _facts(saved: Mapping[str, Any]) -> dict[str, object]:
         for slot, by_name in saved["tensors"].items()
         for name, tensor in by_name.items()
     }
-    return {"recipe": saved["recipe"], "step": saved["step"], **tensors}
+    shared = {name: saved[name] for name in ("recipe", "step", "density")}
+    return {**shared, "buckets": f"#{zlib.crc32(repr(saved['buckets']).encode()):08x}", **tensors}
 
 
 # Each makes of a tensor [N] of all old ranks, in their order, the one of a new rank.

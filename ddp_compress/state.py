@@ -24,6 +24,7 @@ from ddp_compress.guards import (
 )
 from ddp_compress.layout import Layout
 from ddp_compress.message import Chunk
+from ddp_compress.rebucket import Buckets, Regrouped
 from ddp_compress.recipe import Recipe
 from ddp_compress.scaling import scale_of
 from ddp_compress.schedules import density_at
@@ -104,9 +105,11 @@ class CompressionState:
         self._settings = Settings(recipe, min_numel, flush_bytes)
         self._find_unused = find_unused
         self._comm: Comm | None = None
-        self._transaction: Transaction | None = None
+        self._transaction: Transaction | Regrouped | None = None
         self._scaler: GradScaler | None = None
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
+        self._loaded_density: float | None = None
+        self._buckets = Buckets()
         self._start()
 
     def _start(self) -> None:
@@ -124,10 +127,12 @@ class CompressionState:
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
         gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
-        return self.__dict__ | dict.fromkeys(gone) | {"_saved_by": self._here()}
+        kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
+        return self.__dict__ | dict.fromkeys(gone) | kept
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
+        self._buckets = Buckets(self._buckets.latest)
         self._start()
         # DDP's own copies bring their hooks along in a list, and call none of them.
         warnings.warn(
@@ -203,14 +208,18 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        if flat.is_cuda and torch.cuda.is_current_stream_capturing():
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale)
+        return self._take(chunk, last, self._buckets)
+
+    def _take(self, chunk: Chunk, last: bool, buckets: Buckets) -> Future[Tensor]:
+        if chunk.grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale)
-        self._under_way().add(chunk)
-        if last:
-            self._finish()
+        transaction = self._under_way(buckets)
+        transaction.add(chunk)
+        if last and self._finish(transaction):
+            buckets.latest = tuple(transaction.layouts)
         return chunk.future
 
     def reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -227,14 +236,17 @@ class CompressionState:
                 dtypes, or none.
         """
         self.abandon_step()
+        alone = Buckets()  # no bucket of DDP's is among them
         try:
             layout = self._layout_of(tensors)
         except Exception as error:
-            self._under_way().fail(error)
-            self._finish()
+            transaction = self._under_way(alone)
+            transaction.fail(error)
+            self._finish(transaction)
             raise
         flat = torch.cat([t.detach().flatten() for t in tensors.values()])
-        mean = self.push(flat, layout, last=True).wait()
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
+        mean = self._take(chunk, True, alone).wait()
         parts = mean.split(list(layout.sizes))
         return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}
 
@@ -250,7 +262,7 @@ class CompressionState:
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
-        return Layout(tuple(tensors), tuple(t.numel() for t in tensors.values()))
+        return self._layout(list(tensors))
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -264,9 +276,10 @@ class CompressionState:
                 f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
                 "not of the model that this state was made for"
             )
-        return Layout(
-            tuple(self._names[id(p)] for p in parameters), tuple(p.numel() for p in parameters)
-        )
+        return self._layout([self._names[id(p)] for p in parameters])
+
+    def _layout(self, names: Sequence[str]) -> Layout:
+        return Layout(tuple(names), tuple(self._parameters[name].numel() for name in names))
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -287,15 +300,16 @@ class CompressionState:
         if self._comm is not None:
             self._comm.close()
 
-    def _under_way(self) -> Transaction:
-        """The step under way; a new one where there is none."""
+    def _under_way(self, buckets: Buckets) -> Transaction | Regrouped:
+        """The step under way; where there is none a new one, in such buckets."""
         if self._closed:
             raise RuntimeError("this state was closed: make a new one, or close it later")
         if self._transaction is None:
             comm = self._bind()
-            self._transaction = Transaction(
+            step = Transaction(
                 self._settings, self._store, comm, self._worker, self._lane, self.step
             )
+            self._transaction = buckets.begin(step, self._lane)
             here = [comm.rank, comm.world_size]
             if self._saved_by not in (None, here):
                 rank, world_size = self._saved_by
@@ -308,20 +322,22 @@ class CompressionState:
                 )
         return self._transaction
 
-    def _finish(self) -> None:
-        transaction = self._under_way()
+    def _finish(self, transaction: Transaction | Regrouped) -> bool:
+        """Whether the step was committed."""
         try:
             committed = transaction.finish()
         finally:
             self._transaction = None
         if not committed:
             self.stats.aborted += 1
-            return
+            return False
         self.step += 1
         world_size = self._bind().world_size
         self.stats.steps += 1
-        self.stats.elements += transaction.elements
-        self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * transaction.elements
+        elements = sum(layout.numel for layout in transaction.layouts)
+        self.stats.elements += elements
+        self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * elements
+        return True
 
     def _bind(self) -> Comm:
         """Meet the other ranks, once: a state may be built before the process group."""
@@ -337,7 +353,8 @@ class CompressionState:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:
                 density = 1.0  # the step's message will tell every rank
-            comm.agree(self._description(density), density, self.step)
+            # As in an undisturbed run, where the latest step's says where messages of the next end.
+            comm.agree(self._description(density), self._loaded_density or density, self.step)
             self._comm = comm
         return self._comm
 
@@ -355,13 +372,14 @@ class CompressionState:
             f"{type(recipe.select).__name__}({select}), "
             f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}"
+            f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}, "
+            f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
         )
 
     # ---------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's memory, step and statistics: plain tensors and numbers, all copies.
+        """This rank's memory, step and statistics: plain tensors, numbers and names, all copies.
 
         Every rank keeps its own: residuals differ between ranks. Load it with
         ``torch.load(..., weights_only=True)``. For `torch.distributed.checkpoint` see `PerRank`.
@@ -370,13 +388,15 @@ class CompressionState:
             >>> import ddp_compress as dc
             >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
             >>> sorted(state.state_dict())
-            ['format', 'recipe', 'saved_by', 'stats', 'step', 'tensors']
+            ['buckets', 'density', 'format', 'recipe', 'saved_by', 'stats', 'step', 'tensors']
         """
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
             "saved_by": self._here(),
             "step": self.step,
+            "density": self._latest_density(),
+            "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
             "tensors": self._store.state_dict(),
         }
@@ -387,11 +407,19 @@ class CompressionState:
             return self._saved_by
         return [self._comm.rank, self._comm.world_size]
 
+    def _latest_density(self) -> float | None:
+        """Of the latest step, as far as the ranks have agreed."""
+        return self._loaded_density if self._comm is None else self._comm.density
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave on this rank, of the same model and recipe.
 
         Density may differ. For another number of ranks see `redistribute`. On another rank the next
         step raises a `PeerError`, on every rank.
+
+        Until DDP has rebuilt its buckets, which after a restart takes it a step or two, gradients
+        are sent in the checkpoint's buckets. For that, load before the state's first step: later
+        the ranks could not tell whether all of them do so.
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has changed then.
@@ -404,7 +432,10 @@ class CompressionState:
         self._store.load(saved["tensors"])
         self.step = saved["step"]
         self._saved_by = saved["saved_by"]
+        self._loaded_density = saved["density"]
+        self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
         self.stats = Stats(**saved["stats"])
         if self._comm is not None:
+            self._buckets.settle()
             self._comm.stats = self.stats
             self._comm.known.clear()

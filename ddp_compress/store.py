@@ -57,7 +57,7 @@ class ParameterStore:
         parts = {slot: dict(loose) for slot, loose in self._loose.items()}
         for layout, arena in self._arenas.items():
             for slot, flat in arena.items():
-                parts[slot].update(_split(layout, flat))
+                parts[slot].update(layout.split(flat))
         return {
             slot: {name: part.clone() for name, part in by_name.items()}
             for slot, by_name in parts.items()
@@ -80,21 +80,16 @@ class ParameterStore:
         names = set(layout.names)
         for known in [known for known in self._arenas if names & set(known.names)]:
             for slot, flat in self._arenas.pop(known).items():
-                self._loose[slot].update(_split(known, flat))
+                self._loose[slot].update(known.split(flat))
 
     def _gather(
         self, slot: str, layout: Layout, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """A layout's parameters side by side, no longer loose."""
         flat = torch.zeros(layout.numel, dtype=dtype, device=device)
-        for name, part in _split(layout, flat).items():
+        for name, part in layout.split(flat).items():
             known = self._loose[slot].pop(name, None)
             if known is not None:
                 part.copy_(known)
                 used_here(known)  # it may be of the lane's memory, which goes on without us
         return flat
-
-
-def _split(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-    """The parts of a flat tensor, by parameter."""
-    return dict(zip(layout.names, flat.split(list(layout.sizes)), strict=True))

@@ -14,7 +14,7 @@ import torch
 from ddp_compress.devices import Lane, used_here
 from ddp_compress.exchange import Channel, Comm, Worker
 from ddp_compress.exchange.worker import Exchanging
-from ddp_compress.layout import MAX_NUMEL, Plan, add_entries, plan
+from ddp_compress.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message import Chunk, Delivery, Message, memory_dtype
 from ddp_compress.recipe import Memory, Recipe
@@ -45,6 +45,9 @@ class Transaction:
         worker: runs exchanges of many phases; None where there are none.
         lane: where work on a CUDA device goes.
         step: the step's number.
+
+    Attributes:
+        layouts: of its chunks, in order.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Transaction:
         self._failure: Exception | None = None
         self._density = self._momentum = 0.0
         self._shared_density = comm.density  # here, because the worker changes it at its own time
-        self.elements = 0
+        self.layouts: list[Layout] = []
         comm.begin_step()
         try:
             self._density = density_at(settings.recipe.select.density, step)
@@ -80,13 +83,11 @@ class Transaction:
 
         An error waits: the message that is due next carries it to every rank.
         """
-        self.elements += chunk.grad.numel()
+        self.layouts.append(chunk.layout)
         draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
         waits = self._settings.recipe.select.scope == "model"  # for the last chunk
+        self._prepare(chunk)
         try:
-            if chunk.grad.is_cuda and self._worker is None:
-                raise ValueError(f"gradient is on {chunk.grad.device}, its model on the CPU")
-            self._prepare(chunk)
             if not waits and draft.numel and draft.numel + len(chunk.grad) > MAX_NUMEL:
                 self._send(draft.take())
             draft.add(chunk, 0 if waits else self._bytes(chunk))
@@ -97,11 +98,16 @@ class Transaction:
 
     def _prepare(self, chunk: Chunk) -> None:
         """Bring a gradient, in place, to what memory is to be told of it."""
-        if chunk.scale is not None:
-            unscale(chunk.grad, chunk.scale)
         clip = self._settings.recipe.memory.clip
-        if clip is not None:
-            clip_gradient(chunk, clip / math.sqrt(self._comm.world_size))
+        try:
+            if chunk.grad.is_cuda and self._worker is None:
+                raise ValueError(f"gradient is on {chunk.grad.device}, its model on the CPU")
+            if chunk.scale is not None:
+                unscale(chunk.grad, chunk.scale)
+            if clip is not None:
+                clip_gradient(chunk, clip / math.sqrt(self._comm.world_size))
+        except Exception as error:  # this rank's messages must come to as many as the others'
+            self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """Let the next message tell every rank of an error."""

@@ -231,7 +231,7 @@ def change(path: list[str], value: object):
     ("damage", "words"),
     [
         (lambda saved: saved.pop("step"), "checkpoint lacks step"),
-        (change(["format"], 2), "format 2, expected 1"),
+        (change(["format"], 1), "format 1, expected 2"),
         (change(["recipe"], "sbc"), "of recipe 'sbc', expected 'dgc'"),
         (change(["step"], -1), "step -1, expected an int of 0 or more"),
         (change(["step"], 1.5), "step 1.5, expected an int"),
@@ -288,6 +288,17 @@ def change(path: list[str], value: object):
         (change(["saved_by"], 3), "saved_by 3, expected rank and world size"),
         (change(["saved_by"], [2, 2]), r"saved_by \[2, 2\], expected rank and world size"),
         (change(["saved_by"], [True, 2]), r"saved_by \[True, 2\], expected rank and world size"),
+        (change(["density"], 0.0), r"density 0.0, expected a number in \(0, 1\]"),
+        (change(["density"], "x"), r"density 'x', expected a number in \(0, 1\]"),
+        (change(["buckets"], None), "buckets None, expected a list"),
+        (change(["buckets"], ["weight"]), "a bucket 'weight', expected a list of names"),
+        (change(["buckets"], [["weight"], []]), r"a bucket \[\], expected a list of names"),
+        (
+            change(["buckets"], [["weight", 3]]),
+            r"a bucket \['weight', 3\], expected a list of names",
+        ),
+        (change(["buckets"], [["weight"], ["weight"]]), "buckets hold weight more than once"),
+        (change(["buckets"], [["wait"]]), "buckets hold wait, no parameters of the model"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):

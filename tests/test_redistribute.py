@@ -27,7 +27,7 @@ def checkpoints(row, world_size: int) -> list[dict[str, Any]]:
             slot: {name: numbers(slot, n, rank, world_size, generator) for name, n in SIZES.items()}
             for slot in kept
         }
-        saved |= {"step": 7, "saved_by": [rank, world_size]}
+        saved |= {"step": 7, "saved_by": [rank, world_size], "buckets": [["bias"], ["weight"]]}
         saved["stats"] |= {"steps": 7, "sent_bytes": 100 + rank}
         every.append(saved)
     return every
@@ -96,6 +96,7 @@ def test_the_rest_of_a_checkpoint_says_whose_it_is():
     assert [saved["saved_by"] for saved in after] == [[0, 3], [1, 3], [2, 3]]
     assert [saved["stats"]["sent_bytes"] for saved in after] == [100, 101, 100]
     assert {saved["step"] for saved in after} == {7}
+    assert all(saved["buckets"] == [["bias"], ["weight"]] for saved in after)
     assert after[2]["tensors"]["residual"]["weight"].count_nonzero() == 0
 
 
@@ -117,6 +118,8 @@ def damaged(path: list[Any], value: object):
     ("damage", "words"),
     [
         (damaged([2, "step"], 8), "agree in step: rank 0 has 7, rank 2 has 8"),
+        (damaged([2, "density"], 0.5), "agree in density: rank 0 has None, rank 2 has 0.5"),
+        (damaged([1, "buckets"], [["weight", "bias"]]), "agree in buckets: rank 0 has #.*, rank 1"),
         (damaged([1, "recipe"], "sbc"), "agree in recipe: rank 0 has dgc, rank 1 has sbc"),
         (lambda every: every.reverse(), "number 0 of 3 was saved by rank 2 of 3"),
         (lambda every: every.pop(), "number 0 of 2 was saved by rank 0 of 3"),

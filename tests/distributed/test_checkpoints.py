@@ -1,5 +1,8 @@
-"""Checkpoints in torch.distributed.checkpoint, and those of another number of ranks."""
+"""Law 4: a resumed run equals the uninterrupted one. Checkpoints in DCP, and of other ranks."""
 
+import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +13,105 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ddp_compress import PeerError, PerRank, redistribute
-from tests.distributed.training import memory, small_model, train, weights, wrap
+from ddp_compress import PeerError, PerRank, exponential_warmup, redistribute
+from ddp_compress.recipes import majority_vote
+from tests.distributed.training import (
+    MANY_BUCKETS,
+    backward,
+    descend,
+    digest,
+    grads,
+    memory,
+    small_model,
+    train,
+    weights,
+    wrap,
+)
 from tests.table import ROWS, Row, every_family, every_row
 
 Checkpoint = dict[str, Any]
+
+
+# ------------------------------------------------------------------------ resumed, uninterrupted
+
+
+def lives(row: Row, options: dict[str, Any], ends: Sequence[int]) -> Any:
+    """Training in one life or several, each from the checkpoint of the one before.
+
+    Returns:
+        The gradients of every step, as digests, and what there is in the end.
+    """
+    told, file = [], io.BytesIO()
+    for begin, end in itertools.pairwise((0, *ends)):
+        model = small_model()
+        ddp, state = wrap(model, row, flush_bytes=100, bucket_cap_mb=MANY_BUCKETS, **options)
+        if begin:
+            file.seek(0)
+            saved = torch.load(file, weights_only=True)
+            model.load_state_dict(saved["model"])
+            state.load_state_dict(saved["compression"])
+        for number in range(begin, end):
+            backward(ddp, number)
+            told.append(digest(grads(ddp)))
+            descend(ddp)
+        file = io.BytesIO()
+        torch.save({"model": model.state_dict(), "compression": state.state_dict()}, file)
+    saved = state.state_dict()
+    return told, weights(ddp), memory(state), saved["buckets"], saved["density"]
+
+
+def one_life_and_three(row: Row, options: dict[str, Any]) -> str:
+    """The second ends when DDP has not yet rebuilt its buckets."""
+    once = lives(row, options, [7])
+    assert lives(row, options, [3, 4, 7]) == once
+    return once[1]
+
+
+@every_row
+@pytest.mark.parametrize(
+    "options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=str
+)
+def test_law_4_a_resumed_run_equals_the_uninterrupted_one(ranks, row, options):
+    """Bit for bit, with many buckets and messages."""
+    assert len(set(ranks.run(2, one_life_and_three, row, options))) == 1
+
+
+def test_messages_end_where_they_would_have(ranks):
+    """The mask is a message's, and where that ends depends on the step before."""
+    vote = majority_vote(exponential_warmup(0.02, steps=7), scope="tensor")
+    ranks.run(3, one_life_and_three, Row(vote), {})
+
+
+def with_other_buckets_on_one_rank() -> str:
+    row = ROWS["sbc-golomb"]
+    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    saved = state.state_dict()
+    if dist.get_rank() == 1:
+        saved["buckets"].reverse()
+    ddp, fresh = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    fresh.load_state_dict(saved)
+    with pytest.raises(PeerError) as caught:
+        train(ddp, [3])
+    return str(caught.value)
+
+
+def test_ranks_that_would_go_on_in_other_buckets_are_told(ranks):
+    for message in ranks.run(2, with_other_buckets_on_one_rank):
+        assert "rank 1 differs from rank 0" in message
+        assert "loaded buckets #" in message
 
 
 # ------------------------------------------------------------------ torch.distributed.checkpoint
 
 
 def through_dcp(row: Row, folder: Path) -> str:
-    steady = {"find_unused_parameters": True}  # DDP then never rebuilds its buckets
-    ddp, state = wrap(small_model(), row, **steady)
+    ddp, state = wrap(small_model(), row)
     train(ddp, range(4))
     dcp.save({"model": ddp.module, "compression": PerRank(state)}, checkpoint_id=folder)
     train(ddp, range(4, 7))
 
-    resumed, fresh = wrap(small_model(), row, **steady)
+    resumed, fresh = wrap(small_model(), row)
     dcp.load({"model": resumed.module, "compression": PerRank(fresh)}, checkpoint_id=folder)
     assert fresh.stats.steps == 4
     train(resumed, range(4, 7))

@@ -1,7 +1,6 @@
-"""Law 4: residuals stay with their parameters, whatever DDP does, and through checkpoints."""
+"""Law 4: residuals stay with their parameters, whatever DDP does."""
 
 import copy
-import io
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -34,7 +33,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_family
 
 DENSITY = 0.1
 TOPK = Row(recipes.topk(DENSITY, "tensor"))
@@ -381,43 +380,6 @@ def copied(how: str) -> str:
 def test_a_copied_model_warns_that_its_hook_is_gone(ranks, how):
     for message in ranks.run(2, copied, how):
         assert "would train by plain all-reduce" in message
-
-
-# ------------------------------------------------------------------------------------ checkpoints
-
-
-def uninterrupted_and_resumed(row: Row, options: dict[str, Any]) -> None:
-    ddp, state = wrap(small_model(), row, **options)
-    train(ddp, range(4))
-    file = io.BytesIO()
-    torch.save({"model": ddp.module.state_dict(), "compression": state.state_dict()}, file)
-    train(ddp, range(4, 9))
-
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    model = small_model()
-    model.load_state_dict(saved["model"])
-    resumed, fresh = wrap(model, row, **options)
-    fresh.load_state_dict(saved["compression"])
-    train(resumed, range(4, 9))
-    assert weights(resumed) == weights(ddp)
-    assert memory(fresh) == memory(state)
-    assert fresh.stats.steps == state.stats.steps == 9
-
-
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS.values() if row.scope != "bucket"],
-    ids=[name for name, row in ROWS.items() if row.scope != "bucket"],
-)  # fmt: skip
-def test_law_4_a_resumed_run_equals_the_uninterrupted_one(ranks, row):
-    """A fresh DDP begins with other buckets, so only scopes without buckets can."""
-    ranks.run(2, uninterrupted_and_resumed, row, {})
-
-
-@every_row
-def test_law_4_resuming_with_steady_buckets_is_exact_in_every_scope(ranks, row):
-    """With find_unused_parameters DDP never rebuilds its buckets."""
-    ranks.run(2, uninterrupted_and_resumed, row, {"find_unused_parameters": True})
 
 
 # --------------------------------------------------------------------------------- ways to attach
