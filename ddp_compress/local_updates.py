@@ -47,8 +47,9 @@ class LocalUpdates(Optimizer):
     where ``step()`` was not called, before the next training forward.
 
     If any rank's weights are not finite, the round is lost on all of them: weights and buffers go
-    back to what they were after the last one, and residuals and ``outer`` stay as they are. Ranks
-    whose inner optimizer is no longer finite reset its state to that of its wrapping.
+    back to what they were after the last one, and residuals and ``outer`` stay as they are. The
+    inner optimizer's state alone may tell of the lost steps: where it is no longer finite it is
+    reset to that of its wrapping, else it is kept.
 
     Known cases: FedAvg and local SGD, ``recipes.topk(density=1.0, exchange="union")``; SBC(2),
     ``recipes.sbc(density=0.01)`` with ``period=10``, and SBC(3), with ``period=100``; SSGD-MV-L4,

@@ -58,6 +58,14 @@ def parse_args() -> argparse.Namespace:
     add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")
     add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
     add("--momentum", type=momentum, default=0.9, help="of SGD, or of DGC (default: 0.9)")
+    add("--amp", choices=["fp16", "bf16"], help="mixed precision; fp16 with a GradScaler")
+    add(
+        "--growth-interval",
+        type=positive_int,
+        default=100,
+        metavar="STEPS",
+        help="of its scale (default: 100)",
+    )
     add("--seed", type=natural, default=0, help="of parameters and data order (default: 0)")
     add("--json", type=output_file, metavar="FILE", help="write configuration and results")
     add("--plot", type=output_file, metavar="FILE", help="draw loss against steps and bytes")
@@ -76,6 +84,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--warmup-steps {args.warmup_steps} must be below --steps {args.steps}")
     if args.checkpoint and args.recipe == "powersgd":
         parser.error("--checkpoint cannot save what powersgd keeps from step to step")
+    if args.amp == "fp16" and args.recipe == "powersgd":
+        parser.error("--amp fp16 changes the scale of what powersgd keeps from step to step")
     return args
 
 

@@ -5,6 +5,7 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class Journal:
 
     history: list[Measurement] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)  # of this rank, since the last point
+    scales: list[float] = field(default_factory=list)  # that losses were multiplied by
     warmup: Traffic = NO_TRAFFIC
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training, without validation
 
     def add(self, point: Measurement) -> None:
         """Note a point of the training curve."""
@@ -62,14 +64,23 @@ class Report:
     args: Namespace
     world_size: int
     elements: int
-    seconds: float  # of training, without validation
-    history: list[Measurement]
+    journal: Journal
     whole_run: Traffic
     after_warmup: Traffic
 
     @property
     def steps_per_second(self) -> float:
-        return self.whole_run.steps / self.seconds
+        return self.whole_run.steps / self.journal.seconds
+
+    @property
+    def loss_scale(self) -> dict[str, float]:
+        """How often the scale fell, because a gradient overflowed, and grew; the last one."""
+        changes = [after - before for before, after in pairwise(self.journal.scales)]
+        return {
+            "overflows": sum(change < 0 for change in changes),
+            "growths": sum(change > 0 for change in changes),
+            "last": self.journal.scales[-1],
+        }
 
     def dense(self, bytes_per_element: int) -> Traffic:
         """The same run as a dense all-reduce."""
@@ -83,7 +94,7 @@ class Report:
         console.print(self._cost())
 
     def _quality(self) -> Table:
-        last = self.history[-1]
+        last = self.journal.history[-1]
         table = Table(title=f"{self.args.task}, {self.args.recipe}, {self.world_size} ranks")
         table.add_column("quality")
         table.add_column("", justify="right")
@@ -94,6 +105,10 @@ class Report:
         else:
             table.add_row("validation accuracy", f"{last.accuracy:.2%}")
             table.add_row("validation loss", f"{last.validation_loss:.4f}")
+        if self.args.amp == "fp16":
+            table.add_row(
+                "loss scale", "{overflows} overflows, {growths} growths".format(**self.loss_scale)
+            )
         table.add_row("speed", f"{self.steps_per_second:.2f} steps/s")
         table.add_row("parameters", f"{self.elements:,}")
         return table
@@ -141,18 +156,19 @@ class Report:
     def write_json(self, path: Path) -> None:
         """Write configuration, results and history."""
         config = vars(self.args) | {"world_size": self.world_size, "parameters": self.elements}
-        last = self.history[-1]
+        last = self.journal.history[-1]
         results: dict[str, Any] = {
             "validation_loss": last.validation_loss,
             "accuracy": last.accuracy,
             "steps_per_second": self.steps_per_second,
+            "loss_scale": self.loss_scale,
             "measured": self.whole_run.measured,
             "whole_run": self.cost(self.whole_run),
             "after_warmup": self.cost(self.after_warmup),
             "dense_fp32": self.cost(self.dense(4)),
             "dense_16bit": self.cost(self.dense(2)),
         }
-        history = [asdict(point) for point in self.history]
+        history = [asdict(point) for point in self.journal.history]
         document = {"config": config, "results": results, "history": history}
         path.write_text(json.dumps(document, indent=2, default=str) + "\n")
 
@@ -165,15 +181,14 @@ class Report:
 
         axes: Any
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-        megabytes = [point.sent_bytes / 1e6 for point in self.history]
-        steps = [point.step for point in self.history]
+        history = self.journal.history
+        megabytes = [point.sent_bytes / 1e6 for point in history]
+        steps = [point.step for point in history]
         for axis, x, label in zip(
             axes, (steps, megabytes), ("step", "MB sent by a rank"), strict=True
         ):
-            axis.plot(x, [point.train_loss for point in self.history], label="training")
-            axis.plot(
-                x, [point.validation_loss for point in self.history], "o-", label="validation"
-            )
+            axis.plot(x, [point.train_loss for point in history], label="training")
+            axis.plot(x, [point.validation_loss for point in history], "o-", label="validation")
             axis.set_xlabel(label)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("loss (nats)")

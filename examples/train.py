@@ -34,6 +34,7 @@ from report import Journal, Measurement, Report
 from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe
 
 EVALUATIONS = 8  # points of the learning curve
+AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main() -> None:
@@ -96,12 +97,17 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
     optimizer, state, meter = attach(model, sgd, args, recipe)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
+    scaler = torch.amp.GradScaler(
+        device.type, growth_interval=args.growth_interval, enabled=args.amp == "fp16"
+    )
+    if state:
+        state.use_scaler(scaler)  # residuals are of unscaled gradients
     journal = Journal()
 
     checkpoints, done = None, 0
     if args.checkpoint:
         parts: dict[str, Part] = {"model": network, "optimizer": optimizer}
-        parts |= {"scheduler": scheduler, "journal": journal}
+        parts |= {"scheduler": scheduler, "scaler": scaler, "journal": journal}
         parts |= {"compression": state} if state else {}
         checkpoints = Checkpoints(args.checkpoint, args.checkpoint_every, parts)
         done = checkpoints.load(device)
@@ -114,10 +120,13 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     progress = tqdm(steps, unit="step", initial=done, total=args.steps, disable=rank != 0)
     for step in progress:
         inputs, targets = (tensor.to(device) for tensor in next(stream))
-        loss = cross_entropy(model(inputs), targets)
+        with torch.autocast(device.type, AMP.get(args.amp), enabled=args.amp is not None):
+            loss = cross_entropy(model(inputs), targets)
+        journal.scales.append(scaler.get_scale())
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
         if step == args.steps and isinstance(optimizer, dc.LocalUpdates):
             optimizer.synchronize()  # before, every rank evaluates the weights it has
@@ -139,9 +148,7 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
 
     whole_run = meter(args.steps)
     after_warmup = whole_run - journal.warmup
-    return Report(
-        args, world_size, elements, journal.seconds, journal.history, whole_run, after_warmup
-    )
+    return Report(args, world_size, elements, journal, whole_run, after_warmup)
 
 
 def make_network(task: str, data: Split) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, compress_hook
 from tests.distributed.harness import Ranks
+from tests.distributed.test_local_updates import POISONS, poisoned_rounds
 from tests.distributed.training import (
     MANY_BUCKETS,
     backward,
@@ -28,8 +29,6 @@ from tests.distributed.training import (
     wrap,
 )
 from tests.table import ROWS, Row
-
-POISONS = (float("inf"), float("-inf"), float("nan"))
 
 
 def with_delays(row: Row, steps: int, longest: float, seed: int = 0) -> str:
@@ -125,6 +124,7 @@ def main() -> None:
             for what, count, extra in (
                 (with_delays, args.steps, (args.longest, args.seed)),
                 (poisoned_steps, args.trials, (args.seed,)),
+                (poisoned_rounds, args.trials, (args.seed,)),
             ):
                 if count:
                     start = time.perf_counter()

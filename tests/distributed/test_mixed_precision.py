@@ -167,6 +167,45 @@ def test_fp16_autocast_trains_once_the_scale_has_come_down(ranks):
     assert first[3] == second[3] == 2.0 ** (24 - first[2])
 
 
+def norm(state: CompressionState) -> float:
+    """Of all residuals."""
+    kept = state.state_dict()["tensors"]["residual"].values()
+    return math.sqrt(sum(float(residual.square().sum()) for residual in kept))
+
+
+def fp16_beside_fp32(row: Row) -> list[tuple[float, float, int]]:
+    """The scale, the residuals' norm over that of fp32 training, and steps aborted, by step."""
+    ddp, state = wrap(small_model(), row)
+    twin, plain = wrap(small_model(), row)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
+    state.use_scaler(scaler)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=LEARNING_RATE)
+    seen = []
+    for number in range(40):
+        aborted, scale = state.stats.aborted, scaler.get_scale()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            one_loss = loss(ddp, dist.get_rank(), number)
+        scaler.scale(one_loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if state.stats.aborted == aborted:
+            train(twin, [number])
+        seen.append((scale, norm(state) / norm(plain), state.stats.aborted))
+    return seen
+
+
+@every_family
+def test_residuals_are_in_unscaled_units_at_every_step(ranks, row):
+    """However the scale moves, also by what really overflows fp16."""
+    for seen in ranks.run(2, fp16_beside_fp32, row):
+        scales, ratios, aborted = zip(*seen, strict=True)
+        growths = sum(after > before for before, after in pairwise(scales))
+        assert (aborted[-1] >= 5, growths >= 3) == (True, True), (aborted[-1], growths)
+        assert max(scales) >= 2**8 * min(scales)
+        assert 0.9 < min(ratios) <= max(ratios) < 1.1, (min(ratios), max(ratios))
+
+
 # -------------------------------------------------------------------------------- torch's wrappers
 
 WRAPPERS = {torch.float16: fp16_compress_wrapper, torch.bfloat16: bf16_compress_wrapper}
