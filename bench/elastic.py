@@ -148,7 +148,7 @@ def parse_args() -> argparse.Namespace:
 def train(args: argparse.Namespace, hosts: Lab | None, folder: Path, strike: Strike | None) -> Run:
     """Run a job to its end, and strike at a step."""
     folder.mkdir()
-    least = args.hosts if args.lose == ["rank"] else 1
+    least = args.hosts if strike is None or strike.what == "rank" else 1
     options = [
         *(f"--nnodes={least}:{args.hosts}", f"--nproc_per_node={args.ranks}", "--max-restarts=3"),
         *("--rdzv-backend=c10d", "--rdzv-id=elastic"),
