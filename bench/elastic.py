@@ -40,7 +40,7 @@ TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
 STEPS = 100
 CHECKPOINT_EVERY = 5
 LATEST_STRIKE = 85  # the progress bar is a few steps late
-NOISE = 0.02  # nats
+NOISE = 0.1  # nats; the standard deviation over four seeds is 0.13
 
 
 @dataclass(frozen=True)
