@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 INTERFACE = "eth0"
 PREFIX = "netlab-"
@@ -58,6 +59,10 @@ class Lab:
         for host in range(self.hosts):
             _shape(self.namespace(host), INTERFACE, bits_per_second)
             _shape(self.switch, f"port{host}", bits_per_second)
+
+    def link(self, host: int, state: Literal["up", "down"]) -> None:
+        """Plug a host's cable in, or pull it."""
+        _run("ip", "-n", self.switch, "link", "set", f"port{host}", state)
 
 
 def burst_bytes(bits_per_second: int) -> int:

@@ -60,7 +60,7 @@ class Checkpoints:
                     shutil.rmtree(old)
 
     def load(self, device: torch.device) -> int:
-        """Take back the newest complete checkpoint.
+        """Take back the newest complete checkpoint, whatever number of ranks saved it.
 
         Returns:
             The step that it was saved after; 0 if there is none.
@@ -76,7 +76,8 @@ class Checkpoints:
         ]
         saved = read(files[rank % len(files)], device)
         if "compression" in self.parts and len(files) != world_size:
-            everyone = [read(file, device)["compression"] for file in files]
+            host = torch.device("cpu")  # all ranks' together may be too much for a GPU
+            everyone = [read(file, host)["compression"] for file in files]
             saved["compression"] = dc.redistribute(everyone, rank, world_size)
         for key, part in self.parts.items():
             part.load_state_dict(saved[key])

@@ -13,8 +13,8 @@ import ddp_compress as dc
 from traffic import BUILT_IN
 
 TASK_DEFAULTS: dict[str, dict[str, float]] = {
-    "lm": {"steps": 1800, "batch_size": 4, "lr": 0.3},
-    "image": {"steps": 600, "batch_size": 16, "lr": 0.05},
+    "lm": {"steps": 1800, "batch_size": 16, "lr": 0.3},
+    "image": {"steps": 600, "batch_size": 64, "lr": 0.05},
 }
 
 
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     add("--period", type=positive_int, help="local steps between rounds (default: no local steps)")
     add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
-    add("--batch-size", type=positive_int, help="of one rank (default: lm 4, image 16)")
+    add("--batch-size", type=positive_int, help="of all ranks together (default: lm 16, image 64)")
     add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
     add("--momentum", type=momentum, default=0.9, help="of SGD, or of DGC (default: 0.9)")
     add("--amp", choices=["fp16", "bf16"], help="mixed precision; fp16 with a GradScaler")

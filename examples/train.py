@@ -14,7 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 import ddp_compress as dc
@@ -35,6 +35,7 @@ from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe
 
 EVALUATIONS = 8  # points of the learning curve
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
+SILENCE = timedelta(minutes=2)  # from a rank that makes the others give it up
 
 
 def main() -> None:
@@ -60,13 +61,12 @@ def main() -> None:
 
 
 def load(args: Namespace, world_size: int) -> Split:
-    """Training and validation data; every rank must find at least one batch."""
+    """Training and validation data; every rank must find a sample in every batch."""
     split = text_task(args.data) if args.task == "lm" else image_task(args.data)
-    needed = args.batch_size * world_size
-    if len(split.train) < needed:
+    if not world_size <= args.batch_size <= len(split.train):
         raise ValueError(
-            f"{len(split.train)} training samples are fewer than one batch of "
-            f"{args.batch_size} on each of {world_size} ranks"
+            f"--batch-size must lie between {world_size}, a sample for each rank, and "
+            f"{len(split.train)}, all training samples; got {args.batch_size}"
         )
     return split
 
@@ -78,7 +78,7 @@ def process_group() -> Iterator[torch.device]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=SILENCE)
     try:
         yield device
     finally:
@@ -120,8 +120,10 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     progress = tqdm(steps, unit="step", initial=done, total=args.steps, disable=rank != 0)
     for step in progress:
         inputs, targets = (tensor.to(device) for tensor in next(stream))
+        # Shares may be uneven: the mean over ranks is to be the mean over the batch.
+        weight = len(targets) * world_size / args.batch_size
         with torch.autocast(device.type, AMP.get(args.amp), enabled=args.amp is not None):
-            loss = cross_entropy(model(inputs), targets)
+            loss = weight * cross_entropy(model(inputs), targets)
         journal.scales.append(scaler.get_scale())
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -160,13 +162,22 @@ def make_network(task: str, data: Split) -> nn.Module:
 
 
 def batches(dataset: Samples, batch_size: int, seed: int, done: int) -> Iterator[list[Tensor]]:
-    """This rank's batches without end, after those already done: a function of seed and step."""
-    sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=seed)
-    loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
-    epoch, skip = divmod(done, len(loader))
+    """This rank's shares of the batches, without end, after those already done."""
+    return iter(DataLoader(dataset, batch_sampler=shares(len(dataset), batch_size, seed, done)))
+
+
+def shares(samples: int, batch_size: int, seed: int, done: int) -> Iterator[list[int]]:
+    """The samples in them.
+
+    A batch depends on seed and step alone, and the ranks, however many, share it among them.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    epoch, skip = divmod(done, samples // batch_size)
     for number in itertools.count(epoch):
-        sampler.set_epoch(number)
-        yield from itertools.islice(loader, skip if number == epoch else 0, None)
+        order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed + number))
+        whole = order.split(batch_size)[: samples // batch_size]
+        for batch in whole[skip if number == epoch else 0 :]:
+            yield batch[rank::world_size].tolist()
 
 
 def warmup_cosine(step: int, steps: int) -> float:

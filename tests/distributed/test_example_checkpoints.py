@@ -2,14 +2,18 @@
 
 import os
 import signal
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.data import TensorDataset
 
+import train as example
 from checkpoints import Checkpoints, write
-from ddp_compress import CompressionState
+from data import Split
+from ddp_compress import CompressionState, recipes
 from tests.distributed.harness import Ranks
 from tests.distributed.training import memory, small_model, train, weights, wrap
 from tests.table import ROWS
@@ -66,6 +70,50 @@ def test_a_killed_training_goes_on_from_the_last_complete_checkpoint(
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "latest", "step-6-of-2", "step-8-of-2",
     ]  # fmt: skip
+
+
+def run_example(folder: Path, recipe: str, density: float) -> list[float]:
+    """Eight steps of `examples/train.py`, five batches an epoch; its losses from step five on."""
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (70, 1, 8, 8), dtype=torch.uint8, generator=draw)
+    images = TensorDataset(pixels, pixels.flatten(1).long().sum(1) % 10)
+    args = Namespace(
+        task="image", recipe=recipe, density=density, period=None, steps=8, warmup_steps=1,
+        batch_size=14, lr=0.05, momentum=0.9, seed=3, checkpoint=folder, checkpoint_every=4,
+    )  # fmt: skip
+    torch.manual_seed(args.seed)
+    made = getattr(recipes, recipe)(density=density, scope="tensor")
+    report = example.train(args, made, Split(images, images), torch.device("cpu"))
+    return [p.train_loss for p in report.history[4:]] + [report.history[-1].validation_loss]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_example_goes_on_with_fewer_ranks_as_if_all_were_there(ranks, tmp_path, world_size):
+    """At the right sample, with the same batches and rates: where nothing is left out, the same."""
+    expected, *others = ranks.run(4, run_example, tmp_path, "topk", 1.0)
+    assert others == [expected] * 3
+    (tmp_path / "latest").write_text("step-4-of-4")
+    for came in ranks.run(world_size, run_example, tmp_path, "topk", 1.0):
+        assert came == pytest.approx(expected, abs=1e-5)
+    assert (tmp_path / "latest").read_text() == f"step-8-of-{world_size}"
+
+
+def owed(folder: Path) -> tuple[int, str, torch.Tensor]:
+    """What a rank starts from: a step, weights and a residual."""
+    ddp, state, checkpoints = begin(folder)
+    step = checkpoints.load(torch.device("cpu"))
+    residual = state.state_dict()["tensors"]["residual"]
+    return step, weights(ddp), torch.cat([each.flatten() for each in residual.values()])
+
+
+def test_other_ranks_start_with_the_same_weights_and_owe_as_much(ranks, tmp_path):
+    ranks.run(3, train_on, tmp_path, None, False)
+    starts = {size: ranks.run(size, owed, tmp_path) for size in (2, 3, 4)}
+    assert {start[:2] for each in starts.values() for start in each} == {(8, starts[3][0][1])}
+    means = {size: torch.stack([s[2] for s in each]).mean(0) for size, each in starts.items()}
+    assert means[3].any()
+    for mean in means.values():
+        torch.testing.assert_close(mean, means[3], rtol=1e-6, atol=1e-9)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
