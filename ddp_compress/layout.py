@@ -318,6 +318,7 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) 
         return
     wide = out.to(lists[0].values.dtype)
     for entries in lists:
-        wide.add_(entries.within(start, len(out)).values, alpha=scale)
+        # Not add_(alpha=scale), which rounds once or twice as the machine likes.
+        wide.add_(entries.within(start, len(out)).values * scale)
     if wide is not out:
         out.copy_(wide)
