@@ -287,12 +287,17 @@ class Sparse:
         else:
             out[self.indices.long()] = self.values.to(out.dtype)
 
-    def zero_in(self, out: Tensor) -> None:
-        """``out[positions] = 0`` on a flat tensor [N]."""
+    def zero_in(self, out: Tensor, start: int) -> None:
+        """``out[positions - start] = 0`` on a flat tensor [n] of finite numbers.
+
+        They are subtracted from themselves, because `add_entries` passes over positions outside
+        ``[start, start + n)``, and to cut these off the host would have to wait for a device.
+        """
         if self.indices is None:
             out.zero_()
-        else:
-            out.index_fill_(0, self.indices.long(), 0.0)
+        elif len(out):
+            here = (self.indices.long() - start).clamp(0, len(out) - 1)
+            add_entries(out, start, [Sparse(self.indices, out[here])], -1.0)
 
 
 def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) -> None:

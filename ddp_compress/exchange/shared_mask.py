@@ -101,8 +101,8 @@ def _average(
         return quantize.encode(message.clamped(message.values_at(mask)), counts, guess)
 
     def decoded(body: Tensor) -> Tensor:
-        values = quantize.decode(body.to(message.device), counts, guess)
-        return values.to(message.device, message.memory_dtype)
+        values = quantize.decode(body, counts, guess)
+        return values.to(message.device, message.memory_dtype, non_blocking=True)
 
     summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
     if channel.world_size * quantize.size(message.plan) <= 2 * k * summed.itemsize:
