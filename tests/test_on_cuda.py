@@ -208,16 +208,22 @@ def test_the_workers_thread_stays_on_the_gradients_device(monkeypatch):
 @pytest.mark.parametrize("name", ["topk", "topk-raw-bf16", "dgc", "sbc-momentum", "sign"])
 def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
     """Whatever brings a number to the host runs on the worker's thread."""
-    waits: list[str] = []
-    on_either = pretend_cuda.on_either
+    waits: list[str] = []  # the threads
+    on_either, aten = pretend_cuda.on_either, torch.ops.aten
+
+    def tolist(tensor: pretend_cuda.OnCuda) -> Any:
+        waits.append(threading.current_thread().name)
+        return tensor.host.tolist()
 
     def note(func: Any, args: Any, kwargs: Any) -> Any:
-        copies = func in pretend_cuda.COPIES and isinstance(args[-1], pretend_cuda.OnCuda)
-        there = func is torch.ops.aten.copy_.default and isinstance(args[0], pretend_cuda.OnCuda)
-        if (copies and not there) or func is torch.ops.aten._local_scalar_dense.default:
+        there = [isinstance(arg, pretend_cuda.OnCuda) for arg in args[:2]]
+        if func is aten._local_scalar_dense.default or (
+            func is aten.copy_.default and there == [False, True]
+        ):
             waits.append(threading.current_thread().name)
         return on_either(func, args, kwargs)
 
+    monkeypatch.setattr(pretend_cuda.OnCuda, "tolist", tolist)
     with pretend_cuda.pretend():
         monkeypatch.setattr(pretend_cuda, "on_either", note)
         state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS[name].recipe)
