@@ -217,8 +217,9 @@ def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
 
     def note(func: Any, args: Any, kwargs: Any) -> Any:
         there = [isinstance(arg, pretend_cuda.OnCuda) for arg in args[:2]]
-        if func is aten._local_scalar_dense.default or (
-            func is aten.copy_.default and there == [False, True]
+        if (func, there) in (
+            (aten._local_scalar_dense.default, [True]),
+            (aten.copy_.default, [False, True]),
         ):
             waits.append(threading.current_thread().name)
         return on_either(func, args, kwargs)
