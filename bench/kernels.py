@@ -217,7 +217,8 @@ def table(rows: list[Row]) -> Table:
 def cuda_table(rows: list[CudaRow]) -> Table:
     """The rows of a GPU as a table."""
     result = Table(title="CUDA kernels, medians of graph replays")
-    for column in ("N", "density", "what", "us", "of the copy's bandwidth", "launches"):
+    columns = ("N", "density", "what", "us", "of the copy's bandwidth", "x torch.topk")
+    for column in (*columns, "launches", "host waits"):
         result.add_column(column, justify="left" if column == "what" else "right")
     for row in rows:
         result.add_row(
@@ -226,7 +227,9 @@ def cuda_table(rows: list[CudaRow]) -> Table:
             row.name,
             f"{row.microseconds:.1f}",
             f"{row.of_copy:.0%}",
+            f"{row.times_faster:.2f}",
             str(row.launches),
+            str(row.waits),
         )
     return result
 
@@ -244,7 +247,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    cases = itertools.product(arguments.numel or NUMELS[arguments.device], arguments.density)
+    cases = [*itertools.product(arguments.numel or NUMELS[arguments.device], arguments.density)]
     rows: list[Row] | list[CudaRow]
     if arguments.device == "cuda":
         if not (torch.cuda.is_available() and ops.CUDA):
@@ -252,6 +255,10 @@ def main() -> None:
         rows = [row for case in cases for row in kernels_cuda.run(*case, arguments.rounds)]
         Console().print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
         Console().print(cuda_table(rows))
+        for numel, density in cases:
+            same = kernels_cuda.agrees_with_cpu(numel, density)
+            what = f"whole SBC step, {numel / 1e6:.1f} M, {density:.1%}"
+            Console().print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
     else:
         torch.set_num_threads(1)
         rows = [row for case in cases for row in Bench(*case).run(arguments.rounds)]

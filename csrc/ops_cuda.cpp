@@ -46,7 +46,8 @@ struct Guard {
   explicit Guard(const Tensor& t) : index(t.get_device_index()), device(index) {}
   void* stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == AOTI_TORCH_SUCCESS,
+                    "CUDA device ", index, " has no current stream");
     return stream;
   }
   int32_t index;

@@ -44,6 +44,18 @@ def on_host(data: Tensor) -> Tensor:
     return pinned
 
 
+def stay_on(device: torch.device) -> None:
+    """Make a device the thread's own, so that nothing it does wakes another.
+
+    A new thread is on the first GPU; to return there from another costs memory on it.
+
+    Example:
+        >>> stay_on(torch.device("cpu"))
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def used_here(data: Tensor) -> None:
     """Keep memory from other streams, once it is let go of, until the current one has done so far.
 

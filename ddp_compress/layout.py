@@ -291,12 +291,17 @@ class Sparse:
         else:
             out[self.indices.long()] = self.values.to(out.dtype)
 
-    def zero_in(self, out: Tensor) -> None:
-        """``out[positions] = 0`` on a flat tensor [N]."""
+    def zero_in(self, out: Tensor, start: int) -> None:
+        """``out[positions - start] = 0`` on a flat tensor [n] of finite numbers.
+
+        They are subtracted from themselves, because `add_entries` passes over positions outside
+        ``[start, start + n)``, and to cut these off the host would have to wait for a device.
+        """
         if self.indices is None:
             out.zero_()
-        else:
-            out.index_fill_(0, self.indices.long(), 0.0)
+        elif len(out):
+            here = (self.indices.long() - start).clamp(0, len(out) - 1)
+            add_entries(out, start, [Sparse(self.indices, out[here])], -1.0)
 
 
 def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) -> None:
@@ -322,6 +327,7 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) 
         return
     wide = out.to(lists[0].values.dtype)
     for entries in lists:
-        wide.add_(entries.within(start, len(out)).values, alpha=scale)
+        # Not add_(alpha=scale), which rounds once or twice as the machine likes.
+        wide.add_(entries.within(start, len(out)).values * scale)
     if wide is not out:
         out.copy_(wide)

@@ -128,9 +128,9 @@ class Message:
 
     def _places(self, indices: Tensor) -> Iterator[tuple[Tensor, Chunk]]:
         """For every chunk, which of its elements are at these positions."""
-        indices = beside(indices, self.grads[0])
         for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
-            yield indices[span(indices, start, len(chunk.grad))].long() - start, chunk
+            here = indices[span(indices, start, len(chunk.grad))]  # for the host's, nobody waits
+            yield beside(here, chunk.grad).long() - start, chunk
 
     def accumulated(self) -> Tensor:
         """The accumulated gradient [N], in memory's dtype."""

@@ -3,7 +3,7 @@
 Every op here has the signature of its twin in `ddp_compress.reference`, which documents it. On a
 CUDA device the data of an op are there and its tables (bounds, groups, ks, salts, counts) on the
 host. A kernel there never waits to learn how long a list has become: it fills a slot for every
-entry there may be, and `_used` waits and cuts the unused ones off.
+entry there may be, and `_used` waits, once, and cuts the unused ones off.
 """
 
 import warnings
@@ -41,12 +41,17 @@ UNUSED = 2**31 - 1  # the position in an unused slot of a CUDA kernel's list
 _kernels = torch.ops.ddp_compress if NATIVE else reference
 
 
-def _used(indices: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Lists of entries without their unused slots, which come last."""
-    if not indices.is_cuda:
-        return (indices, *others)
-    count = int(torch.searchsorted(indices, UNUSED))
-    return tuple(each[:count] for each in (indices, *others))
+def _used(lists: Sequence[Tensor], *words: Tensor) -> tuple[Tensor, ...]:
+    """Lists of entries without their unused slots, which come last. The first holds positions.
+
+    Words [1] that the host must know come with the lists' length: it waits once for all.
+    """
+    if not lists[0].is_cuda:
+        return (*lists, *words)
+    count = torch.searchsorted(lists[0], UNUSED).view(1)
+    count, *told = on_host(torch.cat([count, *words])).split(1)
+    used = [each[: int(count)] for each in lists]
+    return (*used, *(each.to(word.dtype) for each, word in zip(told, words, strict=True)))
 
 
 def topk(
@@ -66,7 +71,7 @@ def topk(
     indices, values, finite = _kernels.topk(
         *lists, momentum, bounds, groups, ks, salts, heavier, list(sums)
     )
-    indices, values = _used(indices, values)
+    indices, values, finite = _used([indices, values], finite)
     return indices, values, finite
 
 
@@ -100,7 +105,7 @@ def elias_fano_encode(indices: Tensor, numel: int, k: int) -> Tensor:
 def elias_fano_decode(data: Tensor, numel: int, k: int) -> tuple[Tensor, Tensor]:
     """See `reference.elias_fano_decode`."""
     indices, status = _kernels.elias_fano_decode(data, numel, k)
-    (indices,) = _used(indices)
+    indices, status = _used([indices], status)
     return indices, status
 
 
@@ -118,7 +123,7 @@ def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Ten
 
 def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """See `reference.tally`."""
-    positions, votes = _used(*_kernels.tally(list(ballots)))
+    positions, votes = _used(_kernels.tally(list(ballots)))
     return positions, votes
 
 

@@ -346,7 +346,7 @@ class CompressionState:
             # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
             device = next((p.device for p in self._parameters.values()), torch.device("cpu"))
             if exchange.many_phase or device.type == "cuda":
-                self._worker = self._worker or Worker()
+                self._worker = self._worker or Worker(device)
             private = self._worker is not None
             comm = Comm(self.process_group, self.stats, device, private, exchange.rotates)
             try:

@@ -118,6 +118,7 @@ def pretend() -> Iterator[None]:
 
     with (
         patch.object(torch.cuda, "_lazy_init", lambda: None),
+        patch.object(torch.cuda, "set_device", lambda device: None),
         patch.object(torch.cuda, "stream", lambda stream: nullcontext()),
         patch.object(torch.cuda, "Stream", MagicMock()),
         patch.object(torch.cuda, "current_stream", MagicMock()),

@@ -1,8 +1,9 @@
 """The way of a gradient on a CUDA device: results, memory and bytes are those of the CPU."""
 
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError
 from ddp_compress.devices import Lane
-from ddp_compress.exchange import channel, frame
+from ddp_compress.exchange import Worker, channel, frame
 from ddp_compress.layout import Layout
 from ddp_compress.recipes import dgc
 from tests import pretend_cuda
@@ -183,6 +184,57 @@ def test_results_are_completed_on_the_lane(monkeypatch):
         state.push(flats[1], layouts[1], last=True)
         state.close()
     assert completed == [True]
+
+
+def test_the_workers_thread_stays_on_the_gradients_device(monkeypatch):
+    """To be elsewhere when a stream is left would wake the GPU there."""
+    told: list[Any] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: told.append((device, threading.get_ident()))
+    )
+    worker = Worker(torch.device("cuda", 3))
+
+    def work() -> Generator[None, None, None]:
+        told.append(threading.get_ident())
+        yield from ()
+
+    worker.submit(work(), cast(Any, None), None).result()
+    worker.close()
+    (device, thread), there = told
+    assert (device, thread) == (torch.device("cuda", 3), there)
+    assert thread != threading.get_ident()
+
+
+@pytest.mark.parametrize("name", ["topk", "topk-raw-bf16", "dgc", "sbc-momentum", "sign"])
+def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
+    """Whatever brings a number to the host runs on the worker's thread."""
+    waits: list[str] = []  # the threads
+    on_either, aten = pretend_cuda.on_either, torch.ops.aten
+
+    def tolist(tensor: pretend_cuda.OnCuda) -> Any:
+        waits.append(threading.current_thread().name)
+        return tensor.host.tolist()
+
+    def note(func: Any, args: Any, kwargs: Any) -> Any:
+        there = [isinstance(arg, pretend_cuda.OnCuda) for arg in args[:2]]
+        if (func, there) in (
+            (aten._local_scalar_dense.default, [True]),
+            (aten.copy_.default, [False, True]),
+        ):
+            waits.append(threading.current_thread().name)
+        return on_either(func, args, kwargs)
+
+    monkeypatch.setattr(pretend_cuda.OnCuda, "tolist", tolist)
+    with pretend_cuda.pretend():
+        monkeypatch.setattr(pretend_cuda, "on_either", note)
+        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS[name].recipe)
+        layouts = [Layout(("a",), (600,)), Layout(("b",), (7,))]
+        for layout in layouts:
+            flat = torch.ones(layout.numel, device=pretend_cuda.CUDA)
+            state.push(flat, layout, last=layout is layouts[1])
+        state.close()
+    assert waits
+    assert threading.main_thread().name not in waits
 
 
 def test_a_gradient_on_another_device_than_its_model_is_refused():

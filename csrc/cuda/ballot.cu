@@ -2,6 +2,7 @@
 
 #include "../tie_hash.h"
 #include "grid.cuh"
+#include "search.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -12,30 +13,12 @@ constexpr int kWarps = kThreads / kWarp;
 // How many of some ascending numbers are below a value.
 template <typename T>
 __device__ int64_t count_below(const T* numbers, int64_t count, T value) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (numbers[middle] < value)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
-template <typename T>
-__device__ T smaller(T a, T b) {
-  return a < b ? a : b;
-}
-
-template <typename T>
-__device__ T larger(T a, T b) {
-  return a < b ? b : a;
+  return first_from(value, int64_t{0}, count, [&](int64_t i) { return numbers[i]; });
 }
 
 template <typename T>
 __device__ T block_sum(T value) {
-  return reduce<kThreads>(value, [](T a, T b) { return a + b; });
+  return sum_of_block<kThreads>(value);
 }
 
 template <typename T>

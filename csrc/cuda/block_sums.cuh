@@ -19,8 +19,7 @@ __device__ BlockSums sum_blocks(const int64_t* counts) {
     mine.total += count;
     if (block < blockIdx.x) mine.before += count;
   }
-  const auto plus = [](int64_t a, int64_t b) { return a + b; };
-  return {reduce<kThreads>(mine.before, plus), reduce<kThreads>(mine.total, plus)};
+  return {sum_of_block<kThreads>(mine.before), sum_of_block<kThreads>(mine.total)};
 }
 
 }  // namespace ddp_compress::cuda

@@ -36,7 +36,7 @@ __global__ void add_terms(const uint8_t* data, int64_t size, unsigned* sum) {
     const int64_t at = first + i * kThreads;
     if (at < size / 4) mine += mix_word(words[i], at);
   }
-  mine = reduce<kThreads>(mine, [](uint32_t a, uint32_t b) { return a + b; });
+  mine = sum_of_block<kThreads>(mine);
   if (threadIdx.x == 0) atomicAdd(sum, mine);
 }
 

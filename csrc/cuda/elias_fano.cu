@@ -1,6 +1,7 @@
 #include "../elias_fano_layout.h"
 #include "../wire_format.h"
 #include "block_sums.cuh"
+#include "search.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -39,15 +40,8 @@ __device__ int64_t upper_bit(const int32_t* indices, int64_t i, int low) {
 // where the word starts with low bits.
 __device__ unsigned upper_bits_in_word(const int32_t* indices, int64_t count, int low,
                                        int64_t begin) {
-  int64_t first = 0;
-  for (int64_t last = count; first < last;) {
-    const int64_t middle = (first + last) / 2;
-    if (upper_bit(indices, middle, low) < begin) {
-      first = middle + 1;
-    } else {
-      last = middle;
-    }
-  }
+  const int64_t first =
+      first_from(begin, int64_t{0}, count, [&](int64_t i) { return upper_bit(indices, i, low); });
   unsigned word = 0;
   for (int64_t i = first; i < count && i < first + kWord; ++i) {
     const int64_t bit = upper_bit(indices, i, low) - begin;
@@ -181,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
   const Share tiles(message.tiles);
   int64_t mine = 0;
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) mine += __popc(message.upper(tile));
-  mine = reduce<kThreads>(mine, [](int64_t a, int64_t b) { return a + b; });
+  mine = sum_of_block<kThreads>(mine);
   if (threadIdx.x == 0) counts[blockIdx.x] = mine;
   if (blockIdx.x == 0 && threadIdx.x == 0) *worst = 0;
   wait_for_grid();

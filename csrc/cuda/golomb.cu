@@ -11,6 +11,7 @@
 
 #include "../wire_format.h"
 #include "block_sums.cuh"
+#include "search.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -71,12 +72,8 @@ class Code {
  private:
   // The last that starts at the position or before: the one that is not empty.
   static __device__ int64_t param_of(int32_t position, const Message& message) {
-    int64_t first = 0;
-    for (int64_t last = message.params; last - first > 1;) {
-      const int64_t middle = (first + last) / 2;
-      (message.sections[middle].start <= position ? first : last) = middle;
-    }
-    return first;
+    return last_up_to(position, int64_t{0}, message.params,
+                      [&](int64_t i) { return message.sections[i].start; });
   }
 };
 
@@ -136,11 +133,7 @@ __device__ void choose(const Message& message) {
       if (bit >= lane) ones = 2 * ones + set;
     }
     const unsigned long long cost = ones + static_cast<unsigned long long>(count) * (lane + 1);
-    unsigned long long least = cost;
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-      const unsigned long long other = __shfl_xor_sync(kAllLanes, least, lanes);
-      if (other < least) least = other;
-    }
+    const unsigned long long least = combine_lanes(cost, smaller<unsigned long long>);
     const unsigned best = __ballot_sync(kAllLanes, cost == least);
     if (lane == 0) {
       message.parameters[param] = __ffs(best) - 1;
@@ -157,7 +150,7 @@ __device__ void sum_lengths(const Message& message) {
     code.find(message, slot, slots.end);
     if (code.used) length += code.length(message.parameters[code.param]);
   }
-  length = reduce<kThreads>(length, [](int64_t a, int64_t b) { return a + b; });
+  length = sum_of_block<kThreads>(length);
   if (threadIdx.x == 0) message.lengths[blockIdx.x] = length;
 }
 

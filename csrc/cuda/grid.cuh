@@ -3,7 +3,7 @@
 
 #include <cooperative_groups.h>
 
-#include "launch.cuh"
+#include "warp.cuh"
 
 namespace ddp_compress::cuda {
 
@@ -26,11 +26,7 @@ __device__ T exclusive_sum(T value, T& total) {
   __shared__ T sums[kWarps];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  T inclusive = value;
-  for (int delta = 1; delta < kWarp; delta *= 2) {
-    const T other = __shfl_up_sync(kAllLanes, inclusive, delta);
-    if (lane >= delta) inclusive += other;
-  }
+  const T inclusive = sum_up_to_lane(value);
   if (lane == kWarp - 1) sums[warp] = inclusive;
   __syncthreads();
   T before = 0;
@@ -48,14 +44,18 @@ template <int kThreads, typename T, typename Combine>
 __device__ T reduce(T value, Combine combine) {
   constexpr int kWarps = kThreads / kWarp;
   __shared__ T parts[kWarps];
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-    value = combine(value, __shfl_xor_sync(kAllLanes, value, lanes));
+  value = combine_lanes(value, combine);
   if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
   __syncthreads();
   value = parts[0];
   for (int w = 1; w < kWarps; ++w) value = combine(value, parts[w]);
   __syncthreads();
   return value;
+}
+
+template <int kThreads, typename T>
+__device__ T sum_of_block(T value) {
+  return reduce<kThreads>(value, plus<T>);
 }
 
 }  // namespace ddp_compress::cuda

@@ -9,6 +9,7 @@
 #include "../exact_mean.h"
 #include "../tie_hash.h"
 #include "grid.cuh"
+#include "search.cuh"
 
 namespace ddp_compress::cuda {
 
@@ -36,11 +37,7 @@ struct Ties {
   __device__ uint64_t rank(int32_t position) const {
     const uint64_t first = ~static_cast<uint32_t>(position);
     if (!salts) return first << 32;
-    int param = 0;
-    for (int end = params; end - param > 1;) {
-      const int middle = (param + end) / 2;
-      (bounds[middle] <= position ? param : end) = middle;
-    }
+    const int param = last_up_to(position, 0, params, [&](int i) { return bounds[i]; });
     const uint64_t hash = tie_hash(static_cast<uint64_t>(salts[param]),
                                    static_cast<uint64_t>(position - bounds[param]), 0);
     return hash << 32 | first;

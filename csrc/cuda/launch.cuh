@@ -78,22 +78,26 @@ void fill_zero(const Device& device, T* data, int64_t count) {
   check(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(T), stream_of(device)));
 }
 
-template <int kBytes>
+// Lanes that read different arguments do so one after another: so they read few, and wide ones.
+constexpr int64_t kAtOnce = sizeof(uint4);  // bytes
+
+template <int64_t kBytes>
 struct Packet {
-  uint8_t bytes[kBytes];
+  uint4 words[kBytes / kAtOnce];
 };
 
-template <int kBytes>
-__global__ void unpack(const __grid_constant__ Packet<kBytes> packet, uint8_t* out, int count) {
+template <int64_t kBytes>
+__global__ void unpack(const __grid_constant__ Packet<kBytes> packet, uint4* out, int count) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
-    out[i] = packet.bytes[i];
+    out[i] = packet.words[i];
 }
 
-template <int kBytes>
-void send(const Device& device, const uint8_t* from, uint8_t* to, int64_t count) {
+template <int64_t kBytes>
+void send(const Device& device, const char* from, char* to, int64_t bytes) {
   Packet<kBytes> packet;
-  std::memcpy(packet.bytes, from, static_cast<size_t>(count));
-  launch(device, 1, 1024, unpack<kBytes>, packet, to, static_cast<int>(count));
+  std::memcpy(packet.words, from, static_cast<size_t>(bytes));
+  launch(device, 1, 256, unpack<kBytes>, packet, reinterpret_cast<uint4*>(to),
+         static_cast<int>(ceil_div(bytes, kAtOnce)));
 }
 
 // A copy on the device, of host memory that may be gone when this returns. It travels as kernel
@@ -101,17 +105,16 @@ void send(const Device& device, const uint8_t* from, uint8_t* to, int64_t count)
 template <typename T>
 T* upload(const Device& device, const T* host, int64_t count) {
   constexpr int64_t kSmall = 2048, kLarge = 32000;  // arguments may take 32764 bytes
-  T* const data = device.array<T>(count);
-  const auto* const from = reinterpret_cast<const uint8_t*>(host);
-  auto* const to = reinterpret_cast<uint8_t*>(data);
   const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  const auto* const from = reinterpret_cast<const char*>(host);
+  char* const to = device.array<char>(ceil_div(bytes, kAtOnce) * kAtOnce);
   if (bytes <= kSmall) {
     send<kSmall>(device, from, to, bytes);
-    return data;
+  } else {
+    for (int64_t at = 0; at < bytes; at += kLarge)
+      send<kLarge>(device, from + at, to + at, std::min(bytes - at, kLarge));
   }
-  for (int64_t at = 0; at < bytes; at += kLarge)
-    send<kLarge>(device, from + at, to + at, std::min(bytes - at, kLarge));
-  return data;
+  return reinterpret_cast<T*>(to);
 }
 
 template <typename T>

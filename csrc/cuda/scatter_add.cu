@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "pack.cuh"
+#include "search.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -42,18 +43,11 @@ Ranks<A> send(const Device& device, const std::vector<Entries<A>>& entries) {
   return ranks;
 }
 
-// The first entry at or above a position; within the list, whatever the list holds.
+// The first entry at or above a position.
 template <typename A>
 __device__ int64_t first_entry(const Entries<A>& entries, int64_t position) {
-  int64_t begin = 0, end = entries.count;
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (entries.indices[middle] < position)
-      begin = middle + 1;
-    else
-      end = middle;
-  }
-  return begin;
+  return first_from(position, int64_t{0}, entries.count,
+                    [&](int64_t i) { return entries.indices[i]; });
 }
 
 // Adds one rank's entries from `first` on, as long as they lie within [begin, end), to `sums`. A

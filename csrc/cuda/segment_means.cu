@@ -1,5 +1,6 @@
 #include "../exact_mean.h"
 #include "grid.cuh"
+#include "search.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -41,11 +42,7 @@ __device__ void for_each_part(const int64_t* offsets, int64_t segments, Part par
   const int64_t count = offsets[segments];
   int64_t begin = count * warp / warps;
   const int64_t end = count * (warp + 1) / warps;
-  int64_t segment = 0, above = segments;
-  while (above - segment > 1) {  // the last that begins at or before `begin`
-    const int64_t middle = (segment + above) / 2;
-    (offsets[middle] <= begin ? segment : above) = middle;
-  }
+  int64_t segment = last_up_to(begin, int64_t{0}, segments, [&](int64_t s) { return offsets[s]; });
   for (; begin < end; ++segment) {
     const int64_t here = offsets[segment + 1] < end ? offsets[segment + 1] : end;
     if (begin < here) part(segment, begin, here);
@@ -83,10 +80,7 @@ __global__ void find_means(const A* values, int64_t count, const int64_t* counts
     for_each_value(values, begin, end, [&](A value) {
       if (magnitude(value) > largest) largest = magnitude(value);
     });
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-      const Magnitude<A> other = __shfl_xor_sync(kAllLanes, largest, lanes);
-      if (other > largest) largest = other;
-    }
+    largest = combine_lanes(largest, larger<Magnitude<A>>);
     if (lane == 0) atomicMax(&found.largest[segment], static_cast<Sum>(largest));
   });
   wait_for_grid();
@@ -95,8 +89,7 @@ __global__ void find_means(const A* values, int64_t count, const int64_t* counts
     Sum sum = 0;
     for_each_value(values, begin, end,
                    [&](A value) { sum += scale.term(kMagnitudes ? fabs(value) : value); });
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-      sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    sum = combine_lanes(sum, plus<Sum>);
     if (lane == 0) atomicAdd(&found.sums[segment], sum);
   });
   wait_for_grid();

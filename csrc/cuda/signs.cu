@@ -1,5 +1,6 @@
 #include "../exact_mean.h"
-#include "launch.cuh"
+#include "search.cuh"
+#include "warp.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -24,12 +25,7 @@ struct Table {
 
   // The last segment that begins at a tile or before.
   __device__ int64_t segment_of(int64_t tile) const {
-    int64_t segment = 0, above = count;
-    while (above - segment > 1) {
-      const int64_t middle = (segment + above) / 2;
-      (segments[middle].tile <= tile ? segment : above) = middle;
-    }
-    return segment;
+    return last_up_to(tile, int64_t{0}, count, [&](int64_t s) { return segments[s].tile; });
   }
 };
 
@@ -86,16 +82,12 @@ __device__ double mean_magnitude(const A (&mine)[kEach], int count) {
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
     if (magnitude(mine[i]) > largest) largest = magnitude(mine[i]);
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    const Magnitude<A> other = __shfl_xor_sync(kAllLanes, largest, lanes);
-    if (other > largest) largest = other;
-  }
+  largest = combine_lanes(largest, larger<Magnitude<A>>);
   const ExactMean<A> scale(largest);
   uint64_t sum = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) sum += scale.term(fabs(mine[i]));
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-  return scale.mean(sum, count);
+  return scale.mean(combine_lanes(sum, plus<uint64_t>), count);
 }
 
 // Signs; and the scales, if every block is one tile.

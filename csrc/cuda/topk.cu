@@ -125,16 +125,6 @@ struct Shared {
   unsigned starts[kThreads], firsts[kThreads];
 };
 
-// The last of [first, end) for which `at(i) <= limit`, as it is for the first.
-template <typename T, typename At>
-__device__ int last_up_to(T limit, int first, int end, At at) {
-  while (end - first > 1) {
-    const int middle = first + (end - first) / 2;
-    (at(middle) <= limit ? first : end) = middle;
-  }
-  return first;
-}
-
 __device__ unsigned sum_of_bytes(unsigned bytes) {
   const unsigned pairs = (bytes & 0x00FF00FFu) + (bytes >> 8 & 0x00FF00FFu);
   return (pairs + (pairs >> 16)) & 0xFFFFu;
@@ -179,9 +169,8 @@ class Selector {
       all += job_.taken[b];
       if (b < blockIdx.x) before += job_.taken[b];
     }
-    const auto plus = [](unsigned a, unsigned b) { return a + b; };
-    gather<true>(reduce<kThreads>(before, plus));
-    leave_unused(reduce<kThreads>(all, plus));
+    gather<true>(sum_of_block<kThreads>(before));
+    leave_unused(sum_of_block<kThreads>(all));
   }
 
  private:
@@ -320,11 +309,7 @@ class Selector {
     unsigned rows = 0;
     for (int row = 0; row < kRows; ++row)
       rows |= static_cast<unsigned>(__popc(in_row(hits, row))) << 8 * row;
-    unsigned lower = rows;
-    for (int delta = 1; delta < kWarp; delta *= 2) {
-      const unsigned other = __shfl_up_sync(kAllLanes, lower, delta);
-      if (thread_ % kWarp >= delta) lower += other;
-    }
+    unsigned lower = sum_up_to_lane(rows);
     const unsigned in_warp = __shfl_sync(kAllLanes, lower, kWarp - 1);
     lower -= rows;
     place = __shfl_sync(kAllLanes, place, 0);
@@ -504,9 +489,8 @@ class Selector {
                      else
                        downs += down.term(value);
                    });
-    const auto plus = [](uint64_t a, uint64_t b) { return a + b; };
-    ups = reduce<kThreads>(ups, plus);
-    downs = reduce<kThreads>(downs, plus);
+    ups = sum_of_block<kThreads>(ups);
+    downs = sum_of_block<kThreads>(downs);
     if (thread_ == 0) {
       atomicAdd(&search.totals[0], static_cast<unsigned long long>(ups));
       atomicAdd(&search.totals[1], static_cast<unsigned long long>(downs));

@@ -77,8 +77,9 @@ def _decode(body: Tensor, message: Message, recipe: Recipe) -> tuple[Sparse, Spa
     exact_bytes = len(plan.exact) * dtype.itemsize
     if len(body) < exact_bytes:
         raise ValueError(f"exact values: got {len(body)} bytes, expected {exact_bytes}")
-    exact = body[:exact_bytes].clone().view(dtype).to(message.device, message.memory_dtype)
+    exact = body[:exact_bytes].clone().view(dtype)
     if not exact.isfinite().all():
         raise ValueError("exact values: a value is not finite")
+    exact = exact.to(message.device, message.memory_dtype, non_blocking=True)
     selected = entries.decode(body[exact_bytes:], plan, recipe, message)
     return selected, Sparse(beside(plan.exact, exact), exact)

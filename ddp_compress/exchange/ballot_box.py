@@ -115,7 +115,7 @@ class _Poll:
         votes = []
         for rank, body in enumerate(bodies):
             try:
-                body = body.to(self.message.device)
+                body = body.to(self.message.device, non_blocking=True)
                 votes.append(ballot.decode(body, last[rank], bounds, self.recipe.codec))
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
@@ -225,8 +225,9 @@ class _Sharded(_Poll):
     def _read_won(self, rank: int, body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One owner's winners, candidates at the edge, and the rests of their keys."""
         bounds = self._cut.plans[rank].bounds
-        body, lists, at = body.to(self.message.device), [], 8
-        for count in body[:8].clone().view(torch.int32).tolist():
+        counts = body[:8].clone().view(torch.int32).tolist()
+        body, lists, at = body.to(self.message.device, non_blocking=True), [], 8
+        for count in counts:
             if not 0 <= count <= int(bounds[-1]):
                 raise ValueError(f"rank {rank}: {count} winners, expected at most {bounds[-1]}")
             positions, used = self.recipe.codec.decode(body[at:], Room(bounds, count))

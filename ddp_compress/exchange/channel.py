@@ -202,7 +202,8 @@ class Channel:
         """
         limit = 0.99 * torch.finfo(dtype).max  # less than all of it: shares are rounded
         share = torch.full((numel,), torch.nan, dtype=dtype)
-        self._fill(share, lambda: build().clamp(-limit, limit) / self.world_size)
+        # On the host: a GPU would multiply by 1 / W, which rounds otherwise.
+        self._fill(share, lambda: on_host(build()).clamp(-limit, limit) / self.world_size)
         mean = yield from self._comm.all_reduce(share)
         if not mean.isfinite().all():  # alike on every rank: whoever failed says why
             yield from self.share(lambda: None)

@@ -144,7 +144,7 @@ class Comm:
         """
         if self._alone:
             return list(bodies)
-        mine = torch.cat(list(bodies)).to(self._wire)
+        mine = torch.cat(list(bodies)).to(self._wire, non_blocking=True)
         pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
         theirs = mine.new_empty(sum(sizes), pin_memory=pinned)
         lengths = [len(body) for body in bodies]

@@ -50,8 +50,8 @@ def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -> Sparse
     Raises:
         ValueError: the bytes do not fit the plan.
     """
-    entries = _decode(body, plan, plan, recipe, message)
-    check_counts(entries.indices, plan)
+    entries, counts = _decode(body, plan, plan, recipe, message)
+    _check_most(counts, plan)
     return entries
 
 
@@ -68,7 +68,8 @@ def decode_counted(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -
     count = read_count(body)
     if not 0 <= count <= plan.numel:
         raise ValueError(f"{count} entries, expected at most {plan.numel}")
-    return _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, message)
+    entries, _ = _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, message)
+    return entries
 
 
 def read_count(body: Tensor) -> int:
@@ -89,9 +90,13 @@ def check_counts(indices: Tensor | None, plan: Plan) -> None:
         ValueError: see above.
     """
     counts = plan.counts(indices)
+    _check_most(counts, plan)
+    _check_inside(indices, counts)
+
+
+def _check_most(counts: Tensor, plan: Plan) -> None:
     if (counts > plan.ks).any():
         raise ValueError("positions: more than a group may send")
-    _check_inside(indices, counts)
 
 
 def _check_inside(indices: Tensor | None, counts: Tensor) -> None:
@@ -108,10 +113,14 @@ def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: St
     return torch.cat([beside(positions, values), values])
 
 
-def _decode(body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message) -> Sparse:
+def _decode(
+    body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message
+) -> tuple[Sparse, Tensor]:
+    """The entries, and how many are in every group."""
     body = body.to(message.device, non_blocking=True)
     indices, used = recipe.codec.decode(body, space)
     counts = plan.counts(indices)
     _check_inside(indices, counts)
     values = recipe.quantize.decode(body[used:], counts)
-    return Sparse(indices, values.to(message.device, message.memory_dtype, non_blocking=True))
+    values = values.to(message.device, message.memory_dtype, non_blocking=True)
+    return Sparse(indices, values), counts

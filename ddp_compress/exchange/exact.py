@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from ddp_compress.devices import beside
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.layout import Sparse
@@ -19,5 +20,6 @@ def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, li
     sent, mean = yield from channel.mean(
         lambda: message.clamped(message.values_at(positions)), len(positions), message.memory_dtype
     )
-    lists = [Sparse(*(each.to(message.device) for each in (positions, v))) for v in (sent, mean)]
+    here = message.grads[0]
+    lists = [Sparse(beside(positions, here), beside(values, here)) for values in (sent, mean)]
     return [Delivery(lists[:1], lists[1:], 1.0, exact=True)]

@@ -56,7 +56,7 @@ class RotatingOwner:
             return None
 
         def read() -> Tensor:
-            mask, _ = recipe.codec.decode(bodies[owner].to(message.device), plan)
+            mask, _ = recipe.codec.decode(bodies[owner].to(message.device, non_blocking=True), plan)
             entries.check_counts(mask, plan)
             return mask
 

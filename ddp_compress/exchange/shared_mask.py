@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -100,8 +101,8 @@ def _average(
         return quantize.encode(message.clamped(message.values_at(mask)), counts, guess)
 
     def decoded(body: Tensor) -> Tensor:
-        values = quantize.decode(body.to(message.device), counts, guess)
-        return values.to(message.device, message.memory_dtype)
+        values = quantize.decode(body, counts, guess)
+        return values.to(message.device, message.memory_dtype, non_blocking=True)
 
     summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
     if channel.world_size * quantize.size(message.plan) <= 2 * k * summed.itemsize:
@@ -118,12 +119,14 @@ def _average(
         )
         stats.value_bits += 8 * k * summed.itemsize
         sent, mean = (
-            each[: len(mask)].to(message.device, message.memory_dtype) for each in (sent, mean)
+            each[: len(mask)].to(message.device, message.memory_dtype, non_blocking=True)
+            for each in (sent, mean)
         )
         received, scale = [mean], 1.0
     writes = {}
     if name and guess is not None:
-        writes[name] = Sparse(mask, quantize.learn(guess, torch.stack(received).sum(0) * scale))
+        total = reduce(torch.add, received)  # in rank order on every device
+        writes[name] = Sparse(mask, quantize.learn(guess, total * scale))
     lists = [Sparse(mask, values) for values in received]
     gone, idle = Sparse(mask, sent), message.idle_at(mask)
     if idle is not None:  # there nothing was sent, and momentum stays

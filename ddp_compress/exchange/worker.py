@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
+from ddp_compress.devices import stay_on
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import PeerError, Work
 from ddp_compress.message import Delivery
@@ -19,10 +22,15 @@ class Worker:
     any order, so ranks would launch in different orders and wait for each other for ever. On one
     thread the order is that of the messages, and backward goes on meanwhile. The thread ends with
     the worker, or with the interpreter.
+
+    Args:
+        device: of the gradients.
     """
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ddp_compress")
+    def __init__(self, device: torch.device) -> None:
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="ddp_compress", initializer=stay_on, initargs=(device,)
+        )
 
     def submit(
         self, exchange: Exchanging, channel: Channel, after: Future[list[Delivery] | None] | None

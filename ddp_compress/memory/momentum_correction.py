@@ -66,4 +66,4 @@ class MomentumCorrection:
         """Take out what was sent, and the momentum with it unless it is exact."""
         add_entries(chunk.kept["residual"], start, [sent], -1.0)
         if not exact:
-            sent.within(start, len(chunk.grad)).zero_in(chunk.kept["momentum"])
+            sent.zero_in(chunk.kept["momentum"], start)

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import reference
+from ddp_compress.layout import Sparse, add_entries
 
 native = torch.ops.ddp_compress
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -55,6 +56,19 @@ def test_pieces_make_the_whole():
     for start, piece in zip((0, 17, 30_000), pieces.split([17, 29_983, 20_000]), strict=True):
         native.scatter_add(piece, start, indices, values, 0.5)
     assert torch.equal(whole, pieces)
+
+
+@every_dtype
+def test_entries_of_all_positions_round_like_those_of_some(dtype):
+    """By two roundings each; a fused multiply-add would have one."""
+    numel, generator = 1003, torch.Generator().manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values = [torch.randn(numel, generator=generator).to(wide) for _ in range(3)]
+    some, all_ = torch.linspace(-1, 1, numel).to(dtype).repeat(2, 1)
+    positions = torch.arange(numel, dtype=torch.int32)
+    add_entries(some, 0, [Sparse(positions, each) for each in values], 1 / 3)
+    add_entries(all_, 0, [Sparse(None, each) for each in values], 1 / 3)
+    assert torch.equal(some, all_)
 
 
 def test_ranks_are_added_in_order():
