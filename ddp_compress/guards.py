@@ -20,7 +20,8 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
 
     Raises:
         ValueError: the model was made with ``skip_all_reduce_unused_params``, with
-            ``delay_all_reduce_named_params``, or for dynamo's Python reducer.
+            ``delay_all_reduce_named_params``, with ``mixed_precision``, or for dynamo's Python
+            reducer.
     """
     if getattr(model, "skip_all_reduce_unused_params", False):
         raise ValueError(
@@ -33,6 +34,11 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
         raise ValueError(
             f"delay_all_reduce_named_params keeps {', '.join(names)} from the hook: DDP averages "
             "them dense, and does not wait for the end of that. Make the DDP model without it"
+        )
+    if getattr(model, "mixed_precision", None) is not None:
+        raise ValueError(
+            "mixed_precision makes DDP register a communication hook of its own, and it takes one: "
+            "make the DDP model without it and use torch.autocast"
         )
     if getattr(model, "_use_python_reducer", False):
         raise ValueError(

@@ -16,7 +16,7 @@ from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.exchange import Comm, meet_over_buffers
 from ddp_compress.guards import refuse_unsupported_ddp
-from ddp_compress.hook import Passes, local_hook
+from ddp_compress.hook import Passes, local_hook, register
 from ddp_compress.state import CompressionState
 
 Period = int | Callable[[int], int]
@@ -119,7 +119,6 @@ class LocalUpdates(Optimizer):
             check_count("period", period, least=1)
         check_one_of("buffers", buffers, ["average", "keep"])
         refuse_unsupported_ddp(ddp_model)
-        _refuse_hooks(ddp_model)
         shared = [
             p
             for name, p in ddp_model.module.named_parameters()
@@ -140,7 +139,7 @@ class LocalUpdates(Optimizer):
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
         self._passes = Passes()
         self._comm: Comm | None = None
-        ddp_model.register_comm_hook(self._passes, local_hook)
+        register(ddp_model, self._passes, local_hook)
         ddp_model.broadcast_buffers = False
         ddp_model.register_forward_pre_hook(_BeforeForward(self._catch_up))
 
@@ -354,16 +353,6 @@ def _check_types(optimizer: object, ddp_model: object, state: object, outer: obj
             raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
     if outer is not None and not callable(outer):
         raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
-
-
-def _refuse_hooks(model: DistributedDataParallel) -> None:
-    if model._comm_hooks:
-        hook, _ = model._comm_hooks[0]
-        raise ValueError(
-            f"ddp_model has the communication hook {hook.__qualname__} already, but LocalUpdates "
-            "sends no gradients: make its state by CompressionState(ddp_model, recipe), not by "
-            "attach, and register no hook"
-        )
 
 
 def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:

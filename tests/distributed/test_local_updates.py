@@ -309,7 +309,11 @@ def test_synchronize_ends_a_period_early(ranks):
 
 
 def copied() -> str:
-    """Copies of the model meet nobody; the original goes on, compiled too."""
+    """Copies of the model meet nobody, or others of their own; the original goes on, compiled."""
+    twin = copy.deepcopy(wrap(small_model())[0])
+    its_own = CompressionState(twin, TOPK.recipe)
+    train(twin, LocalUpdates(sgd(twin), twin, its_own, period=1), range(1))
+    assert its_own.step == 1
     ddp, state, optimizer = wrap(small_model(), period=2, bucket_cap_mb=25)  # Dynamo's own limit
     rank = dist.get_rank()
     train(ddp, optimizer, range(1))
@@ -553,6 +557,8 @@ def refusals() -> None:
     optimizer = LocalUpdates(**good)
     with pytest.raises(ValueError, match="communication hook local_hook already"):
         LocalUpdates(**good)
+    with pytest.raises(ValueError, match="communication hook local_hook already"):
+        attach(ddp, "topk")
     saved = optimizer.state_dict()
     short = {**saved["anchor"], "0.bias": torch.zeros(3)}
     other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).state_dict()
