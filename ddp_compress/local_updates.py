@@ -15,7 +15,7 @@ from ddp_compress.anchor import Anchor
 from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.exchange import Comm, meet_over_buffers
-from ddp_compress.guards import refuse_unsupported_ddp
+from ddp_compress.guards import check_optimizer, refuse_unsupported_ddp
 from ddp_compress.hook import Passes, local_hook, register
 from ddp_compress.state import CompressionState
 
@@ -60,7 +60,8 @@ class LocalUpdates(Optimizer):
     the inner one's. Give this one to schedulers and to ``GradScaler``.
 
     Args:
-        optimizer: takes the local steps; any, with a momentum of its own.
+        optimizer: takes the local steps; any, with a momentum of its own. If the recipe keeps one,
+            as ``dgc`` does, it is one over rounds: then neither this nor ``outer`` may have another.
         ddp_model: no communication hook may be registered on it.
         state: of this model, and not registered as its hook. Its ``step`` counts rounds, and so do
             its recipe's schedules.
@@ -78,7 +79,7 @@ class LocalUpdates(Optimizer):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
-            another model.
+            another model, a momentum beside the recipe's.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -128,6 +129,9 @@ class LocalUpdates(Optimizer):
         made = (outer or plain_adding)(list(anchor.weights.values()))
         if not isinstance(made, Optimizer):
             raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
+        if "momentum" in state.recipe.memory.tensors:
+            for each in (optimizer, made):
+                check_optimizer(each, state.recipe.name)
         self.inner = optimizer
         self.outer = made
         self._ddp_model = ddp_model

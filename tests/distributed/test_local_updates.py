@@ -573,10 +573,11 @@ def refusals() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             optimizer.load_state_dict(broken)
-    attached = DistributedDataParallel(small_model())
-    dgc = CompressionState(attached, recipes.dgc(0.1))
+    dgc = Row(recipes.dgc(0.1))
     with pytest.raises(ValueError, match=r"second one of 0\.9"):
-        train(attached, LocalUpdates(sgd(attached), attached, dgc, 2), range(1))
+        wrap(small_model(), dgc)
+    with pytest.raises(ValueError, match=r"second one of 0\.9"):
+        wrap(small_model(), dgc, sgd_without_momentum, outer=diloco)
 
 
 def test_what_does_not_fit_is_refused(ranks):
