@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -82,6 +84,31 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
             raise ValueError(
                 f"{weight} has sparse gradients, which cannot be compressed: use sparse=False"
             )
+
+
+def refuse_steps_with_others(optimizer: Optimizer) -> None:
+    """Raise for optimizers that cannot take a local step when told to.
+
+    Raises:
+        ValueError: ``step()`` needs a closure, as LBFGS's, or other ranks, as ZeRO's.
+
+    Example:
+        >>> refuse_steps_with_others(torch.optim.LBFGS([torch.zeros(1)]))
+        Traceback (most recent call last):
+        ...
+        ValueError: LBFGS.step() needs a closure: take an optimizer whose step() needs none
+    """
+    name = type(optimizer).__name__
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{name}.step() needs a closure: take an optimizer whose step() needs none"
+        )
+    if hasattr(optimizer, "consolidate_state_dict"):
+        raise ValueError(
+            f"{name} shares its state out over the ranks, which meet at every step: take the "
+            "optimizer that it wraps, whose steps are local"
+        )
 
 
 def check_optimizer(optimizer: Optimizer, recipe: str) -> None:

@@ -15,7 +15,11 @@ from ddp_compress.anchor import Anchor
 from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.exchange import Comm, meet_over_buffers
-from ddp_compress.guards import check_optimizer, refuse_unsupported_ddp
+from ddp_compress.guards import (
+    check_optimizer,
+    refuse_steps_with_others,
+    refuse_unsupported_ddp,
+)
 from ddp_compress.hook import Passes, local_hook, register
 from ddp_compress.state import CompressionState
 
@@ -60,8 +64,9 @@ class LocalUpdates(Optimizer):
     the inner one's. Give this one to schedulers and to ``GradScaler``.
 
     Args:
-        optimizer: takes the local steps; any, with a momentum of its own. If the recipe keeps one,
-            as ``dgc`` does, it is one over rounds: then neither this nor ``outer`` may have another.
+        optimizer: takes the local steps; any whose ``step()`` needs no closure, with a momentum of
+            its own. If the recipe keeps one, as ``dgc`` does, it is one over rounds: then neither
+            this nor ``outer`` may have another.
         ddp_model: no communication hook may be registered on it.
         state: of this model, and not registered as its hook. Its ``step`` counts rounds, and so do
             its recipe's schedules.
@@ -79,7 +84,7 @@ class LocalUpdates(Optimizer):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
-            another model, a momentum beside the recipe's.
+            another model, a momentum beside the recipe's, an optimizer that needs a closure.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -120,6 +125,7 @@ class LocalUpdates(Optimizer):
             check_count("period", period, least=1)
         check_one_of("buffers", buffers, ["average", "keep"])
         refuse_unsupported_ddp(ddp_model)
+        refuse_steps_with_others(optimizer)
         shared = [
             p
             for name, p in ddp_model.module.named_parameters()

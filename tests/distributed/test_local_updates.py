@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, LocalUpdates, PeerError, attach, recipes
@@ -537,10 +538,13 @@ def refusals() -> None:
     good = {"optimizer": sgd(ddp), "ddp_model": ddp, "state": state, "period": 2}
     hooked = DistributedDataParallel(small_model())
     attach(hooked, recipes.sbc(0.1))
+    zero = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
         ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
         ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
+        ({"optimizer": torch.optim.LBFGS(ddp.parameters())}, ValueError, "LBFGS.*needs a closure"),
+        ({"optimizer": zero}, ValueError, "ZeroRedundancyOptimizer shares its state out"),
         ({"period": 0}, ValueError, "period must be 1 or more, got 0"),
         ({"period": 2.0}, TypeError, "period must be an int, got 2.0"),
         ({"outer": 0.7}, TypeError, "outer must make an optimizer"),
