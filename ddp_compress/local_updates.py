@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Literal
 
 import torch
@@ -84,7 +84,8 @@ class LocalUpdates(Optimizer):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
-            another model, a momentum beside the recipe's, an optimizer that needs a closure.
+            another model, a momentum beside the recipe's, an optimizer that needs a closure or has
+            other parameters.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -126,12 +127,11 @@ class LocalUpdates(Optimizer):
         check_one_of("buffers", buffers, ["average", "keep"])
         refuse_unsupported_ddp(ddp_model)
         refuse_steps_with_others(optimizer)
-        shared = [
-            p
-            for name, p in ddp_model.module.named_parameters()
-            if p.requires_grad and name not in ddp_model.parameters_to_ignore
-        ]
+        named, ignored = dict(ddp_model.module.named_parameters()), ddp_model.parameters_to_ignore
+        shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
         anchor = Anchor(dict(zip(state.layout(shared).names, shared, strict=True)))
+        known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
+        _refuse_strangers(optimizer, known, ddp_model.module)
         made = (outer or plain_adding)(list(anchor.weights.values()))
         if not isinstance(made, Optimizer):
             raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
@@ -147,6 +147,7 @@ class LocalUpdates(Optimizer):
         self._anchor = anchor
         self._buffers = Buffers(ddp_model.module, ddp_model.parameters_to_ignore)
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
+        self._known = known
         self._passes = Passes()
         self._comm: Comm | None = None
         register(ddp_model, self._passes, local_hook)
@@ -184,8 +185,10 @@ class LocalUpdates(Optimizer):
             What ``closure`` gave.
 
         Raises:
+            ValueError: a parameter was unfrozen or added that the rounds do not know.
             PeerError: see the class.
         """
+        _refuse_strangers(self.inner, self._known, self._ddp_model.module)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -363,6 +366,19 @@ def _check_types(optimizer: object, ddp_model: object, state: object, outer: obj
             raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
     if outer is not None and not callable(outer):
         raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
+
+
+def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) -> None:
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if parameter.requires_grad and id(parameter) not in known:
+            names = (name for name, p in module.named_parameters() if p is parameter)
+            name = next(names, f"a parameter of shape {tuple(parameter.shape)}")
+            raise ValueError(
+                f"the optimizer steps {name}, which is not among the parameters that ddp_model "
+                "trained when LocalUpdates was made: no round would meet over it, and ranks would "
+                "drift apart. Unfreeze before wrapping the model; other models' parameters need an "
+                "optimizer of their own"
+            )
 
 
 def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:

@@ -544,6 +544,7 @@ def refusals() -> None:
         ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
         ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
         ({"optimizer": torch.optim.LBFGS(ddp.parameters())}, ValueError, "LBFGS.*needs a closure"),
+        ({"optimizer": sgd(small_model())}, ValueError, r"steps a parameter of shape \(24, 12\)"),
         ({"optimizer": zero}, ValueError, "ZeroRedundancyOptimizer shares its state out"),
         ({"period": 0}, ValueError, "period must be 1 or more, got 0"),
         ({"period": 2.0}, TypeError, "period must be an int, got 2.0"),
@@ -586,6 +587,27 @@ def refusals() -> None:
 
 def test_what_does_not_fit_is_refused(ranks):
     ranks.run(1, refusals)
+
+
+def unfrozen(adds: bool) -> None:
+    """After wrapping, in the optimizer already or added to it."""
+    model = small_model()
+    model[4].requires_grad_(False)
+    trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+    ddp, _, optimizer = wrap(model, inner=lambda m: sgd(trained if adds else m))
+    train(ddp, optimizer, range(1))
+    model[4].requires_grad_(True)
+    if adds:
+        optimizer.add_param_group({"params": list(model[4].parameters())})
+    before = weights(ddp)
+    with pytest.raises(ValueError, match=r"the optimizer steps 4\.weight, which is not among"):
+        train(ddp, optimizer, range(1))
+    assert weights(ddp) == before
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_what_no_round_would_meet_over_is_refused(ranks, adds):
+    ranks.run(1, unfrozen, adds)
 
 
 # ------------------------------------------------------------------------------------ checkpoints
