@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ddp_compress.anchor import Anchor
 from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.exchange import Comm, meet_over_buffers
+from ddp_compress.exchange import Comm, meet_over_buffers, members
 from ddp_compress.guards import (
     check_optimizer,
     refuse_steps_with_others,
@@ -84,8 +84,8 @@ class LocalUpdates(Optimizer):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
-            another model, a momentum beside the recipe's, an optimizer that needs a closure or has
-            other parameters.
+            another model or of other ranks, a momentum beside the recipe's, an optimizer that needs
+            a closure or has other parameters.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -132,6 +132,7 @@ class LocalUpdates(Optimizer):
         anchor = Anchor(dict(zip(state.layout(shared).names, shared, strict=True)))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         _refuse_strangers(optimizer, known, ddp_model.module)
+        _check_group(state, ddp_model)
         made = (outer or plain_adding)(list(anchor.weights.values()))
         if not isinstance(made, Optimizer):
             raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
@@ -366,6 +367,15 @@ def _check_types(optimizer: object, ddp_model: object, state: object, outer: obj
             raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
     if outer is not None and not callable(outer):
         raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
+
+
+def _check_group(state: CompressionState, model: DistributedDataParallel) -> None:
+    theirs, expected = members(state.process_group), members(model.process_group)
+    if theirs != expected:
+        raise ValueError(
+            f"state exchanges with ranks {theirs}, but ddp_model is of ranks {expected}: make it by "
+            "CompressionState(ddp_model, recipe), which takes the model's process group"
+        )
 
 
 def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) -> None:
