@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from ddp_compress.anchor import Anchor
 from ddp_compress.buffers import Buffers
@@ -301,8 +302,7 @@ class LocalUpdates(Optimizer):
         self.outer.zero_grad()
 
     def _forget_what_is_not_finite(self) -> None:
-        kept = [t for each in self.inner.state.values() for t in each.values()]
-        if not all(t.isfinite().all() for t in kept if isinstance(t, Tensor)):
+        if not _is_finite(list(self.inner.state.values())):
             groups = self.inner.state_dict()["param_groups"]
             fresh = copy.deepcopy(self._fresh)
             self.inner.load_state_dict({"state": fresh, "param_groups": groups})
@@ -389,6 +389,11 @@ def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) 
                 "drift apart. Unfreeze before wrapping the model; other models' parameters need an "
                 "optimizer of their own"
             )
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether all tensors are, however deep in dicts, lists and tuples."""
+    return all(t.isfinite().all() for t in tree_leaves(tree) if isinstance(t, Tensor))
 
 
 def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:

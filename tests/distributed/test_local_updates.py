@@ -439,8 +439,9 @@ def poisoned_rounds(
     """
     chance = random.Random(seed)  # all ranks draw alike
     periods = [chance.randint(1, 4) for _ in range(4 * trials)]
-    ddp, state, optimizer = wrap(norms(), row, inner, period=lambda n: periods[n], outer=diloco)
-    twin, clean, beside = wrap(norms(), row, inner, period=lambda n: periods[n], outer=diloco)
+    outer = None if row.momentum else diloco
+    ddp, state, optimizer = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
+    twin, clean, beside = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
     batch = 0
 
     def good_round() -> None:
@@ -485,6 +486,21 @@ def poisoned_rounds(
 @pytest.mark.parametrize("inner", [adam, adagrad, sgd])
 def test_law_8_a_lost_round_never_was(ranks, inner):
     same_everywhere(ranks.run(2, poisoned_rounds, TOPK, 6, 0, inner))
+
+
+def nested_in_the_optimizer() -> None:
+    ddp, state, optimizer = wrap(small_model(), period=1)
+    train(ddp, optimizer, range(1))
+    kept = optimizer.inner.state[next(ddp.parameters())]
+    kept["history"] = [{"norms": (torch.tensor(math.inf),)}]
+    next(ddp.parameters()).data.view(-1)[0] = math.nan
+    train(ddp, optimizer, range(1))
+    assert state.stats.aborted == 1
+    assert "history" not in optimizer.inner.state[next(ddp.parameters())]
+
+
+def test_an_inner_optimizer_is_reset_whatever_its_state_looks_like(ranks):
+    ranks.run(1, nested_in_the_optimizer)
 
 
 @every_family
@@ -537,7 +553,8 @@ def refusals() -> None:
     state = CompressionState(ddp, recipes.sbc(0.1))
     good = {"optimizer": sgd(ddp), "ddp_model": ddp, "state": state, "period": 2}
     hooked = DistributedDataParallel(small_model())
-    attach(hooked, recipes.sbc(0.1))
+    attached: dict[str, Any] = {"optimizer": sgd(hooked), "ddp_model": hooked}
+    attached["state"] = attach(hooked, recipes.sbc(0.1))
     zero = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
@@ -551,7 +568,7 @@ def refusals() -> None:
         ({"outer": 0.7}, TypeError, "outer must make an optimizer"),
         ({"outer": lambda anchor: None}, TypeError, "outer must give an Optimizer, got NoneType"),
         ({"buffers": "mean"}, ValueError, "buffers must be one of average, keep; got 'mean'"),
-        ({"ddp_model": hooked}, ValueError, "communication hook compress_hook already"),
+        (attached, ValueError, "communication hook compress_hook already"),
         ({"ddp_model": DistributedDataParallel(small_model())}, ValueError, "not of the model"),
     ]
     for change, error, words in bad:
