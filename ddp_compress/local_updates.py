@@ -56,6 +56,10 @@ class LocalUpdates(Optimizer):
     inner optimizer's state alone may tell of the lost steps: where it is no longer finite it is
     reset to that of its wrapping, else it is kept.
 
+    Memory: beside the model, the inner optimizer and the recipe's, the anchor takes 4 bytes a
+    parameter (8 where one is fp64) and ``outer`` what it keeps, such as 4 more for a momentum; a
+    round takes 8 more while it lasts, differences and their mean. Buffers are kept once more.
+
     Known cases: FedAvg and local SGD, ``recipes.topk(density=1.0, exchange="union")``; SBC(2),
     ``recipes.sbc(density=0.01)`` with ``period=10``, and SBC(3), with ``period=100``; SSGD-MV-L4,
     ``recipes.majority_vote(density=0.01)`` with ``period=4``; DiLoCo,
@@ -297,7 +301,7 @@ class LocalUpdates(Optimizer):
     def _advance(self, means: Mapping[str, Tensor]) -> None:
         """The outer step."""
         for name, weight in self._anchor.weights.items():
-            weight.grad = -means[name]
+            weight.grad = means[name].neg_()
         self.outer.step()
         self.outer.zero_grad()
 
