@@ -343,8 +343,11 @@ class LocalUpdates(Optimizer):
         check_count("checkpoint's passes", saved["passes"], least=0)
         _check_tensors("anchor", saved["anchor"], self._anchor.weights)
         _check_tensors("buffers", saved["buffers"], self._buffers.then)
-        _check_groups("inner", saved["inner"], self.inner)
-        _check_groups("outer", saved["outer"], self.outer)
+        _check_optimizer("inner", saved["inner"], self.inner)
+        _check_optimizer("outer", saved["outer"], self.outer)
+        for part in ("anchor", "outer"):
+            if not _is_finite(dict(saved[part])):
+                raise ValueError(f"checkpoint's {part} is not finite")
 
 
 class _BeforeForward:
@@ -415,9 +418,9 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _check_groups(what: str, saved: Any, ours: Optimizer) -> None:
-    """As `Optimizer.load_state_dict` will, but before anything is loaded."""
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+def _check_optimizer(what: str, saved: Any, ours: Optimizer) -> None:
+    """More than `Optimizer.load_state_dict` will, and before anything is loaded."""
+    if not _is_state_dict(saved):
         raise ValueError(f"checkpoint's {what} is no optimizer's state_dict")
     theirs, expected = (
         [len(group["params"]) for group in groups]
@@ -427,3 +430,23 @@ def _check_groups(what: str, saved: Any, ours: Optimizer) -> None:
         raise ValueError(
             f"checkpoint's {what} optimizer has groups of {theirs} parameters, expected {expected}"
         )
+    for group in saved["param_groups"]:
+        missing = set(ours.defaults) - set(group)
+        if missing:
+            raise ValueError(
+                f"checkpoint's {what} optimizer is no {type(ours).__name__}: its groups lack "
+                f"{', '.join(sorted(missing))}"
+            )
+
+
+def _is_state_dict(saved: Any) -> bool:
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+        return False
+    state, groups = saved["state"], saved["param_groups"]
+    return (
+        isinstance(state, Mapping)
+        and all(isinstance(each, Mapping) for each in state.values())
+        and isinstance(groups, list)
+        and all(isinstance(group, Mapping) for group in groups)
+        and all(isinstance(group.get("params"), list) for group in groups)
+    )

@@ -584,6 +584,7 @@ def refusals() -> None:
     saved = optimizer.state_dict()
     short = {**saved["anchor"], "0.bias": torch.zeros(3)}
     other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).state_dict()
+    infinite = {**saved["anchor"], "0.bias": torch.full((24,), math.inf)}
     for broken, words in (
         ([], "checkpoint is a list"),
         ({"inner": saved["inner"]}, "checkpoint lacks anchor, buffers, outer, passes"),
@@ -592,9 +593,18 @@ def refusals() -> None:
         (saved | {"anchor": short}, r"has 0.bias of torch.float32 \(3,\), expected .* \(24,\)"),
         (saved | {"inner": 3}, "checkpoint's inner is no optimizer's state_dict"),
         (saved | {"outer": other}, r"outer optimizer has groups of \[1\] parameters, expected"),
+        (saved | {"anchor": infinite}, "checkpoint's anchor is not finite"),
+        (saved | {"inner": adam(ddp).state_dict()}, "inner optimizer is no SGD: its groups lack d"),
+        *(
+            (saved | {which: saved[which] | {part: None}}, f"{which} is no optimizer's state_dict")
+            for which in ("inner", "outer")
+            for part in ("state", "param_groups")
+        ),
     ):
+        optimizer.param_groups[0]["lr"] = 0.5
         with pytest.raises(ValueError, match=words):
             optimizer.load_state_dict(broken)
+        assert optimizer.param_groups[0]["lr"] == 0.5
     dgc = Row(recipes.dgc(0.1))
     with pytest.raises(ValueError, match=r"second one of 0\.9"):
         wrap(small_model(), dgc)
