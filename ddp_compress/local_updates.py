@@ -46,6 +46,11 @@ class LocalUpdates(Optimizer):
     forward: ``ddp_model.broadcast_buffers`` is switched off. (With ``find_unused_parameters`` DDP
     still shares which parameters were used.)
 
+    The first anchor is what the weights are at the first forward pass, so they may be loaded until
+    then. Later `load_state_dict` must bring the anchor along: weights loaded without it count as
+    moved by the steps, and most of that stays in the residual. (So do edits that are meant as part
+    of a step, such as clamped weights, and a check could not tell them apart.)
+
     A step is counted when its backward pass is over, not by ``step()``, and passes in ``no_sync``
     are not counted, so that ranks meet even if some skip a step alone. A round that is due runs at
     the end of ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or,
@@ -154,11 +159,12 @@ class LocalUpdates(Optimizer):
         self._buffers = Buffers(ddp_model.module, ddp_model.parameters_to_ignore)
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
         self._known = known
+        self._begun = False
         self._passes = Passes()
         self._comm: Comm | None = None
         register(ddp_model, self._passes, local_hook)
         ddp_model.broadcast_buffers = False
-        ddp_model.register_forward_pre_hook(_BeforeForward(self._catch_up))
+        ddp_model.register_forward_pre_hook(_BeforeForward(self._before_forward))
 
     def __getattr__(self, name: str) -> Any:
         """What this optimizer does not have itself."""
@@ -222,6 +228,7 @@ class LocalUpdates(Optimizer):
         saved with the model and loaded after it was wrapped in DDP, which broadcasts rank 0's.
         Residuals are in the state's own ``state_dict``.
         """
+        self._follow()
         return {
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
@@ -241,6 +248,7 @@ class LocalUpdates(Optimizer):
         self.outer.load_state_dict(state_dict["outer"])
         self._anchor.load(state_dict["anchor"])
         self._buffers.load(state_dict["buffers"])
+        self._begun = True
         self._passes.count = state_dict["passes"]
 
     # ------------------------------------------------------------------------------------ rounds
@@ -256,6 +264,18 @@ class LocalUpdates(Optimizer):
                 for grad in (p.grad for p in group["params"] if p.grad is not None):
                     grad.mul_(inverse.to(grad.device))
         return True
+
+    def _before_forward(self) -> None:
+        self._follow()
+        self._begun = True
+        if self._ddp_model.training:
+            self._catch_up()
+
+    def _follow(self) -> None:
+        """Until the first forward pass, weights and buffers may be loaded."""
+        if not self._begun:
+            self._anchor.keep()
+            self._buffers.keep()
 
     def _catch_up(self) -> None:
         """Where a step was skipped: meet as the others did, before anything else is sent."""
@@ -357,7 +377,7 @@ class _BeforeForward:
         self._act: Callable[[], None] | None = torch.compiler.disable(act)
 
     def __call__(self, model: nn.Module, _: object) -> None:
-        if self._act and model.training and torch.is_grad_enabled():
+        if self._act and torch.is_grad_enabled():
             self._act()
 
     def __getstate__(self) -> dict[str, Any]:

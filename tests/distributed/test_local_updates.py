@@ -512,15 +512,15 @@ def failing_on_one_rank(what: str) -> str:
     period = 2 + dist.get_rank() if what == "period" else 2
     ddp, state, optimizer = wrap(Counting(), period=period)
     if what == "weights" and dist.get_rank() == 1:
-        optimizer._anchor.weights["weight"].add_(1)
+        ddp.module.weight.data.add_(1)
     if what == "buffers":
         train(ddp, optimizer, range(2))
         if dist.get_rank() == 1:
             ddp.module.mean = torch.zeros(4)
-    before = memory(state), digest(optimizer._anchor.weights.values())
+    before = memory(state), digest(optimizer.state_dict()["anchor"].values())
     with pytest.raises(PeerError) as caught:
         train(ddp, optimizer, range(3))
-    assert (memory(state), digest(optimizer._anchor.weights.values())) == before
+    assert (memory(state), digest(optimizer.state_dict()["anchor"].values())) == before
     return str(caught.value)
 
 
@@ -649,6 +649,29 @@ def unfrozen(adds: bool) -> None:
 @pytest.mark.parametrize("adds", [False, True])
 def test_what_no_round_would_meet_over_is_refused(ranks, adds):
     ranks.run(1, unfrozen, adds)
+
+
+def loaded_late(saves: bool) -> str:
+    """Weights and buffers of a trained model, when the optimizer was made; perhaps saved at once."""
+    trained = norms()
+    with torch.no_grad():
+        for tensor in (*trained.parameters(), trained[1].running_mean):
+            tensor.add_(1.0)
+    ddp, _, optimizer = wrap(norms(), period=1)
+    ddp.module.load_state_dict(trained.state_dict())
+    if saves:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(ddp, optimizer, range(1))
+    twin, _, beside = wrap(trained, period=1)
+    train(twin, beside, range(1))
+    ours, theirs = ddp.state_dict(), twin.state_dict()
+    assert digest(ours.values()) == digest(theirs.values())
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_weights_may_be_loaded_before_the_first_forward(ranks, saves):
+    same_everywhere(ranks.run(2, loaded_late, saves))
 
 
 # ------------------------------------------------------------------------------------ checkpoints
