@@ -305,7 +305,7 @@ class LocalUpdates(Optimizer):
         number = compression.step
         if self._averages and self._buffers.then:
             going = meet_over_buffers(comm, number, self._buffers)
-        means = compression.reduce(self._anchor.moved())
+        means = compression.reduce(self._anchor.moved(), self._rhythm())
         if compression.step > number:
             self._advance(means)
             if not self._averages:
@@ -343,12 +343,16 @@ class LocalUpdates(Optimizer):
         self._comm.stats = stats
         return self._comm
 
+    def _rhythm(self) -> str:
+        """What ranks must share in every round."""
+        return f"period {self._period_now()}, {self._passes.count} passes"
+
     def _description(self) -> str:
         buffers = {name: (tuple(b.shape), b.dtype) for name, b in self._buffers.then.items()}
         outer = " ".join(repr(self.outer).split())
         return (
-            f"period {self._period_now()}, buffers {'averaged' if self._averages else 'kept'}, "
-            f"outer {outer}, {self._passes.count} passes, anchor #{self._anchor.digest:08x}, "
+            f"{self._rhythm()}, buffers {'averaged' if self._averages else 'kept'}, "
+            f"outer {outer}, anchor #{self._anchor.digest:08x}, "
             f"buffers {buffers}"
         )
 

@@ -222,18 +222,19 @@ class CompressionState:
             buckets.latest = tuple(transaction.layouts)
         return chunk.future
 
-    def reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reduce(self, tensors: Mapping[str, Tensor], alike: object = None) -> dict[str, Tensor]:
         """Average named tensors through the recipe, as one step without DDP.
 
         Args:
             tensors: for some parameters, by name, a tensor of as many elements; not changed.
+            alike: anything whose repr ranks must share in this step.
 
         Returns:
             For each the mean over ranks of what they sent, shaped as given.
 
         Raises:
             PeerError: on every rank, where the tensors of one are not of this model, of several
-                dtypes, or none.
+                dtypes, or none; or where ranks differ.
         """
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
@@ -245,7 +246,7 @@ class CompressionState:
             self._finish(transaction)
             raise
         flat = torch.cat([t.detach().flatten() for t in tensors.values()])
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
         parts = mean.split(list(layout.sizes))
         return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}

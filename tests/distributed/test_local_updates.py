@@ -509,13 +509,15 @@ def test_law_8_in_every_family(ranks, row):
 
 
 def failing_on_one_rank(what: str) -> str:
-    period = 2 + dist.get_rank() if what == "period" else 2
+    rank = dist.get_rank()
+    periods = {"period": 2 + rank, "schedule": lambda number: 2 + rank * number}
+    period = periods.get(what, 2)
     ddp, state, optimizer = wrap(Counting(), period=period)
-    if what == "weights" and dist.get_rank() == 1:
+    if what == "weights" and rank == 1:
         ddp.module.weight.data.add_(1)
-    if what == "buffers":
+    if what in ("buffers", "schedule"):
         train(ddp, optimizer, range(2))
-        if dist.get_rank() == 1:
+        if what == "buffers" and rank == 1:
             ddp.module.mean = torch.zeros(4)
     before = memory(state), digest(optimizer.state_dict()["anchor"].values())
     with pytest.raises(PeerError) as caught:
@@ -528,6 +530,7 @@ def failing_on_one_rank(what: str) -> str:
     ("what", "words"),
     [
         ("period", "rank 0: .*period 2.* rank 1: .*period 3"),
+        ("schedule", "ranks must compress alike.* local steps #"),
         ("weights", "rank 0: .*anchor #.* rank 1: .*anchor #"),
         ("buffers", r"rank 1 failed: ValueError: buffers .*mean.*, expected .*buffers='keep'"),
     ],
