@@ -424,12 +424,10 @@ class CompressionState:
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has changed then.
-            RuntimeError: a step is under way.
         """
-        if self._transaction is not None:
-            raise RuntimeError("load_state_dict was called between the buckets of a step")
         check_form(saved)
         check_fits(saved, self.recipe, self._parameters)
+        self.abandon_step()  # a backward that raised may have left half a step behind
         self._store.load(saved["tensors"])
         self.step = saved["step"]
         self._saved_by = saved["saved_by"]
