@@ -121,6 +121,7 @@ class CompressionState:
 
     def _know_parameters(self) -> None:
         self._names = {id(p): name for name, p in self._parameters.items()}
+        self._strides = {name: p.stride() for name, p in self._parameters.items()}
         if "momentum" in self.recipe.memory.tensors:
             refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
 
@@ -269,7 +270,8 @@ class CompressionState:
         """The layout of a bucket that holds these parameters.
 
         Raises:
-            ValueError: a parameter is not the model's.
+            ValueError: a parameter is not the model's, or lies otherwise in memory than when this
+                state was made.
         """
         unknown = [p for p in parameters if id(p) not in self._names]
         if unknown:
@@ -277,7 +279,15 @@ class CompressionState:
                 f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
                 "not of the model that this state was made for"
             )
-        return self._layout([self._names[id(p)] for p in parameters])
+        names = [self._names[id(p)] for p in parameters]
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.stride() != self._strides[name]:
+                raise ValueError(
+                    f"{name} has strides {parameter.stride()}, and had {self._strides[name]} when "
+                    "this state was made: DDP and residuals would permute its gradient. Convert "
+                    "the model, as to channels_last, before wrapping it"
+                )
+        return self._layout(names)
 
     def _layout(self, names: Sequence[str]) -> Layout:
         return Layout(tuple(names), tuple(self._parameters[name].numel() for name in names))

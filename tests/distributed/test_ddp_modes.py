@@ -92,11 +92,15 @@ class Tied(nn.Module):
         return self.out(self.two(self.one(x).tanh()))
 
 
-def channels_last() -> nn.Module:
+def convolutions() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(6)
         one, two, out = nn.Conv2d(3, 8, 2, padding=1), nn.Conv2d(8, 4, 2), nn.Linear(16, 3)
-    model = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), one, nn.Tanh(), two, nn.Flatten(), out)
+    return nn.Sequential(nn.Unflatten(1, (3, 2, 2)), one, nn.Tanh(), two, nn.Flatten(), out)
+
+
+def channels_last() -> nn.Module:
+    model = convolutions()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -468,6 +472,25 @@ def test_attach_refuses_what_does_not_fit(ranks):
         assert 'optimize_ddp="python_reducer" calls no hook' in reducer
         assert "make the DDP model without it and use torch.autocast" in half
         assert "has the communication hook compress_hook already" in twice
+
+
+def converted_late(steps: int) -> str:
+    ddp, state = wrap(convolutions(), TOPK)
+    train(ddp, range(steps))
+    before = memory(state)
+    ddp.module.to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="Convert the model") as caught:
+        backward(ddp, steps)
+    assert memory(state) == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_model_converted_after_wrapping_is_refused(ranks, steps):
+    """DDP itself would permute its gradients."""
+    for message in ranks.run(2, converted_late, steps):
+        assert "weight has strides (" in message
+        assert "Convert the model, as to channels_last, before wrapping it" in message
 
 
 def another_models_parameters() -> str:
