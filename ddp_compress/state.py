@@ -107,6 +107,7 @@ class CompressionState:
         self._comm: Comm | None = None
         self._transaction: Transaction | Regrouped | None = None
         self._scaler: GradScaler | None = None
+        self._stepped_without_scaler = False
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._loaded_density: float | None = None
         self._buckets = Buckets()
@@ -129,9 +130,11 @@ class CompressionState:
         """All but what cannot leave the process: its group, and a step under way."""
         gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
+        kept["_had_scaler"] = self._scaler is not None
         return self.__dict__ | dict.fromkeys(gone) | kept
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
+        again = ". Call use_scaler again" if saved.pop("_had_scaler") else ""
         self.__dict__.update(saved)
         self._buckets = Buckets(self._buckets.latest)
         self._start()
@@ -139,7 +142,7 @@ class CompressionState:
         warnings.warn(
             "this CompressionState is a copy, and no model's hook. A DistributedDataParallel that "
             "was copied or unpickled with it would train by plain all-reduce: call "
-            "model.register_comm_hook(state, compress_hook), or attach again",
+            f"model.register_comm_hook(state, compress_hook), or attach again{again}",
             stacklevel=2,
         )
 
@@ -170,6 +173,7 @@ class CompressionState:
 
         Raises:
             TypeError: it is no GradScaler.
+            RuntimeError: this state has taken steps without one.
 
         Example:
             >>> import ddp_compress as dc
@@ -181,6 +185,11 @@ class CompressionState:
         """
         if not isinstance(scaler, GradScaler):
             raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+        if self._stepped_without_scaler and scaler.is_enabled():
+            raise RuntimeError(
+                "use_scaler was called after steps without it, so memory is in the units of scales "
+                "gone by: call it before the first step, or load a checkpoint in unscaled units"
+            )
         self._scaler = scaler
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
@@ -343,6 +352,7 @@ class CompressionState:
             self.stats.aborted += 1
             return False
         self.step += 1
+        self._stepped_without_scaler |= self._scaler is None
         world_size = self._bind().world_size
         self.stats.steps += 1
         elements = sum(layout.numel for layout in transaction.layouts)
@@ -440,6 +450,7 @@ class CompressionState:
         self.abandon_step()  # a backward that raised may have left half a step behind
         self._store.load(saved["tensors"])
         self.step = saved["step"]
+        self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
         self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
