@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.futures import Future
 
-from ddp_compress.checkpoint import FORMAT, check_fits, check_form
+from ddp_compress.checkpoint import FORMAT, check_fits, check_form, check_whole, checksum, digest_of
 from ddp_compress.checks import check_count
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
@@ -382,8 +381,6 @@ class CompressionState:
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
         recipe, settings = self.recipe, self._settings
-        sizes = sorted((name, p.numel()) for name, p in self._parameters.items())
-        parameters = zlib.crc32(repr(sizes).encode())
         options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
         select = ", ".join(f"{name}={value}" for name, value in options)
         return (
@@ -393,7 +390,7 @@ class CompressionState:
             f"{type(recipe.select).__name__}({select}), "
             f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}, "
+            f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(self._parameters):08x}, "
             f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
         )
 
@@ -408,18 +405,22 @@ class CompressionState:
         Example:
             >>> import ddp_compress as dc
             >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
-            >>> sorted(state.state_dict())
-            ['buckets', 'density', 'format', 'recipe', 'saved_by', 'stats', 'step', 'tensors']
+            >>> list(state.state_dict())
+            ['format', 'recipe', 'parameters', 'saved_by', 'step', 'density', 'buckets', 'stats',
+             'tensors', 'checksum']
         """
+        tensors = self._store.state_dict()
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
+            "parameters": digest_of(self._parameters),
             "saved_by": self._here(),
             "step": self.step,
             "density": self._latest_density(),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
-            "tensors": self._store.state_dict(),
+            "tensors": tensors,
+            "checksum": checksum(tensors),
         }
 
     def _here(self) -> list[int] | None:
@@ -447,6 +448,7 @@ class CompressionState:
         """
         check_form(saved)
         check_fits(saved, self.recipe, self._parameters)
+        check_whole(saved)
         self.abandon_step()  # a backward that raised may have left half a step behind
         self._store.load(saved["tensors"])
         self.step = saved["step"]

@@ -285,6 +285,11 @@ def change(path: list[str], value: object):
         ),
         (change(["stats", "steps"], -1), "statistics have steps -1, expected a number of 0 or"),
         (change(["stats", "dense_bytes"], math.nan), "statistics have dense_bytes nan, expected"),
+        (change(["parameters"], 1), "model whose parameters have other names or sizes"),
+        (
+            lambda saved: saved["tensors"]["residual"]["weight"].view(torch.int32)[5:6].add_(1),
+            "checkpoint is damaged: its tensors are not those that were saved",
+        ),
         (change(["saved_by"], 3), "saved_by 3, expected rank and world size"),
         (change(["saved_by"], [2, 2]), r"saved_by \[2, 2\], expected rank and world size"),
         (change(["saved_by"], [True, 2]), r"saved_by \[True, 2\], expected rank and world size"),
@@ -313,6 +318,19 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):
         assert torch.equal(after["tensors"][slot]["weight"], tensors["weight"])
     after.pop("tensors")
     assert after == before
+
+
+def test_a_checkpoint_of_a_smaller_model_or_with_less_in_it_is_refused():
+    small, large = model(), nn.Sequential(*model(), nn.Linear(2, 2))
+    state = CompressionState(small, recipes.topk(0.25))
+    state.reduce({name: p.detach() for name, p in small.named_parameters()})
+    saved, fresh = state.state_dict(), CompressionState(large, recipes.topk(0.25))
+    with pytest.raises(ValueError, match="parameters have other names or sizes"):
+        fresh.load_state_dict(saved)
+    del saved["tensors"]["residual"]["1.weight"]
+    with pytest.raises(ValueError, match=r"checkpoint is damaged: .* or not all of them"):
+        state.load_state_dict(saved)
+    assert (fresh.step, state.step) == (0, 1)
 
 
 def test_per_rank_takes_back_its_own_alone():
