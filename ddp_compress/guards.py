@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -93,6 +92,7 @@ def refuse_steps_with_others(optimizer: Optimizer) -> None:
         ValueError: ``step()`` needs a closure, as LBFGS's, or other ranks, as ZeRO's.
 
     Example:
+        >>> import torch
         >>> refuse_steps_with_others(torch.optim.LBFGS([torch.zeros(1)]))
         Traceback (most recent call last):
         ...

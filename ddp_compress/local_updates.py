@@ -404,8 +404,8 @@ def _check_group(state: CompressionState, model: DistributedDataParallel) -> Non
     theirs, expected = members(state.process_group), members(model.process_group)
     if theirs != expected:
         raise ValueError(
-            f"state exchanges with ranks {theirs}, but ddp_model is of ranks {expected}: make it by "
-            "CompressionState(ddp_model, recipe), which takes the model's process group"
+            f"state exchanges with ranks {theirs}, but ddp_model is of ranks {expected}: make it "
+            "by CompressionState(ddp_model, recipe), which takes the model's process group"
         )
 
 

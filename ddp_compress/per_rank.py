@@ -13,7 +13,7 @@ from ddp_compress.exchange import place
 
 
 class Stateful(Protocol):
-    """A `CompressionState`, `LocalUpdates`, a model …"""
+    """A `CompressionState`, `LocalUpdates`, a model, and so on."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """What it carries from step to step."""

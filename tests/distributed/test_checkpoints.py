@@ -142,11 +142,15 @@ def local_updates_in_dcp(folder: Path) -> str:
         state = CompressionState(ddp, ROWS["sbc"].recipe)
         sgd = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
         optimizer = LocalUpdates(sgd, ddp, state, period=3)
-        return ddp, optimizer, {
-            "model": PerRank(ddp.module),
-            "optimizer": PerRank(optimizer),
-            "compression": PerRank(state),
-        }
+        return (
+            ddp,
+            optimizer,
+            {
+                "model": PerRank(ddp.module),
+                "optimizer": PerRank(optimizer),
+                "compression": PerRank(state),
+            },
+        )
 
     def go_on(ddp: DistributedDataParallel, optimizer: LocalUpdates, numbers: range) -> None:
         for number in numbers:

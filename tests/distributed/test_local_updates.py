@@ -655,7 +655,7 @@ def test_what_no_round_would_meet_over_is_refused(ranks, adds):
 
 
 def loaded_late(saves: bool) -> str:
-    """Weights and buffers of a trained model, when the optimizer was made; perhaps saved at once."""
+    """Weights and buffers, when the optimizer was made; perhaps it is saved at once."""
     trained = norms()
     with torch.no_grad():
         for tensor in (*trained.parameters(), trained[1].running_mean):
