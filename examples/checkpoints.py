@@ -95,8 +95,8 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (EOFError, RuntimeError, UnpicklingError) as error:
         raise RuntimeError(
-            f"{path} is damaged: to go on from the checkpoint before, write the name of its folder "
-            f"into {path.parent.with_name('latest')}"
+            f"{path} cannot be read. If it is damaged, go on from the checkpoint before: write the "
+            f"name of its folder into {path.parent.with_name('latest')}"
         ) from error
     return saved
 

@@ -133,7 +133,7 @@ def torn(folder: Path) -> str:
 
 def test_a_damaged_file_is_named(ranks, tmp_path):
     for message in ranks.run(1, torn, tmp_path):
-        assert f"{tmp_path}/step-4-of-1/rank-0.pt is damaged" in message
+        assert f"{tmp_path}/step-4-of-1/rank-0.pt cannot be read" in message
         assert f"write the name of its folder into {tmp_path}/latest" in message
 
 
