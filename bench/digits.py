@@ -180,7 +180,7 @@ def copied(state: dc.CompressionState, other: dc.CompressionState) -> dict[str, 
         or {n: torch.zeros_like(t, dtype=dtype) for n, t in saved["tensors"]["residual"].items()}
         for slot, dtype in other.recipe.tensors.items()
     }
-    return saved | {"recipe": other.recipe.name, "tensors": kept}
+    return saved | {"recipe": other.recipe.name, "tensors": kept, "checksum": None}
 
 
 def given(parameter: Tensor) -> Tensor:

@@ -36,9 +36,15 @@ class Buffers:
     def __init__(self, module: nn.Module, ignored: Iterable[str]) -> None:
         self._module = module
         self._ignored = set(ignored)
-        self.then = {name: b.detach().clone() for name, b in self._now().items()}
-        self._means = [name for name, b in self.then.items() if b.is_floating_point()]
-        self._rest = [name for name, b in self.then.items() if not b.is_floating_point()]
+        self.keep()
+
+    @property
+    def _means(self) -> list[str]:
+        return [name for name, b in self.then.items() if b.is_floating_point()]
+
+    @property
+    def _rest(self) -> list[str]:
+        return [name for name, b in self.then.items() if not b.is_floating_point()]
 
     @property
     def dtype(self) -> torch.dtype:

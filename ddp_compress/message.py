@@ -24,6 +24,7 @@ class Chunk:
         may_be_idle: whether a parameter may have been left out of this rank's step.
         sums: [N], ``residual + grad``, where selecting has left it.
         scale: [], what the gradient was multiplied by; None for 1.
+        alike: anything whose repr ranks must share.
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
@@ -35,6 +36,7 @@ class Chunk:
     may_be_idle: bool = False
     sums: Tensor | None = None
     scale: Tensor | None = None
+    alike: object = None
 
     def __post_init__(self) -> None:
         devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
@@ -144,6 +146,11 @@ class Message:
     def scale(self) -> Tensor | None:
         """What its gradients were multiplied by, []; None for 1."""
         return self.chunks[0].scale
+
+    @property
+    def alike(self) -> object:
+        """Anything else whose repr ranks must share."""
+        return self.chunks[0].alike
 
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.

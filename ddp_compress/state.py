@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.futures import Future
 
-from ddp_compress.checkpoint import FORMAT, check_fits, check_form
+from ddp_compress.checkpoint import FORMAT, check_fits, check_form, check_whole, checksum, digest_of
 from ddp_compress.checks import check_count
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
@@ -107,6 +106,7 @@ class CompressionState:
         self._comm: Comm | None = None
         self._transaction: Transaction | Regrouped | None = None
         self._scaler: GradScaler | None = None
+        self._stepped_without_scaler = False
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._loaded_density: float | None = None
         self._buckets = Buckets()
@@ -121,6 +121,7 @@ class CompressionState:
 
     def _know_parameters(self) -> None:
         self._names = {id(p): name for name, p in self._parameters.items()}
+        self._strides = {name: p.stride() for name, p in self._parameters.items()}
         if "momentum" in self.recipe.memory.tensors:
             refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
 
@@ -128,9 +129,11 @@ class CompressionState:
         """All but what cannot leave the process: its group, and a step under way."""
         gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
+        kept["_had_scaler"] = self._scaler is not None
         return self.__dict__ | dict.fromkeys(gone) | kept
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
+        again = ". Call use_scaler again" if saved.pop("_had_scaler") else ""
         self.__dict__.update(saved)
         self._buckets = Buckets(self._buckets.latest)
         self._start()
@@ -138,7 +141,7 @@ class CompressionState:
         warnings.warn(
             "this CompressionState is a copy, and no model's hook. A DistributedDataParallel that "
             "was copied or unpickled with it would train by plain all-reduce: call "
-            "model.register_comm_hook(state, compress_hook), or attach again",
+            f"model.register_comm_hook(state, compress_hook), or attach again{again}",
             stacklevel=2,
         )
 
@@ -169,6 +172,7 @@ class CompressionState:
 
         Raises:
             TypeError: it is no GradScaler.
+            RuntimeError: this state has taken steps without one.
 
         Example:
             >>> import ddp_compress as dc
@@ -180,6 +184,11 @@ class CompressionState:
         """
         if not isinstance(scaler, GradScaler):
             raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+        if self._stepped_without_scaler and scaler.is_enabled():
+            raise RuntimeError(
+                "use_scaler was called after steps without it, so memory is in the units of scales "
+                "gone by: call it before the first step, or load a checkpoint in unscaled units"
+            )
         self._scaler = scaler
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
@@ -222,18 +231,19 @@ class CompressionState:
             buckets.latest = tuple(transaction.layouts)
         return chunk.future
 
-    def reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reduce(self, tensors: Mapping[str, Tensor], alike: object = None) -> dict[str, Tensor]:
         """Average named tensors through the recipe, as one step without DDP.
 
         Args:
             tensors: for some parameters, by name, a tensor of as many elements; not changed.
+            alike: anything whose repr ranks must share in this step.
 
         Returns:
             For each the mean over ranks of what they sent, shaped as given.
 
         Raises:
             PeerError: on every rank, where the tensors of one are not of this model, of several
-                dtypes, or none.
+                dtypes, or none; or where ranks differ.
         """
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
@@ -245,7 +255,7 @@ class CompressionState:
             self._finish(transaction)
             raise
         flat = torch.cat([t.detach().flatten() for t in tensors.values()])
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
         parts = mean.split(list(layout.sizes))
         return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}
@@ -268,7 +278,8 @@ class CompressionState:
         """The layout of a bucket that holds these parameters.
 
         Raises:
-            ValueError: a parameter is not the model's.
+            ValueError: a parameter is not the model's, or lies otherwise in memory than when this
+                state was made.
         """
         unknown = [p for p in parameters if id(p) not in self._names]
         if unknown:
@@ -276,7 +287,15 @@ class CompressionState:
                 f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
                 "not of the model that this state was made for"
             )
-        return self._layout([self._names[id(p)] for p in parameters])
+        names = [self._names[id(p)] for p in parameters]
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.stride() != self._strides[name]:
+                raise ValueError(
+                    f"{name} has strides {parameter.stride()}, and had {self._strides[name]} when "
+                    "this state was made: DDP and residuals would permute its gradient. Convert "
+                    "the model, as to channels_last, before wrapping it"
+                )
+        return self._layout(names)
 
     def _layout(self, names: Sequence[str]) -> Layout:
         return Layout(tuple(names), tuple(self._parameters[name].numel() for name in names))
@@ -332,6 +351,7 @@ class CompressionState:
             self.stats.aborted += 1
             return False
         self.step += 1
+        self._stepped_without_scaler |= self._scaler is None
         world_size = self._bind().world_size
         self.stats.steps += 1
         elements = sum(layout.numel for layout in transaction.layouts)
@@ -361,8 +381,6 @@ class CompressionState:
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
         recipe, settings = self.recipe, self._settings
-        sizes = sorted((name, p.numel()) for name, p in self._parameters.items())
-        parameters = zlib.crc32(repr(sizes).encode())
         options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
         select = ", ".join(f"{name}={value}" for name, value in options)
         return (
@@ -372,7 +390,7 @@ class CompressionState:
             f"{type(recipe.select).__name__}({select}), "
             f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}, "
+            f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(self._parameters):08x}, "
             f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
         )
 
@@ -387,18 +405,22 @@ class CompressionState:
         Example:
             >>> import ddp_compress as dc
             >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
-            >>> sorted(state.state_dict())
-            ['buckets', 'density', 'format', 'recipe', 'saved_by', 'stats', 'step', 'tensors']
+            >>> list(state.state_dict())
+            ['format', 'recipe', 'parameters', 'saved_by', 'step', 'density', 'buckets', 'stats',
+             'tensors', 'checksum']
         """
+        tensors = self._store.state_dict()
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
+            "parameters": digest_of(self._parameters),
             "saved_by": self._here(),
             "step": self.step,
             "density": self._latest_density(),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
-            "tensors": self._store.state_dict(),
+            "tensors": tensors,
+            "checksum": checksum(tensors),
         }
 
     def _here(self) -> list[int] | None:
@@ -423,14 +445,14 @@ class CompressionState:
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has changed then.
-            RuntimeError: a step is under way.
         """
-        if self._transaction is not None:
-            raise RuntimeError("load_state_dict was called between the buckets of a step")
         check_form(saved)
         check_fits(saved, self.recipe, self._parameters)
+        check_whole(saved)
+        self.abandon_step()  # a backward that raised may have left half a step behind
         self._store.load(saved["tensors"])
         self.step = saved["step"]
+        self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
         self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])

@@ -211,7 +211,7 @@ def _setting(message: Message, recipe: Recipe) -> object:
     """What ranks must share."""
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.quantize, recipe.codec, recipe.exchange)
-    return (recipe.name, *memory, *parts, message.plan.digest)
+    return (recipe.name, *memory, *parts, message.plan.digest, message.alike)
 
 
 def _commit(

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO, Protocol
 
 import torch
@@ -90,7 +91,13 @@ class Checkpoints:
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
     """Tensors and plain values: a file cannot make us run code."""
-    saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (EOFError, RuntimeError, UnpicklingError) as error:
+        raise RuntimeError(
+            f"{path} cannot be read. If it is damaged, go on from the checkpoint before: write the "
+            f"name of its folder into {path.parent.with_name('latest')}"
+        ) from error
     return saved
 
 

@@ -12,8 +12,16 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import PeerError, PerRank, exponential_warmup, redistribute
+from ddp_compress import (
+    CompressionState,
+    LocalUpdates,
+    PeerError,
+    PerRank,
+    exponential_warmup,
+    redistribute,
+)
 from ddp_compress.recipes import majority_vote
 from tests.distributed.training import (
     MANY_BUCKETS,
@@ -124,6 +132,48 @@ def through_dcp(row: Row, folder: Path) -> str:
 def test_in_dcp_every_rank_keeps_its_own(ranks, row, tmp_path):
     kept = ranks.run(3, through_dcp, row, tmp_path)
     assert len(set(kept)) == 3
+
+
+def local_updates_in_dcp(folder: Path) -> str:
+    """In the middle of a period, when weights and optimizers differ from rank to rank."""
+
+    def fresh() -> tuple[DistributedDataParallel, LocalUpdates, dict[str, PerRank]]:
+        ddp = DistributedDataParallel(small_model())
+        state = CompressionState(ddp, ROWS["sbc"].recipe)
+        sgd = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+        optimizer = LocalUpdates(sgd, ddp, state, period=3)
+        return (
+            ddp,
+            optimizer,
+            {
+                "model": PerRank(ddp.module),
+                "optimizer": PerRank(optimizer),
+                "compression": PerRank(state),
+            },
+        )
+
+    def go_on(ddp: DistributedDataParallel, optimizer: LocalUpdates, numbers: range) -> None:
+        for number in numbers:
+            backward(ddp, number)
+            optimizer.step()
+
+    ddp, optimizer, parts = fresh()
+    go_on(ddp, optimizer, range(5))
+    dcp.save(parts, checkpoint_id=folder)
+    saved = weights(ddp)
+    go_on(ddp, optimizer, range(5, 10))
+
+    resumed, twin, parts = fresh()
+    dcp.load(parts, checkpoint_id=folder)
+    assert weights(resumed) == saved
+    go_on(resumed, twin, range(5, 10))
+    assert weights(resumed) == weights(ddp)
+    return saved
+
+
+def test_local_updates_in_dcp(ranks, tmp_path):
+    one, two = ranks.run(2, local_updates_in_dcp, tmp_path)
+    assert one != two
 
 
 def without_per_rank(folder: Path) -> str:

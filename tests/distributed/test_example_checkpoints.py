@@ -116,6 +116,27 @@ def test_other_ranks_start_with_the_same_weights_and_owe_as_much(ranks, tmp_path
         torch.testing.assert_close(mean, means[3], rtol=1e-6, atol=1e-9)
 
 
+def torn(folder: Path) -> str:
+    ddp, _, checkpoints = begin(folder)
+    train(ddp, range(2))
+    checkpoints.save(2)
+    train(ddp, range(2, 4))
+    checkpoints.save(4)
+    file = folder / "step-4-of-1" / "rank-0.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(RuntimeError) as caught:
+        checkpoints.load(torch.device("cpu"))
+    (folder / "latest").write_text("step-2-of-1")
+    assert checkpoints.load(torch.device("cpu")) == 2
+    return str(caught.value)
+
+
+def test_a_damaged_file_is_named(ranks, tmp_path):
+    for message in ranks.run(1, torn, tmp_path):
+        assert f"{tmp_path}/step-4-of-1/rank-0.pt cannot be read" in message
+        assert f"write the name of its folder into {tmp_path}/latest" in message
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "latest"
     write(file, lambda f: f.write(b"old"))
