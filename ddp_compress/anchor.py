@@ -59,6 +59,11 @@ class Anchor:
         for name, parameter in self._parameters.items():
             parameter.detach().copy_(self.weights[name])
 
+    def keep(self) -> None:
+        """Move to the model's own weights."""
+        for name, parameter in self._parameters.items():
+            self.weights[name].copy_(parameter.detach())
+
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Take over values of equal shapes, by name."""
         for name, weight in self.weights.items():

@@ -11,21 +11,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ddp_compress.anchor import Anchor
-from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.exchange import Comm, meet_over_buffers
 from ddp_compress.guards import refuse_unsupported_ddp
 from ddp_compress.hook import Passes, local_hook
+from ddp_compress.meeting import Meeting, Outer, plain_adding
 from ddp_compress.state import CompressionState
 
 Period = int | Callable[[int], int]
-Outer = Callable[[list[Tensor]], Optimizer]
-
-
-def plain_adding(anchor: list[Tensor]) -> Optimizer:
-    """The outer optimizer of no outer optimizer: ``anchor += mean``, bit for bit."""
-    return torch.optim.SGD(anchor, lr=1.0)
 
 
 class LocalUpdates(Optimizer):
@@ -73,6 +65,7 @@ class LocalUpdates(Optimizer):
     Attributes:
         inner: the optimizer of the local steps.
         outer: the optimizer of the anchor.
+        compression: what weight differences travel through.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -124,21 +117,22 @@ class LocalUpdates(Optimizer):
             for name, p in ddp_model.module.named_parameters()
             if p.requires_grad and name not in ddp_model.parameters_to_ignore
         ]
-        anchor = Anchor(dict(zip(state.layout(shared).names, shared, strict=True)))
-        made = (outer or plain_adding)(list(anchor.weights.values()))
-        if not isinstance(made, Optimizer):
-            raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
+        self._meeting = Meeting(
+            state,
+            ddp_model.module,
+            dict(zip(state.layout(shared).names, shared, strict=True)),
+            outer or plain_adding,
+            buffers == "average",
+            ddp_model.parameters_to_ignore,
+        )
         self.inner = optimizer
-        self.outer = made
+        self.outer = self._meeting.outer
+        self.compression = state
         self._ddp_model = ddp_model
-        self._compression = state
         self._period = period
-        self._averages = buffers == "average"
-        self._anchor = anchor
-        self._buffers = Buffers(ddp_model.module, ddp_model.parameters_to_ignore)
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
+        self._fresh_outer = copy.deepcopy(self.outer.state_dict()["state"])
         self._passes = Passes()
-        self._comm: Comm | None = None
         ddp_model.register_comm_hook(self._passes, local_hook)
         ddp_model.broadcast_buffers = False
         ddp_model.register_forward_pre_hook(_BeforeForward(self._catch_up))
@@ -196,6 +190,18 @@ class LocalUpdates(Optimizer):
         if self._passes.count:
             self._meet()
 
+    def restart(self) -> None:
+        """Begin anew at the model's weights and buffers of now, which all ranks must share.
+
+        For what changes weights between two rounds, such as `FederatedDropout`. Both optimizers
+        forget what they kept of the weights before, and local steps since the last round are not
+        sent.
+        """
+        self._meeting.restart()
+        _set_state(self.inner, self._fresh)
+        _set_state(self.outer, self._fresh_outer)
+        self._passes.count = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Both optimizers, the anchor, and how far this rank is in its period.
 
@@ -206,8 +212,8 @@ class LocalUpdates(Optimizer):
         return {
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
-            "anchor": {name: t.clone() for name, t in self._anchor.weights.items()},
-            "buffers": {name: t.clone() for name, t in self._buffers.then.items()},
+            "anchor": {name: t.clone() for name, t in self._meeting.anchor.weights.items()},
+            "buffers": {name: t.clone() for name, t in self._meeting.buffers.then.items()},
             "passes": self._passes.count,
         }
 
@@ -220,8 +226,8 @@ class LocalUpdates(Optimizer):
         self._check(state_dict)
         self.inner.load_state_dict(state_dict["inner"])
         self.outer.load_state_dict(state_dict["outer"])
-        self._anchor.load(state_dict["anchor"])
-        self._buffers.load(state_dict["buffers"])
+        self._meeting.anchor.load(state_dict["anchor"])
+        self._meeting.buffers.load(state_dict["buffers"])
         self._passes.count = state_dict["passes"]
 
     # ------------------------------------------------------------------------------------ rounds
@@ -254,65 +260,21 @@ class LocalUpdates(Optimizer):
     def _period_now(self) -> int:
         if not callable(self._period):
             return self._period
-        number = self._compression.step
+        number = self.compression.step
         period = self._period(number)
         check_count(f"period schedule {self._period!r} at round {number}", period, least=1)
         return period
 
-    @torch.no_grad()
     def _meet(self) -> None:
-        """A round. Nothing is written before all ranks have gone through all of it."""
-        compression, comm = self._compression, self._bind()
-        number = compression.step
-        if self._averages and self._buffers.then:
-            going = meet_over_buffers(comm, number, self._buffers)
-        means = compression.reduce(self._anchor.moved())
-        if compression.step > number:
-            self._advance(means)
-            if not self._averages:
-                self._buffers.keep()
-            elif self._buffers.then:
-                self._buffers.advance(*going)
-        else:
+        setting = f"period {self._period_now()}, {self._passes.count} passes"
+        if not self._meeting.meet(setting):
             self._forget_what_is_not_finite()
-        self._anchor.write()
-        self._buffers.write()
         self._passes.count = 0
-
-    def _advance(self, means: Mapping[str, Tensor]) -> None:
-        """The outer step."""
-        for name, weight in self._anchor.weights.items():
-            weight.grad = -means[name]
-        self.outer.step()
-        self.outer.zero_grad()
 
     def _forget_what_is_not_finite(self) -> None:
         kept = [t for each in self.inner.state.values() for t in each.values()]
         if not all(t.isfinite().all() for t in kept if isinstance(t, Tensor)):
-            groups = self.inner.state_dict()["param_groups"]
-            fresh = copy.deepcopy(self._fresh)
-            self.inner.load_state_dict({"state": fresh, "param_groups": groups})
-
-    def _bind(self) -> Comm:
-        """The other ranks; when first met, they agree on what they do."""
-        stats = self._compression.stats
-        if self._comm is None:
-            device = next(iter(self._anchor.weights.values())).device
-            group = self._compression.process_group
-            comm = Comm(group, stats, device, private=False, rotates=False)
-            comm.agree(self._description(), 1.0, self._compression.step)
-            self._comm = comm
-        self._comm.stats = stats
-        return self._comm
-
-    def _description(self) -> str:
-        buffers = {name: (tuple(b.shape), b.dtype) for name, b in self._buffers.then.items()}
-        outer = " ".join(repr(self.outer).split())
-        return (
-            f"period {self._period_now()}, buffers {'averaged' if self._averages else 'kept'}, "
-            f"outer {outer}, {self._passes.count} passes, anchor #{self._anchor.digest:08x}, "
-            f"buffers {buffers}"
-        )
+            _set_state(self.inner, self._fresh)
 
     # ------------------------------------------------------------------------------- checkpoints
 
@@ -323,8 +285,8 @@ class LocalUpdates(Optimizer):
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
         check_count("checkpoint's passes", saved["passes"], least=0)
-        _check_tensors("anchor", saved["anchor"], self._anchor.weights)
-        _check_tensors("buffers", saved["buffers"], self._buffers.then)
+        _check_tensors("anchor", saved["anchor"], self._meeting.anchor.weights)
+        _check_tensors("buffers", saved["buffers"], self._meeting.buffers.then)
         _check_groups("inner", saved["inner"], self.inner)
         _check_groups("outer", saved["outer"], self.outer)
 
@@ -363,6 +325,12 @@ def _refuse_hooks(model: DistributedDataParallel) -> None:
             "sends no gradients: make its state by CompressionState(ddp_model, recipe), not by "
             "attach, and register no hook"
         )
+
+
+def _set_state(optimizer: Optimizer, state: Mapping[Any, Any]) -> None:
+    """Give an optimizer a copy of a state, and leave its options as they are."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": groups})
 
 
 def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:

@@ -75,6 +75,8 @@ class Checkpoints:
             for each in range(int(names[0].rpartition("-")[2]))
         ]
         saved = read(files[rank % len(files)], device)
+        if "dropout" in self.parts and len(files) != world_size:
+            raise ValueError(f"what {len(files)} ranks kept of dropped units fits as many alone")
         if "compression" in self.parts and len(files) != world_size:
             everyone = [read(file, device)["compression"] for file in files]
             saved["compression"] = dc.redistribute(everyone, rank, world_size)

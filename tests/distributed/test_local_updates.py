@@ -456,15 +456,15 @@ def failing_on_one_rank(what: str) -> str:
     period = 2 + dist.get_rank() if what == "period" else 2
     ddp, state, optimizer = wrap(Counting(), period=period)
     if what == "weights" and dist.get_rank() == 1:
-        optimizer._anchor.weights["weight"].add_(1)
+        optimizer._meeting.anchor.weights["weight"].add_(1)
     if what == "buffers":
         train(ddp, optimizer, range(2))
         if dist.get_rank() == 1:
             ddp.module.mean = torch.zeros(4)
-    before = memory(state), digest(optimizer._anchor.weights.values())
+    before = memory(state), digest(optimizer._meeting.anchor.weights.values())
     with pytest.raises(PeerError) as caught:
         train(ddp, optimizer, range(3))
-    assert (memory(state), digest(optimizer._anchor.weights.values())) == before
+    assert (memory(state), digest(optimizer._meeting.anchor.weights.values())) == before
     return str(caught.value)
 
 
