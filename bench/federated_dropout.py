@@ -146,7 +146,7 @@ def train(case: Case, rounds: int, seed: int) -> tuple[float, float]:
     images = images[:, :1].contiguous()
     held_out = torch.arange(len(labels)) % 5 == 4
     mine = (~held_out).nonzero().flatten()[rank::world_size]
-    mine = mine[: len(mine) // BATCH * BATCH]
+    steps = int((~held_out).sum()) // world_size // BATCH  # as many on every rank
     order = torch.Generator().manual_seed(seed * 1000 + rank)
 
     if case.per_rank:
@@ -158,11 +158,12 @@ def train(case: Case, rounds: int, seed: int) -> tuple[float, float]:
         model = DistributedDataParallel(dropout.sub_model)
         state = dc.CompressionState(model, case.recipe)
         sgd = torch.optim.SGD(model.parameters(), 0.15)
-        optimizer = dc.LocalUpdates(sgd, model, state, period=len(mine) // BATCH)
+        optimizer = dc.LocalUpdates(sgd, model, state, period=steps)
         dropout.attach(optimizer)
     for number in range(rounds):
         dropout.draw(number)
-        for some in mine[torch.randperm(len(mine), generator=order)].split(BATCH):
+        shuffled = mine[torch.randperm(len(mine), generator=order)]
+        for some in shuffled[: steps * BATCH].split(BATCH):
             step(model, optimizer, images[some], labels[some])
         dropout.merge()
     ratio = 32 * count(full) * state.stats.steps / state.stats.payload_bits
