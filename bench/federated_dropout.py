@@ -23,10 +23,10 @@ from digits import digits, share_right
 from ranks import on_ranks
 
 BATCH = 10
-LINEAR = (7, 9)  # the network's linear layers
+LINEAR = ("7", "9")  # the network's linear layers
 AVERAGING = dc.recipes.topk(1.0, exchange="union")  # federated averaging
 SBC = dc.recipes.sbc(0.01)
-INPUTS_OF = {3: "0", 7: "3", 9: "7"}  # by layer, the layer whose units it reads
+INPUTS_OF = {"3": "0", "7": "3", "9": "7"}  # by layer, the layer whose units it reads
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,12 @@ class Case:
 
 CASES = [
     Case("full model", 1.0),
-    Case("0.875", 0.875),
     Case("0.75", 0.75),
-    Case("0.5", 0.5),
     Case("0.75, one a rank", 0.75, per_rank=True),
     Case("full model, sbc 1 %", 1.0, recipe=SBC),
     Case("0.75, sbc 1 %", 0.75, recipe=SBC),
     Case("0.75, one a rank, sbc 1 %", 0.75, per_rank=True, recipe=SBC),
+    Case("0.5", 0.5),
 ]
 
 
@@ -88,7 +87,7 @@ def show_sizes() -> None:
     for rate in (0.875, 0.75, 0.5):
         dropout = dc.FederatedDropout(network(), rate)
         full, part = (
-            (count(m), count(nn.ModuleList(m[i] for i in LINEAR)))
+            (count(m), sum(count(m.get_submodule(name)) for name in LINEAR))
             for m in (dropout.model, dropout.sub_model)
         )
         fewer = [f"{100 * (1 - p / f):.1f} %" for f, p in zip(full, part, strict=True)]
@@ -104,10 +103,10 @@ def show_equality() -> None:
     for number in range(10):
         dropout.draw(number)
         kept, x = dropout.kept(number), images
-        for place, layer in enumerate(dropout.model):
-            if place in INPUTS_OF:
-                producer = INPUTS_OF[place]
-                units = dropout.model.get_submodule(producer).weight.shape[0]
+        for name, layer in dropout.model.named_children():
+            if name in INPUTS_OF:
+                producer = INPUTS_OF[name]
+                units = len(dropout.model.get_parameter(f"{producer}.weight"))
                 mask = torch.zeros(units).index_fill_(0, kept[producer], 1.0)
                 wide = mask.repeat_interleave(x.shape[1] // units)
                 x = x * wide.view(-1, *[1] * (x.dim() - 2))
@@ -117,7 +116,7 @@ def show_equality() -> None:
 
 
 def show_times(steps: int) -> None:
-    """Median time of a local step, the models in turns."""
+    """Median time of a local step on one core, the models in turns; CPU time, for busy machines."""
     images, labels = digits(28)
     images, labels = images[:BATCH, :1].contiguous(), labels[:BATCH]
     models = {rate: dc.FederatedDropout(network(), rate).sub_model for rate in (1.0, 0.75, 0.5)}
@@ -125,15 +124,13 @@ def show_times(steps: int) -> None:
     times: dict[float, list[float]] = {rate: [] for rate in models}
     for _ in range(steps):
         for rate, model in models.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step(model, optimizers[rate], images, labels)
-            times[rate].append(time.perf_counter() - start)
+            times[rate].append(time.process_time() - start)
     full = statistics.median(times[1.0])
     for rate, each in times.items():
         median = statistics.median(each)
-        print(
-            f"rate {rate}: {1000 * median:.1f} ms a step of batch {BATCH}, 1 : {full / median:.2f}"
-        )
+        print(f"rate {rate}: {1000 * median:.1f} ms CPU a step, 1 : {full / median:.2f}")
 
 
 def train(case: Case, rounds: int, seed: int) -> tuple[float, float]:

@@ -173,7 +173,7 @@ class FederatedDropout:
         """
         check_count("number", number, least=0)
         state = None if self._through is None or self.per_rank else _state_of(self._through)
-        saved = state.state_dict() if state else {"tensors": {}}
+        saved: dict[str, Any] = state.state_dict() if state else {"tensors": {}}
         if self.round is None and any(saved["tensors"].values()):
             raise ValueError(
                 "the attached state keeps memory of a round that is not known: attach a new one, "
