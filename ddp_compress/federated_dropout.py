@@ -112,10 +112,8 @@ class FederatedDropout:
         ours, full = (
             sum(p.numel() for p in model.parameters()) for model in (self.sub_model, self.model)
         )
-        return (
-            f"FederatedDropout(rate={self.rate}, seed={self.seed}, per_rank={self.per_rank}, "
-            f"round={self.round}, {ours} of {full} parameters)"
-        )
+        setting = ", ".join(f"{name}={value}" for name, value in self._setting().items())
+        return f"FederatedDropout({setting}, round={self.round}, {ours} of {full} parameters)"
 
     def kept(self, number: int, rank: int = 0) -> dict[str, Tensor]:
         """The units that a round keeps of every layer that drops some, ascending.
@@ -216,21 +214,32 @@ class FederatedDropout:
         The full model is saved by itself, and so are what is attached and, in the middle of a
         round, `sub_model`. Load this one after attaching.
         """
-        waiting = {
-            slot: {name: tensor.clone() for name, tensor in by_name.items()}
-            for slot, by_name in self._waiting.items()
-        }
-        return {"round": self.round, "waiting": waiting}
+        return {**self._setting(), "round": self.round, "waiting": _copied(self._waiting)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, of the same model, rate and seed.
+        """Take back what `state_dict` gave, of the same model and arguments.
 
         Raises:
             ValueError: it does not fit. Nothing has changed then.
         """
-        missing = {"round", "waiting"} - set(saved)
+        self._check(saved)
+        if saved["round"] is not None:
+            self._begin(saved["round"])
+        self.round = saved["round"]
+        self._waiting = _copied(saved["waiting"])
+
+    def _setting(self) -> dict[str, Any]:
+        return {"rate": self.rate, "seed": self.seed, "per_rank": self.per_rank}
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        missing = {*self._setting(), "round", "waiting"} - set(saved)
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
+        for name, ours in self._setting().items():
+            if saved[name] != ours:
+                raise ValueError(f"checkpoint has {name} {saved[name]!r}, expected {ours!r}")
+        if saved["round"] is not None:
+            check_count("checkpoint's round", saved["round"], least=0)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         for slot, by_name in saved["waiting"].items():
             for name, tensor in by_name.items():
@@ -239,14 +248,6 @@ class FederatedDropout:
                         f"checkpoint's {slot} of {name} has shape {tuple(tensor.shape)}, expected "
                         f"{shapes.get(name)}"
                     )
-        if saved["round"] is not None:
-            check_count("checkpoint's round", saved["round"], least=0)
-            self._begin(saved["round"])
-        self.round = saved["round"]
-        self._waiting = {
-            slot: {name: tensor.clone() for name, tensor in by_name.items()}
-            for slot, by_name in saved["waiting"].items()
-        }
 
     # ------------------------------------------------------------------------- one for every rank
 
@@ -263,7 +264,7 @@ class FederatedDropout:
             else:
                 full[index] = part.to(full)
         try:
-            self._meeting.meet(f"federated dropout {self.rate}, seed {self.seed}")
+            self._meeting.meet(f"federated dropout {self._setting()}")
         except BaseException:
             self._meeting.write()
             raise
@@ -344,3 +345,10 @@ class FederatedDropout:
 
 def _state_of(through: LocalUpdates | CompressionState) -> CompressionState:
     return through.compression if isinstance(through, LocalUpdates) else through
+
+
+def _copied(memory: Mapping[str, Mapping[str, Tensor]]) -> Memory:
+    return {
+        slot: {name: tensor.clone() for name, tensor in by_name.items()}
+        for slot, by_name in memory.items()
+    }

@@ -374,18 +374,21 @@ def test_a_state_without_its_rounds_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("saved", "words"),
+    ("changed", "words"),
     [
-        ({"round": 1}, "lacks waiting"),
-        ({"round": -1, "waiting": {}}, "round must be 0 or more"),
+        ({"round": -1}, "round must be 0 or more"),
+        ({"rate": 0.5}, "has rate 0.5, expected 0.75"),
         (
-            {"round": 1, "waiting": {"residual": {"0.weight": torch.ones(2)}}},
+            {"waiting": {"residual": {"0.weight": torch.ones(2)}}},
             r"residual of 0.weight has shape \(2,\), expected \(12, 5\)",
         ),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(saved, words):
+def test_a_checkpoint_that_does_not_fit_is_refused(changed, words):
     dropout = dc.FederatedDropout(mlp())
+    before = dropout.state_dict()
     with pytest.raises(ValueError, match=words):
-        dropout.load_state_dict(saved)
-    assert dropout.state_dict() == {"round": None, "waiting": {}}
+        dropout.load_state_dict(before | changed)
+    with pytest.raises(ValueError, match="lacks seed"):
+        dropout.load_state_dict({name: v for name, v in before.items() if name != "seed"})
+    assert dropout.state_dict() == before

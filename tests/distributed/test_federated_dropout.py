@@ -244,7 +244,7 @@ def failed_round() -> None:
     dropout.attach(CompressionState(full, recipes.topk(0.1)))
     before = everything(full)
     own_round(dropout, 0)
-    with pytest.raises(PeerError, match="seed 1"):
+    with pytest.raises(PeerError, match="'seed': 1"):
         dropout.merge()
     assert everything(full) == before
 
