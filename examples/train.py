@@ -99,7 +99,7 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     momentum = 0.0 if holds_momentum(args) else args.momentum
     sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
     optimizer, state, meter = attach(model, sgd, args, recipe)
-    if dropout:
+    if dropout and isinstance(optimizer, dc.LocalUpdates):
         dropout.attach(optimizer)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
     journal = Journal()

@@ -257,7 +257,7 @@ def test_memory_of_a_hook_lies_as_its_parameter_does():
     """DDP's buckets of channels_last weights are in the order of memory."""
     full = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 2, 3, bias=False))
     dropout = dc.FederatedDropout(full, rate=0.5)
-    dropout.sub_model.to(memory_format=torch.channels_last)
+    dropout.sub_model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = dc.CompressionState(dropout.sub_model, dc.recipes.topk(0.1))
     dropout.attach(state)
     dropout.draw(0)
