@@ -12,25 +12,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from ddp_compress.anchor import Anchor
-from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.exchange import Comm, meet_over_buffers, members
+from ddp_compress.exchange import members
 from ddp_compress.guards import (
     check_optimizer,
     refuse_steps_with_others,
     refuse_unsupported_ddp,
 )
 from ddp_compress.hook import Passes, local_hook, register
+from ddp_compress.meeting import Meeting, Outer, plain_adding
 from ddp_compress.state import CompressionState
 
 Period = int | Callable[[int], int]
-Outer = Callable[[list[Tensor]], Optimizer]
-
-
-def plain_adding(anchor: list[Tensor]) -> Optimizer:
-    """The outer optimizer of no outer optimizer: ``anchor += mean``, bit for bit."""
-    return torch.optim.SGD(anchor, lr=1.0)
 
 
 class LocalUpdates(Optimizer):
@@ -90,6 +83,7 @@ class LocalUpdates(Optimizer):
     Attributes:
         inner: the optimizer of the local steps.
         outer: the optimizer of the anchor.
+        compression: what weight differences travel through.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -139,29 +133,30 @@ class LocalUpdates(Optimizer):
         refuse_steps_with_others(optimizer)
         named, ignored = dict(ddp_model.module.named_parameters()), ddp_model.parameters_to_ignore
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
-        anchor = Anchor(dict(zip(state.layout(shared).names, shared, strict=True)))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         _refuse_strangers(optimizer, known, ddp_model.module)
         _check_group(state, ddp_model)
-        made = (outer or plain_adding)(list(anchor.weights.values()))
-        if not isinstance(made, Optimizer):
-            raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
-        if "momentum" in state.recipe.memory.tensors:
-            for each in (optimizer, made):
-                check_optimizer(each, state.recipe.name)
+        self._meeting = Meeting(
+            state,
+            ddp_model.module,
+            dict(zip(state.layout(shared).names, shared, strict=True)),
+            outer or plain_adding,
+            buffers == "average",
+            ignored,
+        )
         self.inner = optimizer
-        self.outer = made
+        self.outer = self._meeting.outer
+        self.compression = state
+        if "momentum" in state.recipe.memory.tensors:
+            for each in (self.inner, self.outer):
+                check_optimizer(each, state.recipe.name)
         self._ddp_model = ddp_model
-        self._compression = state
         self._period = period
-        self._averages = buffers == "average"
-        self._anchor = anchor
-        self._buffers = Buffers(ddp_model.module, ddp_model.parameters_to_ignore)
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
+        self._fresh_outer = copy.deepcopy(self.outer.state_dict()["state"])
         self._known = known
         self._begun = False
         self._passes = Passes()
-        self._comm: Comm | None = None
         register(ddp_model, self._passes, local_hook)
         ddp_model.broadcast_buffers = False
         ddp_model.register_forward_pre_hook(_BeforeForward(self._before_forward))
@@ -221,6 +216,18 @@ class LocalUpdates(Optimizer):
         if self._passes.count:
             self._meet()
 
+    def restart(self) -> None:
+        """Begin anew at the model's weights and buffers of now, which all ranks must share.
+
+        For what changes weights between two rounds, such as `FederatedDropout`. Both optimizers
+        forget what they kept of the weights before, and local steps since the last round are not
+        sent.
+        """
+        self._meeting.restart()
+        _set_state(self.inner, self._fresh)
+        _set_state(self.outer, self._fresh_outer)
+        self._passes.count = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Both optimizers, the anchor, and how far this rank is in its period.
 
@@ -232,8 +239,8 @@ class LocalUpdates(Optimizer):
         return {
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
-            "anchor": {name: t.clone() for name, t in self._anchor.weights.items()},
-            "buffers": {name: t.clone() for name, t in self._buffers.then.items()},
+            "anchor": {name: t.clone() for name, t in self._meeting.anchor.weights.items()},
+            "buffers": {name: t.clone() for name, t in self._meeting.buffers.then.items()},
             "passes": self._passes.count,
         }
 
@@ -246,8 +253,8 @@ class LocalUpdates(Optimizer):
         self._check(state_dict)
         self.inner.load_state_dict(state_dict["inner"])
         self.outer.load_state_dict(state_dict["outer"])
-        self._anchor.load(state_dict["anchor"])
-        self._buffers.load(state_dict["buffers"])
+        self._meeting.anchor.load(state_dict["anchor"])
+        self._meeting.buffers.load(state_dict["buffers"])
         self._begun = True
         self._passes.count = state_dict["passes"]
 
@@ -274,8 +281,7 @@ class LocalUpdates(Optimizer):
     def _follow(self) -> None:
         """Until the first forward pass, weights and buffers may be loaded."""
         if not self._begun:
-            self._anchor.keep()
-            self._buffers.keep()
+            self._meeting.restart()
 
     def _catch_up(self) -> None:
         """Where a step was skipped: meet as the others did, before anything else is sent."""
@@ -293,68 +299,16 @@ class LocalUpdates(Optimizer):
     def _period_now(self) -> int:
         if not callable(self._period):
             return self._period
-        number = self._compression.step
+        number = self.compression.step
         period = self._period(number)
         check_count(f"period schedule {self._period!r} at round {number}", period, least=1)
         return period
 
-    @torch.no_grad()
     def _meet(self) -> None:
-        """A round. Nothing is written before all ranks have gone through all of it."""
-        compression, comm = self._compression, self._bind()
-        number = compression.step
-        if self._averages and self._buffers.then:
-            going = meet_over_buffers(comm, number, self._buffers)
-        means = compression.reduce(self._anchor.moved(), self._rhythm())
-        if compression.step > number:
-            self._advance(means)
-            if not self._averages:
-                self._buffers.keep()
-            elif self._buffers.then:
-                self._buffers.advance(*going)
-        else:
-            self._forget_what_is_not_finite()
-        self._anchor.write()
-        self._buffers.write()
+        finite = self._meeting.meet(f"period {self._period_now()}, {self._passes.count} passes")
+        if not finite and not _is_finite(list(self.inner.state.values())):
+            _set_state(self.inner, self._fresh)
         self._passes.count = 0
-
-    def _advance(self, means: Mapping[str, Tensor]) -> None:
-        """The outer step."""
-        for name, weight in self._anchor.weights.items():
-            weight.grad = means[name].neg_()
-        self.outer.step()
-        self.outer.zero_grad()
-
-    def _forget_what_is_not_finite(self) -> None:
-        if not _is_finite(list(self.inner.state.values())):
-            groups = self.inner.state_dict()["param_groups"]
-            fresh = copy.deepcopy(self._fresh)
-            self.inner.load_state_dict({"state": fresh, "param_groups": groups})
-
-    def _bind(self) -> Comm:
-        """The other ranks; when first met, they agree on what they do."""
-        stats = self._compression.stats
-        if self._comm is None:
-            device = next(iter(self._anchor.weights.values())).device
-            group = self._compression.process_group
-            comm = Comm(group, stats, device, private=False, rotates=False)
-            comm.agree(self._description(), 1.0, self._compression.step)
-            self._comm = comm
-        self._comm.stats = stats
-        return self._comm
-
-    def _rhythm(self) -> str:
-        """What ranks must share in every round."""
-        return f"period {self._period_now()}, {self._passes.count} passes"
-
-    def _description(self) -> str:
-        buffers = {name: (tuple(b.shape), b.dtype) for name, b in self._buffers.then.items()}
-        outer = " ".join(repr(self.outer).split())
-        return (
-            f"{self._rhythm()}, buffers {'averaged' if self._averages else 'kept'}, "
-            f"outer {outer}, anchor #{self._anchor.digest:08x}, "
-            f"buffers {buffers}"
-        )
 
     # ------------------------------------------------------------------------------- checkpoints
 
@@ -365,8 +319,8 @@ class LocalUpdates(Optimizer):
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
         check_count("checkpoint's passes", saved["passes"], least=0)
-        _check_tensors("anchor", saved["anchor"], self._anchor.weights)
-        _check_tensors("buffers", saved["buffers"], self._buffers.then)
+        _check_tensors("anchor", saved["anchor"], self._meeting.anchor.weights)
+        _check_tensors("buffers", saved["buffers"], self._meeting.buffers.then)
         _check_optimizer("inner", saved["inner"], self.inner)
         _check_optimizer("outer", saved["outer"], self.outer)
         for part in ("anchor", "outer"):
@@ -420,6 +374,12 @@ def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) 
                 "drift apart. Unfreeze before wrapping the model; other models' parameters need an "
                 "optimizer of their own"
             )
+
+
+def _set_state(optimizer: Optimizer, state: Mapping[Any, Any]) -> None:
+    """Give an optimizer a copy of a state, and leave its options as they are."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": groups})
 
 
 def _is_finite(tree: Any) -> bool:

@@ -76,6 +76,8 @@ class Checkpoints:
             for each in range(int(names[0].rpartition("-")[2]))
         ]
         saved = read(files[rank % len(files)], device)
+        if "dropout" in self.parts and len(files) != world_size:
+            raise ValueError(f"what {len(files)} ranks kept of dropped units fits as many alone")
         if "compression" in self.parts and len(files) != world_size:
             host = torch.device("cpu")  # all ranks' together may be too much for a GPU
             everyone = [read(file, host)["compression"] for file in files]
