@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ddp_compress.draw import Draw
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.exact import reduce_exact
@@ -95,12 +96,13 @@ def _average(
     name = next(iter(quantize.tensors), None)
     guess = message.kept_at(name, mask) if name else None
     stats.nonzeros += len(mask)
+    draw = Draw(message.plan.group_names, message.step, channel.rank)
 
     def encoded() -> Tensor:
-        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess)
+        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess, draw)
 
     def decoded(body: Tensor) -> Tensor:
-        values = quantize.decode(body.to(message.device), counts, guess)
+        values = quantize.decode(body.to(message.device), counts, guess, draw)
         return values.to(message.device, message.memory_dtype)
 
     summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
