@@ -50,7 +50,9 @@ ROWS = {
     "rotated-kashin": Row(rotated(2, "kashin", keep=0.5), min_numel=20),
     "rotated-feedback": Row(rotated(5, "none", error_feedback=True)),
     "rotated-sharded": Row(rotated(4, keep=0.5, down=rotated(5)), min_numel=20),
-    "topk-rotated": Row(replace(topk(0.1), exchange=Sharded(rotated(5, error_feedback=True)))),
+    "sign-rotated": Row(
+        replace(sign(64), exchange=Sharded(rotated(5, "none", error_feedback=True)))
+    ),
     "vote": Row(majority_vote(0.1)),
     "vote-sharded": Row(majority_vote(0.1, ballot_box="sharded"), min_numel=20),
     "vote-random": Row(majority_vote(0.05, "random", value_bits=4, ballot_box="sharded")),
@@ -64,6 +66,8 @@ ROWS = {
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+KEEPING = {name: row for name, row in ROWS.items() if row.recipe.memory.tensors}
+every_keeping_row = pytest.mark.parametrize("row", KEEPING.values(), ids=KEEPING)
 FAMILY = (
     "topk",
     "dgc-golomb",
@@ -73,5 +77,6 @@ FAMILY = (
     "hgc",
     "stc",
     "sign-sharded",
+    "rotated-feedback",
 )
 every_family = pytest.mark.parametrize("row", [ROWS[name] for name in FAMILY], ids=FAMILY)

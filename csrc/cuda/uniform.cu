@@ -1,5 +1,4 @@
 #include "../uniform.h"
-
 #include "grid.cuh"
 #include "launch.cuh"
 
@@ -75,7 +74,8 @@ __global__ void decode(const uint8_t* codes, const float* levels, const Block* b
 Block* table(const Device& device, const int64_t* bounds, int64_t blocks, int bits) {
   std::vector<Block> all{{0, 0}};
   for (int64_t b = 0; b < blocks; ++b)
-    all.push_back({bounds[b + 1], all.back().byte + ceil_div(bits * (bounds[b + 1] - bounds[b]), 8)});
+    all.push_back(
+        {bounds[b + 1], all.back().byte + ceil_div(bits * (bounds[b + 1] - bounds[b]), 8)});
   return upload(device, all);
 }
 
