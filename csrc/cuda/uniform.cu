@@ -40,14 +40,14 @@ __global__ void encode(const float* values, const Block* blocks, const int64_t* 
   }
   const auto salt = static_cast<uint64_t>(salts[blockIdx.x]);
   for (int64_t first = threadIdx.x * kCodes; first < count; first += kThreads * kCodes) {
-    const int here = static_cast<int>(count - first < kCodes ? count - first : kCodes);
+    const int some = static_cast<int>(count - first < kCodes ? count - first : kCodes);
     uint64_t packed = 0, word = 0;
-    for (int i = 0; i < here && is_step(mine.step); ++i) {
+    for (int i = 0; i < some && is_step(mine.step); ++i) {
       if (i % kDraws == 0) word = random_word(salt, static_cast<uint64_t>((first + i) / kDraws));
       const int code = code_of(values[first + i], mine, noise(word, i % kDraws), last);
       packed |= static_cast<uint64_t>(code) << bits * i;
     }
-    for (int byte = 0; byte < (bits * here + 7) / 8; ++byte)
+    for (int byte = 0; byte < (bits * some + 7) / 8; ++byte)
       codes[first / kCodes * bits + byte] = static_cast<uint8_t>(packed >> 8 * byte);
   }
 }
@@ -60,11 +60,11 @@ __global__ void decode(const uint8_t* codes, const float* levels, const Block* b
   values += here.value;
   codes += here.byte;
   for (int64_t first = threadIdx.x * kCodes; first < count; first += kThreads * kCodes) {
-    const int here = static_cast<int>(count - first < kCodes ? count - first : kCodes);
+    const int some = static_cast<int>(count - first < kCodes ? count - first : kCodes);
     uint64_t packed = 0;
-    for (int byte = 0; byte < (bits * here + 7) / 8; ++byte)
+    for (int byte = 0; byte < (bits * some + 7) / 8; ++byte)
       packed |= static_cast<uint64_t>(codes[first / kCodes * bits + byte]) << 8 * byte;
-    for (int i = 0; i < here; ++i) {
+    for (int i = 0; i < some; ++i) {
       const auto code = static_cast<int>(packed >> bits * i) & ((1 << bits) - 1);
       values[first + i] = lowest + static_cast<float>(code) * step;
     }
