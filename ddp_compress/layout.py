@@ -194,6 +194,14 @@ class Plan:
         return tuple(name for layout in self.layouts for name in layout.names)
 
     @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """The name of every group's first parameter, [G]."""
+        first: dict[int, str] = {}
+        for owner, name in zip(self._owners, self.names, strict=True):
+            first.setdefault(owner, name)
+        return tuple(first[owner] for owner in self._group_ends)
+
+    @cached_property
     def everything(self) -> Tensor | None:
         """The positions [K] int32 of all but the exact parameters; None where none is exact."""
         if not len(self.exact):

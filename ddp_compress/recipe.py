@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ddp_compress.draw import Draw
 from ddp_compress.layout import Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
@@ -78,11 +79,21 @@ class Quantize(Protocol):
     def size(self, plan: Plan) -> int:
         """The most bytes that `encode` gives."""
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
-        """Bytes of the values [K], with ``counts`` [G] of them in every group."""
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
+        """Bytes of the values [K], with ``counts`` [G] of them in every group.
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
-        """The values [K] again, fp32; ValueError where the bytes do not fit the counts."""
+        What is random comes of ``draw``.
+        """
+
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
+        """The values [K] again, fp32; ValueError where the bytes do not fit the counts.
+
+        All but ``draw.own`` is as it was in `encode`.
+        """
 
     def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
         """The next guess [K], after the mean over ranks is known."""

@@ -1,12 +1,13 @@
 """The one table of recipes that the law tests run over."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from ddp_compress import Recipe, exponential_warmup
-from ddp_compress.recipes import dgc, hgc, majority_vote, sbc, sign, stc, topk
+from ddp_compress.exchange import Sharded
+from ddp_compress.recipes import dgc, hgc, majority_vote, rotated, sbc, sign, stc, topk
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ ROWS = {
     "stc-momentum": Row(stc(0.05, "bucket", "elias_fano", momentum=0.9), min_numel=20),
     "sign": Row(sign(block=64)),
     "sign-sharded": Row(sign(block=32, exchange="sharded"), min_numel=20),
+    "rotated": Row(rotated(4)),
+    "rotated-kashin": Row(rotated(2, "kashin", keep=0.5), min_numel=20),
+    "rotated-feedback": Row(rotated(5, "none", error_feedback=True)),
+    "rotated-sharded": Row(rotated(4, keep=0.5, down=rotated(5)), min_numel=20),
+    "sign-rotated": Row(
+        replace(sign(64), exchange=Sharded(rotated(5, "none", error_feedback=True)))
+    ),
     "vote": Row(majority_vote(0.1)),
     "vote-sharded": Row(majority_vote(0.1, ballot_box="sharded"), min_numel=20),
     "vote-random": Row(majority_vote(0.05, "random", value_bits=4, ballot_box="sharded")),
@@ -58,6 +66,8 @@ ROWS = {
 }
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+KEEPING = {name: row for name, row in ROWS.items() if row.recipe.memory.tensors}
+every_keeping_row = pytest.mark.parametrize("row", KEEPING.values(), ids=KEEPING)
 FAMILY = (
     "topk",
     "dgc-golomb",
@@ -67,5 +77,6 @@ FAMILY = (
     "hgc",
     "stc",
     "sign-sharded",
+    "rotated-feedback",
 )
 every_family = pytest.mark.parametrize("row", [ROWS[name] for name in FAMILY], ids=FAMILY)

