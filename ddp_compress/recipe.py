@@ -5,14 +5,14 @@ gradient ─► memory + select ─► quantize ─► codec ─► exchange ─
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from ddp_compress.layout import Plan, Scope, Space, Sparse
+from ddp_compress.layout import Package, Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ class Select(Protocol):
 
 
 class Quantize(Protocol):
-    """The values on the wire, for positions that the receiver knows."""
+    """The values on the wire, for positions that the receiver knows.
+
+    Entries that travel with their positions go in packages, each with a list of its own.
+    """
 
     @property
     def tensors(self) -> Tensors:
@@ -86,6 +89,15 @@ class Quantize(Protocol):
 
     def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
         """The next guess [K], after the mean over ranks is known."""
+
+    def spaces(self, plan: Plan, space: Space) -> list[Space]:
+        """Where the list of every package lies, for entries whose positions lie in ``space``."""
+
+    def pack(self, entries: Sparse, plan: Plan) -> list[Package]:
+        """The packages, as many as spaces."""
+
+    def unpack(self, places: Sequence[Tensor], values: Tensor, plan: Plan) -> Sparse:
+        """The entries again, with values in fp32; ValueError where the bytes of values are bad."""
 
 
 class Codec(Protocol):

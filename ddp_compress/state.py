@@ -15,6 +15,7 @@ from torch.futures import Future
 
 from ddp_compress.checkpoint import FORMAT, check_fits, check_form
 from ddp_compress.checks import check_count
+from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
@@ -100,6 +101,8 @@ class CompressionState:
         self.step = start_step
         self.stats = Stats()
         self._parameters = dict(bare.named_parameters())
+        convs = convolutions(bare)
+        self._convolutions = {name for name, p in self._parameters.items() if id(p) in convs}
         self._store = ParameterStore(recipe.tensors)
         self._settings = Settings(recipe, min_numel, flush_bytes)
         self._find_unused = find_unused
@@ -250,7 +253,11 @@ class CompressionState:
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
-        return Layout(tuple(tensors), tuple(t.numel() for t in tensors.values()))
+        # Flattened in the order of their indices, whatever their memory format.
+        kernels = tuple(
+            Kernel(self._kernel(name, self._parameters[name]).numel) for name in tensors
+        )
+        return Layout(tuple(tensors), tuple(t.numel() for t in tensors.values()), kernels)
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -264,9 +271,12 @@ class CompressionState:
                 f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
                 "not of the model that this state was made for"
             )
-        return Layout(
-            tuple(self._names[id(p)] for p in parameters), tuple(p.numel() for p in parameters)
-        )
+        names = tuple(self._names[id(p)] for p in parameters)
+        kernels = tuple(map(self._kernel, names, parameters))
+        return Layout(names, tuple(p.numel() for p in parameters), kernels)
+
+    def _kernel(self, name: str, parameter: Tensor) -> Kernel:
+        return kernel_of(parameter) if name in self._convolutions else Kernel()
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -404,7 +414,7 @@ class CompressionState:
         self._store.load(saved["tensors"])
         self.step = saved["step"]
         self._saved_by = saved["saved_by"]
-        self.stats = Stats(**saved["stats"])
+        self.stats = Stats.of(saved["stats"])
         if self._comm is not None:
             self._comm.stats = self.stats
             self._comm.known.clear()

@@ -91,27 +91,28 @@ def check_counts(indices: Tensor | None, plan: Plan) -> None:
     counts = plan.counts(indices)
     if (counts > plan.ks).any():
         raise ValueError("positions: more than a group may send")
-    _check_inside(indices, counts)
-
-
-def _check_inside(indices: Tensor | None, counts: Tensor) -> None:
     if indices is not None and int(counts.sum()) != len(indices):
         raise ValueError("positions: outside every group")
 
 
 def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats) -> Tensor:
-    positions = recipe.codec.encode(cast(Tensor, entries.indices), space)
-    values = recipe.quantize.encode(entries.values, plan.counts(entries.indices))
-    stats.nonzeros += len(entries)
-    stats.position_bits += 8 * len(positions)
-    stats.value_bits += 8 * len(values)
-    return torch.cat([beside(positions, values), values])
+    packages = recipe.quantize.pack(entries, plan)
+    spaces = recipe.quantize.spaces(plan, space)
+    lists = []
+    for package, where in zip(packages, spaces, strict=True):
+        places = recipe.codec.encode(cast(Tensor, package.places), where)
+        stats.package(package.name, package.entries, 8 * len(places), 8 * len(package.values))
+        lists.append(beside(places, package.values))
+    return torch.cat([*lists, *(package.values for package in packages)])
 
 
 def _decode(body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message) -> Sparse:
     body = body.to(message.device, non_blocking=True)
-    indices, used = recipe.codec.decode(body, space)
-    counts = plan.counts(indices)
-    _check_inside(indices, counts)
-    values = recipe.quantize.decode(body[used:], counts)
-    return Sparse(indices, values.to(message.device, message.memory_dtype, non_blocking=True))
+    lists = []
+    for where in recipe.quantize.spaces(plan, space):
+        places, used = recipe.codec.decode(body, where)
+        lists.append(places)
+        body = body[used:]
+    entries = recipe.quantize.unpack(lists, body, plan)
+    values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
+    return Sparse(entries.indices, values)
