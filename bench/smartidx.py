@@ -9,10 +9,10 @@ Inception modules: they are half of GoogLeNet's, as its first layers are about a
 has batch normalization, as in the papers. Training is one rank's, so that a run shows what
 compression costs alone.
 
-What is shown for every run, means over all steps: the payload's ratio to fp32, entries sent (with a
-value other than 0) over all, bits for each of them, the energy kept, |a|² - |a - sent|² over |a|² of
-what had accumulated (a), that of as many entries of top-k sent as they are, and for every package
-its share of the entries and its position and value bits an entry.
+What is shown for every run, means over all steps: the payload's ratio to fp32; entries sent (with a
+value other than 0) over all; bits for each of them; the energy kept, (|a|² - |a - sent|²) / |a|² of
+what had accumulated (a), beside that of as many entries of top-k, sent as they are; and for every
+package its share of the entries and its position and value bits an entry.
 """
 
 import argparse
@@ -194,11 +194,12 @@ def main() -> None:
         for recipe in args.recipes:
             state, energy, accuracy = train(case, RECIPES[recipe](density), args)
             stats = state.stats
+            kept, of_top_k = energy.kept / args.steps, energy.of_top_k / args.steps
             print(
                 f"{name} {recipe}: ratio {stats.ratio:.1f} (appendix {case.target}), "
-                f"sent {stats.nonzeros / stats.elements:.2%}, "
-                f"{stats.bits_per_nonzero:.3f} bits an entry, energy {energy.kept / args.steps:.3f} "
-                f"(top-k {energy.of_top_k / args.steps:.3f}), accuracy {accuracy:.1%}"
+                f"sent {stats.nonzeros / stats.elements:.2%}, {stats.bits_per_nonzero:.3f} bits an "
+                f"entry, energy {kept:.3f} (top-k {of_top_k:.3f}), accuracy {accuracy:.1%}",
+                flush=True,
             )
             for kind, package in stats.packages.items():
                 if package.entries:

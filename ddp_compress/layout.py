@@ -107,6 +107,11 @@ class Package:
     entries: int
     values: Tensor
 
+    def beside(self, data: Tensor) -> Package:
+        """The same on the device of a tensor."""
+        places = None if self.places is None else beside(self.places, data)
+        return Package(self.name, places, self.entries, beside(self.values, data))
+
 
 @dataclass(frozen=True)
 class Plan:

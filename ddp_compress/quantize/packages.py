@@ -59,106 +59,113 @@ class Packages(Signs):
     """
 
     def size(self, plan: Plan) -> int:
-        """Means of all packages, signs as they are, and codes of no kernels."""
-        means = 4 * 3 * int(plan.bounds.diff().minimum(torch.tensor(plan.k)).clamp(max=1).sum())
-        codes = sum(
+        """Means of all packages, signs as they are, and patterns that stand for no kernel."""
+        patterns = sum(
             1 + (MOST_PATTERNS * m + 7) // 8 + most_bytes(0, 2 * MOST_PATTERNS)
             for m in plan.kernels.sizes
         )
-        return means + codes + len(plan.bounds) + (plan.k + 7) // 8
+        parameters = len(plan.bounds) - 1
+        return (3 * 4 + 2) * parameters + patterns + plan.k // 8
 
     def spaces(self, plan: Plan, space: Space) -> list[Space]:
-        """The kernels, twice, and all positions."""
-        numels = [kernel.numel for kernel in plan.kernels.kernels if kernel.numel > 1]
-        kernels = Room(plan.kernels.starts, space.k // min(numels) if numels else 0)
-        return [kernels, kernels, space]
+        """The kernels, twice, where there are any; and all positions."""
+        sizes = plan.kernels.sizes
+        return [Room(plan.kernels.starts, space.k // sizes[0])] * 2 * bool(sizes) + [space]
 
     def pack(self, entries: Sparse, plan: Plan) -> list[Package]:
         """Find the whole kernels, and what is the least for each."""
         kernels = plan.kernels
         positions, values = on_host(entries.positions), on_host(entries.values)
         places, order = kernels.places(positions).sort()
-        values = values[order]
-        whole, singles = _whole_kernels(places, plan)
-        owners = kernels.owners(whole)
-        sizes = kernels.numels[owners]
-        begins = torch.searchsorted(places, kernels.first_places(whole))
-        magnitudes, parts, shared = values.abs(), [], torch.zeros(len(whole), dtype=torch.bool)
-        for m in kernels.sizes:
+        whole, single = _whole_kernels(places, plan)
+        alone = positions[order[single]].sort()
+        individual = self.encode(
+            values[order[single]][alone.indices], _counts_within(alone.values, plan)
+        )
+        packages = [Package("individual", alone.values, len(alone.values), individual)]
+        if kernels.sizes:
+            packages = self._of_kernels(whole, places, values[order], plan) + packages
+        return [package.beside(entries.values) for package in packages]
+
+    def _of_kernels(
+        self, whole: Tensor, places: Tensor, values: Tensor, plan: Plan
+    ) -> list[Package]:
+        """The packages of these kernels [n], whose elements are among places and values [K]."""
+        owners, sizes = _facts(whole, plan)
+        begins = torch.searchsorted(places, plan.kernels.first_places(whole))
+        shared, streams = torch.zeros(len(whole), dtype=torch.bool), []
+        for m in plan.kernels.sizes:
             mine = (sizes == m).nonzero().flatten()
             signs = values[begins[mine][:, None] + torch.arange(m)].signbit()
-            data, chosen = _encode_patterns(signs)
-            parts.append(data)
+            stream, chosen = _encode_patterns(signs)
+            streams.append(stream)
             shared[mine[chosen]] = True
-        in_pattern = shared.repeat_interleave(sizes)
-        of_kernels = _ranges(begins, sizes)
-        alike, unlike = of_kernels[in_pattern], of_kernels[~in_pattern]
-        means = ops.segment_means(
-            magnitudes[alike], _entries_within(owners[shared], sizes[shared], plan)
-        )
-        counts = _entries_within(owners[~shared], sizes[~shared], plan)
-        data = torch.cat([means[_used(owners[shared], plan)].view(torch.uint8), *parts])
-        alone = positions[order][singles].sort()
+        alike, unlike = (values[_ranges(begins[of], sizes[of])] for of in (shared, ~shared))
+        means = ops.segment_means(alike.abs(), _entries_within(owners[shared], sizes[shared], plan))
+        used = means[_used(owners[shared], plan)]
+        patterns = torch.cat([used.view(torch.uint8), *streams])
+        signs = self.encode(unlike, _entries_within(owners[~shared], sizes[~shared], plan))
         return [
-            Package("pattern", whole[shared].int(), len(alike), data),
-            Package(
-                "kernel", whole[~shared].int(), len(unlike), self.encode(values[unlike], counts)
-            ),
-            Package(
-                "individual",
-                alone.values,
-                len(alone.values),
-                self.encode(values[singles][alone.indices], _counts_within(alone.values, plan)),
-            ),
+            Package("pattern", whole[shared].int(), len(alike), patterns),
+            Package("kernel", whole[~shared].int(), len(unlike), signs),
         ]
 
     def unpack(self, places: Sequence[Tensor], values: Tensor, plan: Plan) -> Sparse:
         """The entries again; ValueError where the bytes are bad, or an entry comes twice."""
-        kernels, values = plan.kernels, on_host(values)
-        shared, unlike, singles = (on_host(each).long() for each in places)
-        owners = kernels.owners(shared)
-        sizes = kernels.numels[owners]
-        used = _used(owners, plan)
-        means = read_means("packages", values, int(used.sum()))
-        values = values[4 * len(means) :]
-        table = torch.zeros(len(used)).masked_scatter_(used, means)
-        of_pattern = table[owners].repeat_interleave(sizes)
-        ends = sizes.cumsum(0)
-        for m in kernels.sizes:
-            mine = (sizes == m).nonzero().flatten()
-            turned, read = _decode_patterns(values, len(mine), m)
-            values = values[read:]
-            at = (ends[mine] - m)[:, None] + torch.arange(m)
-            of_pattern[at] = torch.where(turned, -of_pattern[at], of_pattern[at])
-        owners, lengths = kernels.owners(unlike), kernels.numels[kernels.owners(unlike)]
-        counts = _entries_within(owners, lengths, plan)
-        split = sum(self._bytes(counts))
-        of_kernel = self.decode(values[:split], counts)
-        of_single = self.decode(values[split:], _counts_within(singles, plan))
-        at = torch.cat(
-            [
-                _ranges(kernels.first_places(shared), sizes),
-                _ranges(kernels.first_places(unlike), lengths),
-            ]
-        )
-        positions, order = torch.cat([kernels.positions(at), singles]).sort()
+        device, values = values.device, on_host(values)
+        *of_kernels, singles = (on_host(each).long() for each in places)
+        shared, unlike = of_kernels or (singles[:0], singles[:0])
+        alike, used = _decode_kernels(values, shared, plan)
+        (owners, sizes), firsts = _facts(unlike, plan), plan.kernels.first_places(unlike)
+        counts = _entries_within(owners, sizes, plan)
+        split = used + sum(self._bytes(counts))
+        unlike_values = self.decode(values[used:split], counts)
+        alone = self.decode(values[split:], _counts_within(singles, plan))
+        _, lengths = _facts(shared, plan)
+        at = [
+            _ranges(plan.kernels.first_places(shared), lengths),
+            _ranges(firsts, sizes),
+        ]
+        positions, order = torch.cat([plan.kernels.positions(torch.cat(at)), singles]).sort()
         if (positions.diff() == 0).any():
             raise ValueError("packages: an entry comes twice, expected it in one package alone")
-        found = torch.cat([of_pattern, of_kernel, of_single])[order]
-        device = places[0].device
+        found = torch.cat([alike, unlike_values, alone])[order]
         return Sparse(positions.int().to(device), found.to(device))
+
+
+def _decode_kernels(data: Tensor, shared: Tensor, plan: Plan) -> tuple[Tensor, int]:
+    """The values of kernels [n] of a pattern, kernel after kernel, and the bytes they took."""
+    owners, sizes = _facts(shared, plan)
+    used = _used(owners, plan)
+    means = read_means("packages", data, int(used.sum()))
+    values = torch.zeros(len(used)).masked_scatter_(used, means)[owners].repeat_interleave(sizes)
+    at, ends = means.nbytes, sizes.cumsum(0)
+    for m in plan.kernels.sizes:
+        mine = (sizes == m).nonzero().flatten()
+        minus, read = _decode_patterns(data[at:], len(mine), m)
+        elements = (ends[mine] - m)[:, None] + torch.arange(m)
+        values[elements] = torch.where(minus, -values[elements], values[elements])
+        at += read
+    return values, at
 
 
 def _whole_kernels(places: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """The kernels [n] all of whose elements are among ascending places [K]; the other places."""
     kernels = plan.kernels
     owner = torch.searchsorted(plan.bounds, places, right=True) - 1
-    number = (places - plan.bounds[owner]) // kernels.numels[owner] + kernels.starts[owner]
-    known, inverse, counts = number.unique_consecutive(return_inverse=True, return_counts=True)
-    first = places.new_zeros(len(known)).scatter_(0, inverse, owner)
-    numels = kernels.numels[first]
+    first = places - (places - plan.bounds[owner]) % kernels.numels[owner]
+    firsts, inverse, counts = first.unique_consecutive(return_inverse=True, return_counts=True)
+    owner = torch.searchsorted(plan.bounds, firsts, right=True) - 1
+    numels = kernels.numels[owner]
     whole = (counts == numels) & (numels > 1)
-    return known[whole], ~whole[inverse]
+    number = (firsts - plan.bounds[owner]) // numels + kernels.starts[owner]
+    return number[whole], ~whole[inverse]
+
+
+def _facts(kernels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The parameter and the size [n] of each of these kernels [n]."""
+    owners = plan.kernels.owners(kernels)
+    return owners, plan.kernels.numels[owners]
 
 
 def _entries_within(owners: Tensor, sizes: Tensor, plan: Plan) -> Tensor:
@@ -194,6 +201,9 @@ def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
         is shared; and indices into ``signs``.
     """
     n, m = signs.shape
+    nothing = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    if not n:
+        return nothing
     turned = signs[:, 0]
     patterns, number, counts = (signs ^ turned[:, None]).unique(
         dim=0, return_inverse=True, return_counts=True
@@ -204,7 +214,7 @@ def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
         if count * (m - 1 - log2(n / count)) > m + 2 * TABLE_BITS
     ][:MOST_PATTERNS]
     if not shared:
-        return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+        return nothing
     symbol = torch.full((len(patterns),), -1).index_copy_(
         0, torch.tensor(shared), 2 * torch.arange(len(shared))
     )[number]

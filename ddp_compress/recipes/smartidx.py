@@ -14,7 +14,7 @@ def smartidx(
     density: float | Schedule = 0.1,
     scope: Scope = "model",
     codec: str = "golomb",
-    patterns: int = 8,
+    patterns: int = 2,
     momentum: float | Schedule = 0.0,
 ) -> Recipe:
     """Send whole kernels of convolutions: one position and one pattern of signs each.
@@ -49,7 +49,7 @@ def smartidx(
 
     Example:
         >>> smartidx(density=0.1).select
-        WholeKernels(density=0.1, scope='model', patterns=8)
+        WholeKernels(density=0.1, scope='model', patterns=2)
     """
     return Recipe(
         "smartidx",

@@ -60,12 +60,12 @@ class WholeKernels:
 
     Example:
         >>> WholeKernels(0.1)
-        WholeKernels(density=0.1, scope='model', patterns=8)
+        WholeKernels(density=0.1, scope='model', patterns=2)
     """
 
     density: float | Schedule
     scope: Scope = "model"
-    patterns: int = 8
+    patterns: int = 2
 
     def __post_init__(self) -> None:
         if not callable(self.density):
