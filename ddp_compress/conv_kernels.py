@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from ddp_compress.devices import beside
 
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+
 
 class Kernel(NamedTuple):
     """The kernels of one parameter: their elements, and how far apart these lie in memory."""
@@ -56,9 +61,7 @@ def convolutions(model: nn.Module) -> frozenset[int]:
         >>> convolutions(model) == {id(model[0].weight)}
         True
     """
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    kinds += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    return frozenset(id(each.weight) for each in model.modules() if isinstance(each, kinds))
+    return frozenset(id(each.weight) for each in model.modules() if isinstance(each, CONVOLUTIONS))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ def random_grads(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 def pushed(recipe, memory_format: torch.memory_format, device: torch.device | str = "cpu"):
     """Three steps as DDP takes them, flat gradients in the order of memory: results, statistics."""
-    model = network().to(memory_format=memory_format).to(device)
+    model = network().to(memory_format=memory_format)
+    for module in model.children():
+        for name, p in module.named_parameters():
+            module.register_parameter(name, nn.Parameter(p.detach().to(device)))
     state, results = CompressionState(model, recipe), []
     parameters = list(model.parameters())
     for step in range(3):

@@ -37,9 +37,7 @@ class OnePackage:
         data = self.encode(entries.values, plan.counts(entries.indices))
         return [Package("individual", entries.indices, len(entries), data)]
 
-    def unpack(
-        self: Quantize, places: Sequence[Tensor | None], values: Tensor, plan: Plan
-    ) -> Sparse:
+    def unpack(self: Quantize, places: Sequence[Tensor], values: Tensor, plan: Plan) -> Sparse:
         """The entries again; ValueError where a position lies outside every group."""
         (indices,) = places
         counts = plan.counts(indices)

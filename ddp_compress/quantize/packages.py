@@ -69,8 +69,9 @@ class Packages(Signs):
 
     def spaces(self, plan: Plan, space: Space) -> list[Space]:
         """The kernels, twice, where there are any; and all positions."""
-        sizes = plan.kernels.sizes
-        return [Room(plan.kernels.starts, space.k // sizes[0])] * 2 * bool(sizes) + [space]
+        kernels, sizes = plan.kernels, plan.kernels.sizes
+        lists: list[Space] = [Room(kernels.starts, space.k // sizes[0])] * 2 if sizes else []
+        return [*lists, space]
 
     def pack(self, entries: Sparse, plan: Plan) -> list[Package]:
         """Find the whole kernels, and what is the least for each."""
