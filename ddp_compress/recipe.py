@@ -5,7 +5,7 @@ gradient ─► memory + select ─► quantize ─► codec ─► exchange ─
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.draw import Draw
-from ddp_compress.layout import Plan, Scope, Space, Sparse
+from ddp_compress.layout import Package, Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ class Select(Protocol):
 
 
 class Quantize(Protocol):
-    """The values on the wire, for positions that the receiver knows."""
+    """The values on the wire, for positions that the receiver knows.
+
+    Entries that travel with their positions go in packages, each with a list of its own.
+    """
 
     @property
     def tensors(self) -> Tensors:
@@ -97,6 +100,21 @@ class Quantize(Protocol):
 
     def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
         """The next guess [K], after the mean over ranks is known."""
+
+    def spaces(self, plan: Plan, space: Space) -> list[Space]:
+        """Where the list of every package lies, for entries whose positions lie in ``space``."""
+
+    def pack(self, entries: Sparse, plan: Plan, draw: Draw | None = None) -> list[Package]:
+        """The packages, as many as spaces."""
+
+    def unpack(
+        self, places: Sequence[Tensor], values: Tensor, plan: Plan, draw: Draw | None = None
+    ) -> tuple[Sparse, Tensor]:
+        """The entries again, with values in fp32, and how many are in every group, [G].
+
+        Raises:
+            ValueError: the bytes of values are bad.
+        """
 
 
 class Codec(Protocol):

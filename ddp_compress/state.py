@@ -14,6 +14,7 @@ from torch.futures import Future
 
 from ddp_compress.checkpoint import FORMAT, check_fits, check_form, check_whole, checksum, digest_of
 from ddp_compress.checks import check_count
+from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
@@ -100,6 +101,8 @@ class CompressionState:
         self.step = start_step
         self.stats = Stats()
         self._parameters = dict(bare.named_parameters())
+        convs = convolutions(bare)
+        self._convolutions = {name for name, p in self._parameters.items() if id(p) in convs}
         self._store = ParameterStore(recipe.tensors)
         self._settings = Settings(recipe, min_numel, flush_bytes)
         self._find_unused = find_unused
@@ -272,7 +275,9 @@ class CompressionState:
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
-        return self._layout(list(tensors))
+        # Flattened in the order of their indices, whatever their memory format.
+        kernels = [Kernel(kernel.numel) for kernel in self._kernels(list(tensors))]
+        return self._layout(list(tensors), kernels)
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -295,10 +300,18 @@ class CompressionState:
                     "this state was made: DDP and residuals would permute its gradient. Convert "
                     "the model, as to channels_last, before wrapping it"
                 )
-        return self._layout(names)
+        return self._layout(names, self._kernels(names))
 
-    def _layout(self, names: Sequence[str]) -> Layout:
-        return Layout(tuple(names), tuple(self._parameters[name].numel() for name in names))
+    def _layout(self, names: Sequence[str], kernels: Sequence[Kernel]) -> Layout:
+        sizes = tuple(self._parameters[name].numel() for name in names)
+        return Layout(tuple(names), sizes, tuple(kernels))
+
+    def _kernels(self, names: Sequence[str]) -> list[Kernel]:
+        """As the parameters lie in memory."""
+        return [
+            kernel_of(self._parameters[name]) if name in self._convolutions else Kernel()
+            for name in names
+        ]
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -455,8 +468,10 @@ class CompressionState:
         self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
-        self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
-        self.stats = Stats(**saved["stats"])
+        self._buckets = Buckets(
+            [self._layout(names, self._kernels(names)) for names in saved["buckets"]]
+        )
+        self.stats = Stats.of(saved["stats"])
         if self._comm is not None:
             self._buckets.settle()
             self._comm.stats = self.stats

@@ -7,7 +7,17 @@ import torch
 
 from ddp_compress import Recipe, exponential_warmup
 from ddp_compress.exchange import Sharded
-from ddp_compress.recipes import dgc, hgc, majority_vote, rotated, sbc, sign, stc, topk
+from ddp_compress.recipes import (
+    dgc,
+    hgc,
+    majority_vote,
+    rotated,
+    sbc,
+    sign,
+    smartidx,
+    stc,
+    topk,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ ROWS = {
     "vote-add-drop-sharded": Row(
         majority_vote(0.05, "add_drop", 0.2, 4, "tensor", ballot_box="sharded"), min_numel=20
     ),
+    "smartidx": Row(smartidx(0.1)),
+    "smartidx-tensor": Row(smartidx(0.05, "tensor", "elias_fano", momentum=0.9), min_numel=20),
     "hgc": Row(hgc(0.1, predictor=0.9)),
     "hgc-2-bits": Row(hgc(0.05, bits=2, scope="tensor", momentum=0.9), min_numel=20),
     "hgc-warmup": Row(hgc(exponential_warmup(0.02, steps=5), bits=3)),
@@ -78,5 +90,6 @@ FAMILY = (
     "stc",
     "sign-sharded",
     "rotated-feedback",
+    "smartidx",
 )
 every_family = pytest.mark.parametrize("row", [ROWS[name] for name in FAMILY], ids=FAMILY)

@@ -100,7 +100,8 @@ def check_counts(indices: Tensor | None, plan: Plan) -> None:
     """
     counts = plan.counts(indices)
     _check_most(counts, plan)
-    _check_inside(indices, counts)
+    if indices is not None and int(counts.sum()) != len(indices):
+        raise ValueError("positions: outside every group")
 
 
 def _check_most(counts: Tensor, plan: Plan) -> None:
@@ -108,20 +109,17 @@ def _check_most(counts: Tensor, plan: Plan) -> None:
         raise ValueError("positions: more than a group may send")
 
 
-def _check_inside(indices: Tensor | None, counts: Tensor) -> None:
-    if indices is not None and int(counts.sum()) != len(indices):
-        raise ValueError("positions: outside every group")
-
-
 def _encode(
     entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats, draw: Draw
 ) -> Tensor:
-    positions = recipe.codec.encode(cast(Tensor, entries.indices), space)
-    values = recipe.quantize.encode(entries.values, plan.counts(entries.indices), None, draw)
-    stats.nonzeros += len(entries)
-    stats.position_bits += 8 * len(positions)
-    stats.value_bits += 8 * len(values)
-    return torch.cat([beside(positions, values), values])
+    packages = recipe.quantize.pack(entries, plan, draw)
+    spaces = recipe.quantize.spaces(plan, space)
+    lists = []
+    for package, where in zip(packages, spaces, strict=True):
+        places = recipe.codec.encode(cast(Tensor, package.places), where)
+        stats.package(package.name, package.entries, 8 * len(places), 8 * len(package.values))
+        lists.append(beside(places, package.values))
+    return torch.cat([*lists, *(package.values for package in packages)])
 
 
 def _decode(
@@ -129,9 +127,11 @@ def _decode(
 ) -> tuple[Sparse, Tensor]:
     """The entries, and how many are in every group."""
     body = body.to(message.device, non_blocking=True)
-    indices, used = recipe.codec.decode(body, space)
-    counts = plan.counts(indices)
-    _check_inside(indices, counts)
-    values = recipe.quantize.decode(body[used:], counts, None, draw)
-    values = values.to(message.device, message.memory_dtype, non_blocking=True)
-    return Sparse(indices, values), counts
+    lists = []
+    for where in recipe.quantize.spaces(plan, space):
+        places, used = recipe.codec.decode(body, where)
+        lists.append(places)
+        body = body[used:]
+    entries, counts = recipe.quantize.unpack(lists, body, plan, draw)
+    values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
+    return Sparse(entries.indices, values), counts

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_number
 from ddp_compress.devices import on_host
+from ddp_compress.quantize.one_package import OnePackage
 from ddp_compress.quantize.symbols import (
     cell_means,
     groups_of,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Levels:
+class Levels(OnePackage):
     """A sign and a level of magnitude; the levels of either sign hold equally many values.
 
     In every group, positive and negative values are ranked by magnitude and divided into
