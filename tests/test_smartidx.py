@@ -36,7 +36,7 @@ def random_grads(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         noise = torch.randn(p.shape, generator=generator)
         if p.dim() == 4:
             each = torch.randn(*p.shape[:2], 1, 1, generator=generator)
-            noise = (0.3 * noise + each) * each.abs()
+            noise = (0.3 * noise + each) * each.abs() * (10.0 if p.shape[2:].numel() == 1 else 1.0)
         grads[name] = noise
     return grads
 
