@@ -52,17 +52,21 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 @every_keeping_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_law_1_accumulated_is_sent_plus_retained(row, dtype):
-    """Alone a rank gets back what it sent: m = mu m + g; v = v + m - sent."""
+    """Alone a rank gets back what it sent: m = mu m + g; v = v + m - sent.
+
+    Or what it left of that as its own owner.
+    """
     state = state_of(row, dtype)
     tolerance = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     for step in range(8):
         residual, momentum = kept(state), kept(state, "momentum")
+        second = kept(state, "owner_residual")
         grads = random_grads(step, dtype)
         sent = state.reduce(grads)
-        after = kept(state)
+        after, second_after = kept(state), kept(state, "owner_residual")
         for name, grad in grads.items():
-            accumulated = residual[name] + row.momentum * momentum[name] + grad
-            both = sent[name].to(after[name].dtype) + after[name]
+            accumulated = residual[name] + row.momentum * momentum[name] + grad + second[name]
+            both = sent[name].to(after[name].dtype) + after[name] + second_after[name]
             torch.testing.assert_close(
                 both, accumulated.to(both.dtype), rtol=2 * tolerance, atol=8 * tolerance
             )

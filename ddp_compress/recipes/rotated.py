@@ -64,7 +64,8 @@ def rotated(
         >>> rotated(bits=4, keep=0.5).tensors
         {}
     """
-    check_one_of("error_feedback", error_feedback, (False, True))
+    if not isinstance(error_feedback, bool):
+        raise TypeError(f"error_feedback must be a bool, got {error_feedback!r}")
     quantize = Rotated(bits, transform, keep, not error_feedback, iterations, seed)
     if error_feedback and bits < 3:
         raise ValueError(f"error_feedback takes bits of 3 or more, got {bits}")
