@@ -43,7 +43,7 @@ def random_grads(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 def pushed(recipe, memory_format: torch.memory_format, device: torch.device | str = "cpu"):
     """Three steps as DDP takes them, flat gradients in the order of memory: results, statistics."""
-    model = network().to(memory_format=memory_format)
+    model = network().to(memory_format=memory_format)  # type: ignore[call-overload]
     for module in model.children():
         for name, p in module.named_parameters():
             module.register_parameter(name, nn.Parameter(p.detach().to(device)))
@@ -163,6 +163,7 @@ def test_an_entry_in_two_packages_is_refused():
 
 
 MESSAGE = Message([Chunk(torch.zeros(PLAN.numel), PLAN.layouts[0])], PLAN, step=0)
+DRAW = entries.draw(PLAN, MESSAGE, rank=0)
 RECIPE = recipes.smartidx()
 
 
@@ -173,8 +174,8 @@ def a_body() -> Tensor:
     keep = torch.ones(len(chosen), dtype=torch.bool)
     keep[-3:] = False
     some = Sparse(chosen.positions[keep], chosen.values[keep])
-    body = entries.encode(some, PLAN, RECIPE, Stats())
-    found = entries.decode(body, PLAN, RECIPE, MESSAGE)
+    body = entries.encode(some, PLAN, RECIPE, Stats(), DRAW)
+    found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
     assert torch.equal(found.positions, some.positions)
     assert torch.equal(found.values, some.values)
     return body
@@ -193,7 +194,7 @@ def test_altered_bytes_give_entries_within_the_plan_or_are_refused(data):
     wire += data.draw(st.binary(max_size=3))
     body = torch.tensor(list(wire), dtype=torch.uint8)
     try:
-        found = entries.decode(body, PLAN, RECIPE, MESSAGE)
+        found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
     except ValueError:
         return
     assert found.values.isfinite().all()

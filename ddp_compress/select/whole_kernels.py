@@ -157,7 +157,7 @@ class _Ranking:
         room = self._plan.ks[self._groups.clamp(min=0)] if len(self._plan.ks) else self._groups
         fitting = (self._groups >= 0) & (self._plan.kernels.numels <= room)
         conv = [p for p in fitting.nonzero().flatten().tolist() if self._numels[p] > 1]
-        ways = {}
+        ways: dict[int, _Ways] = {}
         for m in self._plan.kernels.sizes:
             mine = [p for p in conv if self._numels[p] == m]
             if mine:
@@ -181,8 +181,10 @@ class _Ranking:
             worths.append(worth)
         worth = torch.cat(worths)
         plan, none = self._plan, torch.empty(0, dtype=torch.int64)
-        ranked = ([worth], [torch.zeros_like(worth)], [], 0.0)
-        places, _, _ = ops.topk(*ranked, plan.bounds, self._groups, plan.ks, none, heavier=False)
+        places, _, _ = ops.topk(
+            [worth], [torch.zeros_like(worth)], [], 0.0, plan.bounds, self._groups, plan.ks, none,
+            heavier=False,
+        )  # fmt: skip
         return places.long()
 
     def learn_prices(self, places: Tensor) -> None:

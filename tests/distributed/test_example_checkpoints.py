@@ -80,11 +80,13 @@ def run_example(folder: Path, recipe: str, density: float) -> list[float]:
     args = Namespace(
         task="image", recipe=recipe, density=density, period=None, steps=8, warmup_steps=1,
         batch_size=14, lr=0.05, momentum=0.9, seed=3, checkpoint=folder, checkpoint_every=4,
+        amp=None, growth_interval=100, federated_dropout=None,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     made = getattr(recipes, recipe)(density=density, scope="tensor")
     report = example.train(args, made, Split(images, images), torch.device("cpu"))
-    return [p.train_loss for p in report.history[4:]] + [report.history[-1].validation_loss]
+    history = report.journal.history
+    return [p.train_loss for p in history[4:]] + [history[-1].validation_loss]
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

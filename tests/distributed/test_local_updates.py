@@ -658,7 +658,7 @@ def loaded_late(saves: bool) -> str:
     """Weights and buffers, when the optimizer was made; perhaps it is saved at once."""
     trained = norms()
     with torch.no_grad():
-        for tensor in (*trained.parameters(), trained[1].running_mean):
+        for tensor in (*trained.parameters(), trained.get_buffer("1.running_mean")):
             tensor.add_(1.0)
     ddp, _, optimizer = wrap(norms(), period=1)
     ddp.module.load_state_dict(trained.state_dict())
