@@ -156,7 +156,8 @@ def check_whole(saved: Mapping[str, Any]) -> None:
     """
     if saved["checksum"] not in (None, checksum(saved["tensors"])):
         raise ValueError(
-            "checkpoint is damaged: its tensors are not those that were saved, or not all of them"
+            "checkpoint is damaged: its tensors are not those that were saved, or not all of them. "
+            "(torch.distributed.checkpoint mixes those of all ranks without PerRank.)"
         )
 
 

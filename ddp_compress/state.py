@@ -418,9 +418,8 @@ class CompressionState:
         Example:
             >>> import ddp_compress as dc
             >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
-            >>> list(state.state_dict())
-            ['format', 'recipe', 'parameters', 'saved_by', 'step', 'density', 'buckets', 'stats',
-             'tensors', 'checksum']
+            >>> state.state_dict()["tensors"]  # before the first step
+            {'residual': {}}
         """
         tensors = self._store.state_dict()
         return {

@@ -176,24 +176,23 @@ def test_local_updates_in_dcp(ranks, tmp_path):
     assert one != two
 
 
-def without_per_rank(folder: Path) -> str:
+def without_per_rank(folder: Path) -> None:
+    """Ranks save parts of it each; a fresh state has no tensors to load into, another has."""
     row = ROWS["topk"]
     ddp, state = wrap(small_model(), row)
     train(ddp, range(2))
     dcp.save({"compression": state}, checkpoint_id=folder)
     _, fresh = wrap(small_model(), row)
-    with pytest.raises(ValueError, match="PerRank"):
-        dcp.load({"compression": fresh}, checkpoint_id=folder)
+    before = memory(state)
+    for each in (fresh, state):
+        with pytest.raises(ValueError, match="PerRank"):
+            dcp.load({"compression": each}, checkpoint_id=folder)
     assert fresh.step == 0
-    dcp.load({"compression": state}, checkpoint_id=folder)  # which has tensors to load into
-    with pytest.raises(PeerError) as caught:
-        train(ddp, [2])
-    return str(caught.value)
+    assert memory(state) == before
 
 
 def test_a_state_that_dcp_took_for_replicated_is_refused(ranks, tmp_path):
-    for message in ranks.run(2, without_per_rank, tmp_path):
-        assert message.startswith("rank 1 failed: ValueError: checkpoint was saved by rank 0 of 2")
+    ranks.run(2, without_per_rank, tmp_path)
 
 
 def in_dcp_of_fewer(folder: Path, world_size: int) -> float:

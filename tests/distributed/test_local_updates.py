@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, LocalUpdates, PeerError, attach, recipes
@@ -558,6 +558,9 @@ def refusals() -> None:
     hooked = DistributedDataParallel(small_model())
     attached: dict[str, Any] = {"optimizer": sgd(hooked), "ddp_model": hooked}
     attached["state"] = attach(hooked, recipes.sbc(0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch imports what it deprecates
+        from torch.distributed.optim import ZeroRedundancyOptimizer
     zero = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
