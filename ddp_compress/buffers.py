@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ddp_compress import ops
 from ddp_compress.anchor import widest
 from ddp_compress.devices import on_host
 
@@ -55,6 +56,12 @@ class Buffers:
     def numel(self) -> int:
         """Elements of all floating-point buffers, N."""
         return sum(self.then[name].numel() for name in self._means)
+
+    @property
+    def digest(self) -> int:
+        """A number that ranks with equal buffers share."""
+        parts = [on_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
+        return int(ops.checksum(torch.cat([torch.empty(0, dtype=torch.uint8), *parts])))
 
     def moved(self) -> Tensor:
         """Floating-point buffers now - then, [N] on the host; 0 where that is not finite.

@@ -133,13 +133,14 @@ class LocalUpdates(Optimizer):
         refuse_steps_with_others(optimizer)
         named, ignored = dict(ddp_model.module.named_parameters()), ddp_model.parameters_to_ignore
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
+        names = state.layout(shared).names
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         _refuse_strangers(optimizer, known, ddp_model.module)
         _check_group(state, ddp_model)
         self._meeting = Meeting(
             state,
             ddp_model.module,
-            dict(zip(state.layout(shared).names, shared, strict=True)),
+            dict(zip(names, shared, strict=True)),
             outer or plain_adding,
             buffers == "average",
             ignored,

@@ -122,9 +122,7 @@ class Meeting:
         return self._comm
 
     def _description(self) -> str:
-        buffers = {name: (tuple(b.shape), b.dtype) for name, b in self.buffers.then.items()}
+        kinds = {name: (tuple(b.shape), b.dtype) for name, b in self.buffers.then.items()}
+        buffers = f"averaged from #{self.buffers.digest:08x}" if self._averages else "kept"
         outer = " ".join(repr(self.outer).split())
-        return (
-            f"buffers {'averaged' if self._averages else 'kept'}, outer {outer}, "
-            f"anchor #{self.anchor.digest:08x}, buffers {buffers}"
-        )
+        return f"outer {outer}, anchor #{self.anchor.digest:08x}, buffers {buffers}: {kinds}"

@@ -115,7 +115,8 @@ def test_other_ranks_start_with_the_same_weights_and_owe_as_much(ranks, tmp_path
     means = {size: torch.stack([s[2] for s in each]).mean(0) for size, each in starts.items()}
     assert means[3].any()
     for mean in means.values():
-        torch.testing.assert_close(mean, means[3], rtol=1e-6, atol=1e-9)
+        largest = means[3].abs().max().item()
+        torch.testing.assert_close(mean, means[3], rtol=0.0, atol=1e-6 * largest)
 
 
 def torn(folder: Path) -> str:

@@ -362,6 +362,7 @@ class Counting(nn.Module):
 def filled(buffers: str) -> dict[str, Tensor]:
     ddp, state, optimizer = wrap(Counting(), period=1, buffers=buffers)
     rank, module = dist.get_rank(), ddp.module
+    train(ddp, optimizer, range(1))
     for _ in range(2):
         module.mean = torch.tensor([rank, 1.0, rank * math.inf])  # 0 * inf is NaN
         module.count += 1 + rank
@@ -515,6 +516,8 @@ def failing_on_one_rank(what: str) -> str:
     ddp, state, optimizer = wrap(Counting(), period=period)
     if what == "weights" and rank == 1:
         ddp.module.weight.data.add_(1)
+    if what == "first buffers" and rank == 1:
+        ddp.module.mean.add_(1)
     if what in ("buffers", "schedule"):
         train(ddp, optimizer, range(2))
         if what == "buffers" and rank == 1:
@@ -532,6 +535,7 @@ def failing_on_one_rank(what: str) -> str:
         ("period", "rank 0: .*period 2.* rank 1: .*period 3"),
         ("schedule", "ranks must compress alike.* local steps #"),
         ("weights", "rank 0: .*anchor #.* rank 1: .*anchor #"),
+        ("first buffers", "averaged from #.* rank 1: .*averaged from #"),
         ("buffers", r"rank 1 failed: ValueError: buffers .*mean.*, expected .*buffers='keep'"),
     ],
 )
