@@ -87,7 +87,8 @@ def check_form(saved: Any) -> None:
             raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
         for name, tensor in by_name.items():
             _check_tensor(f"{slot} of {name}", tensor)
-    if saved["stats"].get("steps") and not any(saved["tensors"].values()):
+    slots = saved["tensors"]
+    if saved["stats"].get("steps") and slots and not any(slots.values()):
         raise ValueError(
             f"checkpoint of {saved['stats']['steps']} steps keeps no tensor: was it loaded by "
             "torch.distributed.checkpoint without PerRank?"
