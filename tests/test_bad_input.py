@@ -41,7 +41,8 @@ def test_density_of_another_type(density):
         (
             "huffman",
             {},
-            "recipe must be one of dgc, hgc, majority_vote, sbc, sign, stc, topk; got 'huffman'",
+            "recipe must be one of dgc, hgc, majority_vote, rotated, sbc, sign, smartidx, stc, "
+            "topk; got 'huffman'",
         ),
         ("sbc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
         ("topk", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),

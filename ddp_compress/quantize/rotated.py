@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ddp_compress.layout import Plan
 
 Transform = Literal["hadamard", "kashin", "none"]
-LIMIT = 1e30  # of a value, so that no sum of a block is infinite
-FARTHEST = 1e36  # of a level
+FARTHEST = 4e34  # of a level: 8192 of them have a finite sum
+LIMIT = 1e26  # of a value: its levels are nearer, also where one coefficient stands for all
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rotated(NoGuess):
     3. **Quantize.** To levels between the smallest and the largest, at random (see
        `reference.uniform_encode`); no two ranks draw alike.
 
-    Values beyond 1e34 are cut off there.
+    Values beyond 1e26 are cut off there.
 
     Args:
         bits: of a coefficient, 1 to 8.
@@ -63,9 +63,10 @@ class Rotated(NoGuess):
     Requirements (2018), §3.1 and App. A.
 
     Example:
-        >>> counts = torch.tensor([3])
-        >>> rotated = Rotated(bits=4)
-        >>> rotated.decode(rotated.encode(torch.tensor([1.0, -2.0, 8.0]), counts), counts)
+        >>> from ddp_compress.draw import Draw
+        >>> counts, draw, rotated = torch.tensor([3]), Draw(("weight",), 0, 0), Rotated(bits=4)
+        >>> data = rotated.encode(torch.tensor([1.0, -2.0, 8.0]), counts, None, draw)
+        >>> rotated.decode(data, counts, None, draw)
         tensor([ 1., -2.,  8.])
     """
 
