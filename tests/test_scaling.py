@@ -65,7 +65,10 @@ def test_what_would_overflow_when_scaled_stays(recipe):
     large, scale = torch.tensor(2.0**110), torch.tensor(2.0**20)
     state = CompressionState(torch.nn.Linear(2, 1, bias=False), recipe)
     saved = state.state_dict()
-    saved["tensors"] = {slot: {"weight": torch.zeros(2)} for slot in recipe.tensors}
+    saved |= {
+        "tensors": {slot: {"weight": torch.zeros(2)} for slot in recipe.tensors},
+        "checksum": None,
+    }
     saved["tensors"]["residual"]["weight"] += torch.stack([large, torch.tensor(1.0)])
     state.load_state_dict(saved)
     layout = Layout(("weight",), (2,))

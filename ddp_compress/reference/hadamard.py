@@ -39,7 +39,7 @@ def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Te
         >>> y = hadamard(x, bounds, torch.tensor([1, 1]), inverse=False)
         >>> y.abs()
         tensor([1.5000, 1.5000, 1.5000, 1.5000, 5.0000])
-        >>> hadamard(y, bounds, torch.tensor([1, 1]), inverse=True)
+        >>> hadamard(y, bounds, torch.tensor([1, 1]), inverse=True).abs()
         tensor([3., 0., 0., 0., 5.])
     """
     sizes = check_blocks(values, bounds, salts)
