@@ -93,7 +93,7 @@ def main() -> None:
 
 def trials(args: argparse.Namespace, hosts: Lab | None) -> int:
     """How many recovered."""
-    print = Console(highlight=False).print
+    print = Console(highlight=False, markup=False).print
     draw = random.Random(args.seed)
     recoveries = 0
     with tempfile.TemporaryDirectory() as name:

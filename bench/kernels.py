@@ -6,7 +6,8 @@
 Times on a busy machine say little, ratios within one run say a lot: every round runs all
 candidates one after another, and the medians of the rounds are compared. The floors are
 ``r.add_(g)`` for what reads a gradient and its residual, and ``out.zero_()`` beside it for what
-also writes a result. One thread. On a GPU the floor is a device copy, see kernels_cuda.py.
+also writes a result; ``out.copy_(x)`` for what turns one tensor into another. One thread. On a GPU
+the floor is a device copy, see kernels_cuda.py.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Bench:
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
         self.signs = ops.sign_encode(self.fresh, self.bounds, 4096)
+        self.blocks = torch.tensor([*range(0, numel, 8192), numel])
+        self.blocks = self.blocks[: numel // 8192 + 1]  # whole ones, as the transform has them
+        self.turned = self.fresh[: int(self.blocks[-1])]
+        self.block_salts = torch.arange(len(self.blocks) - 1)
+        self.codes = self.quantize()
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
         self.salts = reference.salts(["weight"], seed=0, step=0)
         self.tally = ops.tally(self.positions)
@@ -104,6 +110,12 @@ class Bench:
 
     def vote_keys(self, random: bool) -> Tensor:
         return ops.vote_keys(*self.tally, self.bounds, self.salts, WORLD_SIZE, random)
+
+    def hadamard(self, inverse: bool) -> None:
+        ops.hadamard(self.turned, self.blocks, self.block_salts, inverse)
+
+    def quantize(self) -> tuple[Tensor, Tensor]:
+        return ops.uniform_encode(self.turned, self.blocks, self.block_salts, bits=4)
 
     def torch_topk(self) -> None:
         (self.residual + self.grad).abs().topk(self.k)
@@ -159,6 +171,14 @@ class Bench:
                 "zero",
                 lambda: ops.sign_decode(*self.signs, self.bounds, 4096),
             ),
+            "out.copy_(x)": ("copy", lambda: self.out.copy_(self.fresh)),
+            "hadamard": ("copy", lambda: self.hadamard(inverse=False)),
+            "hadamard, inverse": ("copy", lambda: self.hadamard(inverse=True)),
+            "uniform_encode, 4 bits": ("copy", self.quantize),
+            "uniform_decode, 4 bits": (
+                "copy",
+                lambda: ops.uniform_decode(*self.codes, self.blocks, bits=4),
+            ),
             "segment_means": (
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),
@@ -184,6 +204,7 @@ class Bench:
         median = {name: statistics.median(each) * 1e3 for name, each in times.items()}
         floors = {"add": median["r.add_(g)"], "zero": median["out.zero_()"]}
         floors["add + zero"] = floors["add"] + floors["zero"]
+        floors["copy"] = median["out.copy_(x)"]
         return [
             Row(
                 self.numel,

@@ -269,6 +269,40 @@ Tensor sign_decode_cpu(const Tensor& bits, const Tensor& scales, const Tensor& b
   return values;
 }
 
+Tensor hadamard_cpu(const Tensor& values, const Tensor& bounds, const Tensor& salts, bool inverse) {
+  check(values, "values", ScalarType::Float);
+  check_hadamard(values, bounds, salts);
+  Tensor out = empty_cpu(values.numel(), ScalarType::Float);
+  hadamard(read<float>(values), read<int64_t>(bounds), read<int64_t>(salts), salts.numel(), inverse,
+           write<float>(out));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> uniform_encode_cpu(const Tensor& values, const Tensor& bounds,
+                                              const Tensor& salts, int64_t bits) {
+  check(values, "values", ScalarType::Float);
+  const int64_t bytes = uniform_bytes(bounds, bits);
+  check_blocks(values, bounds, salts);
+  Tensor codes = empty_cpu(bytes, ScalarType::Byte);
+  Tensor levels = empty_cpu(2 * salts.numel(), ScalarType::Float);
+  uniform_encode(read<float>(values), read<int64_t>(bounds), read<int64_t>(salts), salts.numel(),
+                 static_cast<int>(bits), write<uint8_t>(codes), write<float>(levels));
+  return {codes, levels};
+}
+
+Tensor uniform_decode_cpu(const Tensor& codes, const Tensor& levels, const Tensor& bounds,
+                          int64_t bits) {
+  check(codes, "codes", ScalarType::Byte);
+  check(levels, "levels", ScalarType::Float);
+  check_numel(codes, "codes", uniform_bytes(bounds, bits));
+  const int64_t blocks = bounds.numel() - 1;
+  check_numel(levels, "levels", 2 * blocks);
+  Tensor values = empty_cpu(read<int64_t>(bounds)[blocks], ScalarType::Float);
+  uniform_decode(read<uint8_t>(codes), read<float>(levels), read<int64_t>(bounds), blocks,
+                 static_cast<int>(bits), write<float>(values));
+  return values;
+}
+
 }  // namespace
 }  // namespace ddp_compress
 
@@ -292,4 +326,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cpu));
+  m.impl("hadamard", TORCH_BOX(&hadamard_cpu));
+  m.impl("uniform_encode", TORCH_BOX(&uniform_encode_cpu));
+  m.impl("uniform_decode", TORCH_BOX(&uniform_decode_cpu));
 }

@@ -282,6 +282,46 @@ Tensor sign_decode_cuda(const Tensor& bits, const Tensor& scales, const Tensor& 
   return values;
 }
 
+Tensor hadamard_cuda(const Tensor& values, const Tensor& bounds, const Tensor& salts,
+                     bool inverse) {
+  check(values, "values", ScalarType::Float);
+  check_hadamard(values, bounds, salts);
+  const Here here(values);
+  Tensor out = empty_like_of(values, values.numel(), ScalarType::Float);
+  cuda::hadamard(here, read<float>(values), read<int64_t>(bounds), read<int64_t>(salts),
+                 salts.numel(), inverse, write<float>(out));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> uniform_encode_cuda(const Tensor& values, const Tensor& bounds,
+                                               const Tensor& salts, int64_t bits) {
+  check(values, "values", ScalarType::Float);
+  const int64_t bytes = uniform_bytes(bounds, bits);
+  check_blocks(values, bounds, salts);
+  const Here here(values);
+  Tensor codes = empty_like_of(values, bytes, ScalarType::Byte);
+  Tensor levels = empty_like_of(values, 2 * salts.numel(), ScalarType::Float);
+  cuda::uniform_encode(here, read<float>(values), read<int64_t>(bounds), read<int64_t>(salts),
+                       salts.numel(), static_cast<int>(bits), write<uint8_t>(codes),
+                       write<float>(levels));
+  return {codes, levels};
+}
+
+Tensor uniform_decode_cuda(const Tensor& codes, const Tensor& levels, const Tensor& bounds,
+                           int64_t bits) {
+  check(codes, "codes", ScalarType::Byte);
+  check(levels, "levels", ScalarType::Float);
+  check_numel(codes, "codes", uniform_bytes(bounds, bits));
+  const int64_t blocks = bounds.numel() - 1;
+  check_numel(levels, "levels", 2 * blocks);
+  check_beside(codes, levels);
+  const Here here(codes);
+  Tensor values = empty_like_of(codes, read<int64_t>(bounds)[blocks], ScalarType::Float);
+  cuda::uniform_decode(here, read<uint8_t>(codes), read<float>(levels), read<int64_t>(bounds),
+                       blocks, static_cast<int>(bits), write<float>(values));
+  return values;
+}
+
 // rANS is missing: a state that runs through all symbols is no work for a GPU. Golomb-Rice codes
 // are decoded on the host, too: none says where the next one starts.
 template <typename Library>
@@ -299,6 +339,9 @@ void implement_ops(Library& m) {
   m.impl("largest", TORCH_BOX(&largest_cuda));
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cuda));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cuda));
+  m.impl("hadamard", TORCH_BOX(&hadamard_cuda));
+  m.impl("uniform_encode", TORCH_BOX(&uniform_encode_cuda));
+  m.impl("uniform_decode", TORCH_BOX(&uniform_decode_cuda));
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "butterflies.h"
 #include "kernels.h"
 
 namespace ddp_compress {
@@ -202,6 +203,38 @@ inline SignSizes sign_sizes(const Tensor& bounds, int64_t block) {
     sizes.scales += numel / block + (numel % block > 0);
   }
   return sizes;
+}
+
+inline void check_numel(const Tensor& t, const char* name, int64_t numel) {
+  STD_TORCH_CHECK(t.numel() == numel, name, " has ", t.numel(), " elements, expected ", numel);
+}
+
+// Blocks of values, and a salt for each.
+inline void check_blocks(const Tensor& values, const Tensor& bounds, const Tensor& salts) {
+  check_bounds(bounds);
+  check_numel(values, "values", read<int64_t>(bounds)[bounds.numel() - 1]);
+  check_table(salts, "salts");
+  check_numel(salts, "salts", bounds.numel() - 1);
+}
+
+inline void check_hadamard(const Tensor& values, const Tensor& bounds, const Tensor& salts) {
+  check_blocks(values, bounds, salts);
+  const int64_t* b = read<int64_t>(bounds);
+  for (int64_t i = 0; i < salts.numel(); ++i) {
+    const int64_t size = b[i + 1] - b[i];
+    STD_TORCH_CHECK((size & (size - 1)) == 0 && size <= kLargestBlock, "block ", i, " has ", size,
+                    " elements, expected none or a power of two up to ", kLargestBlock);
+  }
+}
+
+// Bytes that all blocks' codes take.
+inline int64_t uniform_bytes(const Tensor& bounds, int64_t bits) {
+  check_bounds(bounds);
+  STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits must lie within 1 and 8, got ", bits);
+  const int64_t* b = read<int64_t>(bounds);
+  int64_t bytes = 0;
+  for (int64_t i = 0; i + 1 < bounds.numel(); ++i) bytes += (bits * (b[i + 1] - b[i]) + 7) / 8;
+  return bytes;
 }
 
 }  // namespace ddp_compress

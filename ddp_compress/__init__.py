@@ -6,6 +6,7 @@ Example:
 
 from ddp_compress import recipes, schedules
 from ddp_compress.exchange import PeerError
+from ddp_compress.federated_dropout import FederatedDropout
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.layout import Layout
 from ddp_compress.local_updates import LocalUpdates
@@ -18,6 +19,7 @@ from ddp_compress.stats import Stats
 
 __all__ = [
     "CompressionState",
+    "FederatedDropout",
     "Layout",
     "LocalUpdates",
     "PeerError",

@@ -54,6 +54,10 @@ class Anchor:
             for (name, p), then in zip(self._parameters.items(), self.weights.values(), strict=True)
         }
 
+    def keep(self) -> None:
+        """Move to the weights as they are now."""
+        self.load({name: p.detach() for name, p in self._parameters.items()})
+
     def write(self) -> None:
         """Put them back into the model."""
         for name, parameter in self._parameters.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ddp_compress import ops
 from ddp_compress.anchor import widest
 from ddp_compress.devices import on_host
 
@@ -36,9 +37,15 @@ class Buffers:
     def __init__(self, module: nn.Module, ignored: Iterable[str]) -> None:
         self._module = module
         self._ignored = set(ignored)
-        self.then = {name: b.detach().clone() for name, b in self._now().items()}
-        self._means = [name for name, b in self.then.items() if b.is_floating_point()]
-        self._rest = [name for name, b in self.then.items() if not b.is_floating_point()]
+        self.keep()
+
+    @property
+    def _means(self) -> list[str]:
+        return [name for name, b in self.then.items() if b.is_floating_point()]
+
+    @property
+    def _rest(self) -> list[str]:
+        return [name for name, b in self.then.items() if not b.is_floating_point()]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,6 +56,12 @@ class Buffers:
     def numel(self) -> int:
         """Elements of all floating-point buffers, N."""
         return sum(self.then[name].numel() for name in self._means)
+
+    @property
+    def digest(self) -> int:
+        """A number that ranks with equal buffers share."""
+        parts = [on_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
+        return int(ops.checksum(torch.cat([torch.empty(0, dtype=torch.uint8), *parts])))
 
     def moved(self) -> Tensor:
         """Floating-point buffers now - then, [N] on the host; 0 where that is not finite.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_compress import ops
+from ddp_compress.devices import on_host
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
 
 FORMAT = 2  # of CompressionState.state_dict()
-ENTRIES = {"buckets", "density", "format", "recipe", "saved_by", "stats", "step", "tensors"}
+ENTRIES = {
+    *("buckets", "checksum", "density", "format", "parameters"),
+    *("recipe", "saved_by", "stats", "step", "tensors"),
+}
+
+
+def digest_of(parameters: Mapping[str, Tensor]) -> int:
+    """A number that models share whose parameters have equal names and sizes.
+
+    Example:
+        >>> digest_of({"weight": torch.zeros(2)}) == digest_of({"weight": torch.zeros(3)})
+        False
+    """
+    sizes = sorted((name, p.numel()) for name, p in parameters.items())
+    return zlib.crc32(repr(sizes).encode())
+
+
+def checksum(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """A number that tells whether any tensor is missing or has changed, by slot and parameter.
+
+    Example:
+        >>> kept = {"residual": {"weight": torch.zeros(2), "bias": torch.zeros(1)}}
+        >>> checksum(kept) == checksum({"residual": {"weight": torch.zeros(2)}})
+        False
+    """
+    sums = sorted(
+        (slot, name, int(ops.checksum(on_host(tensor).contiguous().view(torch.uint8))))
+        for slot, by_name in tensors.items()
+        for name, tensor in by_name.items()
+    )
+    return zlib.crc32(repr(sums).encode())
 
 
 def check_form(saved: Any) -> None:
@@ -27,10 +60,10 @@ def check_form(saved: Any) -> None:
         ValueError: an entry is missing, of another type, out of its range, or not finite.
 
     Example:
-        >>> check_form({"format": 2, "step": 3})
+        >>> check_form(3)
         Traceback (most recent call last):
         ...
-        ValueError: checkpoint lacks buckets, density, recipe, saved_by, stats, tensors
+        ValueError: checkpoint is a int, expected a mapping
     """
     if not isinstance(saved, Mapping):
         raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
@@ -54,7 +87,8 @@ def check_form(saved: Any) -> None:
             raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
         for name, tensor in by_name.items():
             _check_tensor(f"{slot} of {name}", tensor)
-    if saved["stats"].get("steps") and not any(saved["tensors"].values()):
+    slots = saved["tensors"]
+    if saved["stats"].get("steps") and slots and not any(slots.values()):
         raise ValueError(
             f"checkpoint of {saved['stats']['steps']} steps keeps no tensor: was it loaded by "
             "torch.distributed.checkpoint without PerRank?"
@@ -103,11 +137,29 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
         raise ValueError(
             f"checkpoint's buckets hold {', '.join(unknown)}, no parameters of the model"
         )
+    if saved["parameters"] != digest_of(parameters):
+        raise ValueError("checkpoint is of a model whose parameters have other names or sizes")
     names = {name for by_name in tensors.values() for name in by_name}
     for slot, by_name in tensors.items():
         lost = sorted(names - set(by_name))
         if lost:
             raise ValueError(f"checkpoint lacks {slot} of {', '.join(lost)}")
+
+
+def check_whole(saved: Mapping[str, Any]) -> None:
+    """Raise unless the tensors are those that were saved, to the bit.
+
+    Args:
+        saved: what has passed `check_form`. Its checksum is None where it was made by hand.
+
+    Raises:
+        ValueError: one is missing, or has changed.
+    """
+    if saved["checksum"] not in (None, checksum(saved["tensors"])):
+        raise ValueError(
+            "checkpoint is damaged: its tensors are not those that were saved, or not all of them. "
+            "(torch.distributed.checkpoint mixes those of all ranks without PerRank.)"
+        )
 
 
 def _check_place(place: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterable
 from functools import cache
@@ -20,7 +21,8 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
 
     Raises:
         ValueError: the model was made with ``skip_all_reduce_unused_params``, with
-            ``delay_all_reduce_named_params``, or for dynamo's Python reducer.
+            ``delay_all_reduce_named_params``, with ``mixed_precision``, or for dynamo's Python
+            reducer.
     """
     if getattr(model, "skip_all_reduce_unused_params", False):
         raise ValueError(
@@ -33,6 +35,11 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
         raise ValueError(
             f"delay_all_reduce_named_params keeps {', '.join(names)} from the hook: DDP averages "
             "them dense, and does not wait for the end of that. Make the DDP model without it"
+        )
+    if getattr(model, "mixed_precision", None) is not None:
+        raise ValueError(
+            "mixed_precision makes DDP register a communication hook of its own, and it takes one: "
+            "make the DDP model without it and use torch.autocast"
         )
     if getattr(model, "_use_python_reducer", False):
         raise ValueError(
@@ -76,6 +83,32 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
             raise ValueError(
                 f"{weight} has sparse gradients, which cannot be compressed: use sparse=False"
             )
+
+
+def refuse_steps_with_others(optimizer: Optimizer) -> None:
+    """Raise for optimizers that cannot take a local step when told to.
+
+    Raises:
+        ValueError: ``step()`` needs a closure, as LBFGS's, or other ranks, as ZeRO's.
+
+    Example:
+        >>> import torch
+        >>> refuse_steps_with_others(torch.optim.LBFGS([torch.zeros(1)]))
+        Traceback (most recent call last):
+        ...
+        ValueError: LBFGS.step() needs a closure: take an optimizer whose step() needs none
+    """
+    name = type(optimizer).__name__
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{name}.step() needs a closure: take an optimizer whose step() needs none"
+        )
+    if hasattr(optimizer, "consolidate_state_dict"):
+        raise ValueError(
+            f"{name} shares its state out over the ranks, which meet at every step: take the "
+            "optimizer that it wraps, whose steps are local"
+        )
 
 
 def check_optimizer(optimizer: Optimizer, recipe: str) -> None:

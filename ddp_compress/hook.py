@@ -2,6 +2,7 @@
 
 # DDP inspects this module's annotations: they must be objects, not strings.
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,30 @@ def local_hook(passes: Passes, bucket: dist.GradBucket) -> torch.futures.Future[
     return future
 
 
+def register(
+    model: DistributedDataParallel,
+    state: object,
+    hook: Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]],
+) -> None:
+    """Register a communication hook on a DDP model, which takes one.
+
+    Raises:
+        ValueError: it has one. What a copied model lists is no hook of its own.
+    """
+    listed = list(model._comm_hooks)
+    try:
+        model.register_comm_hook(state, hook)
+    except RuntimeError as error:
+        model._comm_hooks = listed
+        name = listed[-1][0].__qualname__ if listed else "of PyTorch's own"
+        raise ValueError(
+            f"the DDP model has the communication hook {name} already, and takes one: attach "
+            "registers compress_hook, LocalUpdates registers local_hook. Give LocalUpdates a state "
+            "made by CompressionState(ddp_model, recipe), not by attach; to begin anew, delete the "
+            "DDP model and wrap its module again"
+        ) from error
+
+
 def attach(
     model: DistributedDataParallel,
     recipe: Recipe | str,
@@ -82,7 +107,8 @@ def attach(
 
     Raises:
         TypeError: the model is no DDP model, or options stand beside a finished recipe.
-        ValueError: the recipe is unknown, or the model has parameters that cannot be compressed.
+        ValueError: the recipe is unknown, the model has parameters that cannot be compressed, or
+            it has a communication hook.
 
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
@@ -96,5 +122,5 @@ def attach(
     elif options:
         raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
     state = CompressionState(model, recipe, process_group, start_step, min_numel, flush_bytes)
-    model.register_comm_hook(state, compress_hook)
+    register(model, state, compress_hook)
     return state

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.conv_kernels import Kernel, Kernels
 from ddp_compress.devices import beside, on_host
 
 Scope = Literal["tensor", "bucket", "model"]
@@ -31,6 +32,7 @@ class Layout:
     Args:
         names: the parameters' names, unique within a model.
         sizes: their element counts.
+        kernels: of every parameter; none where no parameter is a convolution's.
 
     Example:
         >>> Layout(("weight", "bias"), (6, 2)).numel
@@ -39,6 +41,7 @@ class Layout:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    kernels: tuple[Kernel, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -90,6 +93,28 @@ class Room:
     @property
     def everything(self) -> None:
         """Simply all."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """Entries that share a list of places: what one place costs, they share.
+
+    Args:
+        name: see `stats.Stats.packages`.
+        places: [n] int32, ascending in the space of the package; None for all that there are.
+        entries: how many there are.
+        values: their bytes.
+    """
+
+    name: str
+    places: Tensor | None
+    entries: int
+    values: Tensor
+
+    def beside(self, data: Tensor) -> Package:
+        """The same on the device of a tensor."""
+        places = None if self.places is None else beside(self.places, data)
+        return Package(self.name, places, self.entries, beside(self.values, data))
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,12 @@ class Plan:
         return torch.tensor(list(accumulate(self._sizes, initial=0)))
 
     @cached_property
+    def kernels(self) -> Kernels:
+        """The kernels of the P parameters."""
+        each = [layout.kernels or (Kernel(),) * len(layout.sizes) for layout in self.layouts]
+        return Kernels(self.bounds, [kernel for kernels in each for kernel in kernels])
+
+    @cached_property
     def groups(self) -> Tensor:
         """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
         number = {group: i for i, group in enumerate(self._group_ends)}
@@ -192,6 +223,14 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """The names of the P parameters."""
         return tuple(name for layout in self.layouts for name in layout.names)
+
+    @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """The name of every group's first parameter, [G]."""
+        first: dict[int, str] = {}
+        for owner, name in zip(self._owners, self.names, strict=True):
+            first.setdefault(owner, name)
+        return tuple(first[owner] for owner in self._group_ends)
 
     @cached_property
     def everything(self) -> Tensor | None:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-from ddp_compress.anchor import Anchor
-from ddp_compress.buffers import Buffers
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.exchange import Comm, meet_over_buffers
-from ddp_compress.guards import refuse_unsupported_ddp
-from ddp_compress.hook import Passes, local_hook
+from ddp_compress.exchange import members
+from ddp_compress.guards import (
+    check_optimizer,
+    refuse_steps_with_others,
+    refuse_unsupported_ddp,
+)
+from ddp_compress.hook import Passes, local_hook, register
+from ddp_compress.meeting import Meeting, Outer, plain_adding
 from ddp_compress.state import CompressionState
 
 Period = int | Callable[[int], int]
-Outer = Callable[[list[Tensor]], Optimizer]
-
-
-def plain_adding(anchor: list[Tensor]) -> Optimizer:
-    """The outer optimizer of no outer optimizer: ``anchor += mean``, bit for bit."""
-    return torch.optim.SGD(anchor, lr=1.0)
 
 
 class LocalUpdates(Optimizer):
@@ -41,6 +39,11 @@ class LocalUpdates(Optimizer):
     forward: ``ddp_model.broadcast_buffers`` is switched off. (With ``find_unused_parameters`` DDP
     still shares which parameters were used.)
 
+    The first anchor is what the weights are at the first forward pass, so they may be loaded until
+    then. Later `load_state_dict` must bring the anchor along: weights loaded without it count as
+    moved by the steps, and most of that stays in the residual. (So do edits that are meant as part
+    of a step, such as clamped weights, and a check could not tell them apart.)
+
     A step is counted when its backward pass is over, not by ``step()``, and passes in ``no_sync``
     are not counted, so that ranks meet even if some skip a step alone. A round that is due runs at
     the end of ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or,
@@ -51,6 +54,10 @@ class LocalUpdates(Optimizer):
     inner optimizer's state alone may tell of the lost steps: where it is no longer finite it is
     reset to that of its wrapping, else it is kept.
 
+    Memory: beside the model, the inner optimizer and the recipe's, the anchor takes 4 bytes a
+    parameter (8 where one is fp64) and ``outer`` what it keeps, such as 4 more for a momentum; a
+    round takes 8 more while it lasts, differences and their mean. Buffers are kept once more.
+
     Known cases: FedAvg and local SGD, ``recipes.topk(density=1.0, exchange="union")``; SBC(2),
     ``recipes.sbc(density=0.01)`` with ``period=10``, and SBC(3), with ``period=100``; SSGD-MV-L4,
     ``recipes.majority_vote(density=0.01)`` with ``period=4``; DiLoCo,
@@ -60,7 +67,9 @@ class LocalUpdates(Optimizer):
     the inner one's. Give this one to schedulers and to ``GradScaler``.
 
     Args:
-        optimizer: takes the local steps; any, with a momentum of its own.
+        optimizer: takes the local steps; any whose ``step()`` needs no closure, with a momentum of
+            its own. If the recipe keeps one, as ``dgc`` does, it is one over rounds: then neither
+            this nor ``outer`` may have another.
         ddp_model: no communication hook may be registered on it.
         state: of this model, and not registered as its hook. Its ``step`` counts rounds, and so do
             its recipe's schedules.
@@ -74,11 +83,13 @@ class LocalUpdates(Optimizer):
     Attributes:
         inner: the optimizer of the local steps.
         outer: the optimizer of the anchor.
+        compression: what weight differences travel through.
 
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
-            another model.
+            another model or of other ranks, a momentum beside the recipe's, an optimizer that needs
+            a closure or has other parameters.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -119,30 +130,37 @@ class LocalUpdates(Optimizer):
             check_count("period", period, least=1)
         check_one_of("buffers", buffers, ["average", "keep"])
         refuse_unsupported_ddp(ddp_model)
-        _refuse_hooks(ddp_model)
-        shared = [
-            p
-            for name, p in ddp_model.module.named_parameters()
-            if p.requires_grad and name not in ddp_model.parameters_to_ignore
-        ]
-        anchor = Anchor(dict(zip(state.layout(shared).names, shared, strict=True)))
-        made = (outer or plain_adding)(list(anchor.weights.values()))
-        if not isinstance(made, Optimizer):
-            raise TypeError(f"outer must give an Optimizer, got {type(made).__name__}")
+        refuse_steps_with_others(optimizer)
+        named, ignored = dict(ddp_model.module.named_parameters()), ddp_model.parameters_to_ignore
+        shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
+        names = state.layout(shared).names
+        known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
+        _refuse_strangers(optimizer, known, ddp_model.module)
+        _check_group(state, ddp_model)
+        self._meeting = Meeting(
+            state,
+            ddp_model.module,
+            dict(zip(names, shared, strict=True)),
+            outer or plain_adding,
+            buffers == "average",
+            ignored,
+        )
         self.inner = optimizer
-        self.outer = made
+        self.outer = self._meeting.outer
+        self.compression = state
+        if "momentum" in state.recipe.memory.tensors:
+            for each in (self.inner, self.outer):
+                check_optimizer(each, state.recipe.name)
         self._ddp_model = ddp_model
-        self._compression = state
         self._period = period
-        self._averages = buffers == "average"
-        self._anchor = anchor
-        self._buffers = Buffers(ddp_model.module, ddp_model.parameters_to_ignore)
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
+        self._fresh_outer = copy.deepcopy(self.outer.state_dict()["state"])
+        self._known = known
+        self._begun = False
         self._passes = Passes()
-        self._comm: Comm | None = None
-        ddp_model.register_comm_hook(self._passes, local_hook)
+        register(ddp_model, self._passes, local_hook)
         ddp_model.broadcast_buffers = False
-        ddp_model.register_forward_pre_hook(_BeforeForward(self._catch_up))
+        ddp_model.register_forward_pre_hook(_BeforeForward(self._before_forward))
 
     def __getattr__(self, name: str) -> Any:
         """What this optimizer does not have itself."""
@@ -175,8 +193,10 @@ class LocalUpdates(Optimizer):
             What ``closure`` gave.
 
         Raises:
+            ValueError: a parameter was unfrozen or added that the rounds do not know.
             PeerError: see the class.
         """
+        _refuse_strangers(self.inner, self._known, self._ddp_model.module)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -197,6 +217,18 @@ class LocalUpdates(Optimizer):
         if self._passes.count:
             self._meet()
 
+    def restart(self) -> None:
+        """Begin anew at the model's weights and buffers of now, which all ranks must share.
+
+        For what changes weights between two rounds, such as `FederatedDropout`. Both optimizers
+        forget what they kept of the weights before, and local steps since the last round are not
+        sent.
+        """
+        self._meeting.restart()
+        _set_state(self.inner, self._fresh)
+        _set_state(self.outer, self._fresh_outer)
+        self._passes.count = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Both optimizers, the anchor, and how far this rank is in its period.
 
@@ -204,11 +236,12 @@ class LocalUpdates(Optimizer):
         saved with the model and loaded after it was wrapped in DDP, which broadcasts rank 0's.
         Residuals are in the state's own ``state_dict``.
         """
+        self._follow()
         return {
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
-            "anchor": {name: t.clone() for name, t in self._anchor.weights.items()},
-            "buffers": {name: t.clone() for name, t in self._buffers.then.items()},
+            "anchor": {name: t.clone() for name, t in self._meeting.anchor.weights.items()},
+            "buffers": {name: t.clone() for name, t in self._meeting.buffers.then.items()},
             "passes": self._passes.count,
         }
 
@@ -221,8 +254,9 @@ class LocalUpdates(Optimizer):
         self._check(state_dict)
         self.inner.load_state_dict(state_dict["inner"])
         self.outer.load_state_dict(state_dict["outer"])
-        self._anchor.load(state_dict["anchor"])
-        self._buffers.load(state_dict["buffers"])
+        self._meeting.anchor.load(state_dict["anchor"])
+        self._meeting.buffers.load(state_dict["buffers"])
+        self._begun = True
         self._passes.count = state_dict["passes"]
 
     # ------------------------------------------------------------------------------------ rounds
@@ -238,6 +272,17 @@ class LocalUpdates(Optimizer):
                 for grad in (p.grad for p in group["params"] if p.grad is not None):
                     grad.mul_(inverse.to(grad.device))
         return True
+
+    def _before_forward(self) -> None:
+        self._follow()
+        self._begun = True
+        if self._ddp_model.training:
+            self._catch_up()
+
+    def _follow(self) -> None:
+        """Until the first forward pass, weights and buffers may be loaded."""
+        if not self._begun:
+            self._meeting.restart()
 
     def _catch_up(self) -> None:
         """Where a step was skipped: meet as the others did, before anything else is sent."""
@@ -255,65 +300,16 @@ class LocalUpdates(Optimizer):
     def _period_now(self) -> int:
         if not callable(self._period):
             return self._period
-        number = self._compression.step
+        number = self.compression.step
         period = self._period(number)
         check_count(f"period schedule {self._period!r} at round {number}", period, least=1)
         return period
 
-    @torch.no_grad()
     def _meet(self) -> None:
-        """A round. Nothing is written before all ranks have gone through all of it."""
-        compression, comm = self._compression, self._bind()
-        number = compression.step
-        if self._averages and self._buffers.then:
-            going = meet_over_buffers(comm, number, self._buffers)
-        means = compression.reduce(self._anchor.moved())
-        if compression.step > number:
-            self._advance(means)
-            if not self._averages:
-                self._buffers.keep()
-            elif self._buffers.then:
-                self._buffers.advance(*going)
-        else:
-            self._forget_what_is_not_finite()
-        self._anchor.write()
-        self._buffers.write()
+        finite = self._meeting.meet(f"period {self._period_now()}, {self._passes.count} passes")
+        if not finite and not _is_finite(list(self.inner.state.values())):
+            _set_state(self.inner, self._fresh)
         self._passes.count = 0
-
-    def _advance(self, means: Mapping[str, Tensor]) -> None:
-        """The outer step."""
-        for name, weight in self._anchor.weights.items():
-            weight.grad = -means[name]
-        self.outer.step()
-        self.outer.zero_grad()
-
-    def _forget_what_is_not_finite(self) -> None:
-        kept = [t for each in self.inner.state.values() for t in each.values()]
-        if not all(t.isfinite().all() for t in kept if isinstance(t, Tensor)):
-            groups = self.inner.state_dict()["param_groups"]
-            fresh = copy.deepcopy(self._fresh)
-            self.inner.load_state_dict({"state": fresh, "param_groups": groups})
-
-    def _bind(self) -> Comm:
-        """The other ranks; when first met, they agree on what they do."""
-        stats = self._compression.stats
-        if self._comm is None:
-            device = next(iter(self._anchor.weights.values())).device
-            group = self._compression.process_group
-            comm = Comm(group, stats, device, private=False, rotates=False)
-            comm.agree(self._description(), 1.0, self._compression.step)
-            self._comm = comm
-        self._comm.stats = stats
-        return self._comm
-
-    def _description(self) -> str:
-        buffers = {name: (tuple(b.shape), b.dtype) for name, b in self._buffers.then.items()}
-        outer = " ".join(repr(self.outer).split())
-        return (
-            f"period {self._period_now()}, buffers {'averaged' if self._averages else 'kept'}, "
-            f"outer {outer}, {self._passes.count} passes, anchor #{self._anchor.digest:08x}, "
-            f"buffers {buffers}"
-        )
 
     # ------------------------------------------------------------------------------- checkpoints
 
@@ -324,10 +320,13 @@ class LocalUpdates(Optimizer):
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
         check_count("checkpoint's passes", saved["passes"], least=0)
-        _check_tensors("anchor", saved["anchor"], self._anchor.weights)
-        _check_tensors("buffers", saved["buffers"], self._buffers.then)
-        _check_groups("inner", saved["inner"], self.inner)
-        _check_groups("outer", saved["outer"], self.outer)
+        _check_tensors("anchor", saved["anchor"], self._meeting.anchor.weights)
+        _check_tensors("buffers", saved["buffers"], self._meeting.buffers.then)
+        _check_optimizer("inner", saved["inner"], self.inner)
+        _check_optimizer("outer", saved["outer"], self.outer)
+        for part in ("anchor", "outer"):
+            if not _is_finite(dict(saved[part])):
+                raise ValueError(f"checkpoint's {part} is not finite")
 
 
 class _BeforeForward:
@@ -337,7 +336,7 @@ class _BeforeForward:
         self._act: Callable[[], None] | None = torch.compiler.disable(act)
 
     def __call__(self, model: nn.Module, _: object) -> None:
-        if self._act and model.training and torch.is_grad_enabled():
+        if self._act and torch.is_grad_enabled():
             self._act()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -356,14 +355,37 @@ def _check_types(optimizer: object, ddp_model: object, state: object, outer: obj
         raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
 
 
-def _refuse_hooks(model: DistributedDataParallel) -> None:
-    if model._comm_hooks:
-        hook, _ = model._comm_hooks[0]
+def _check_group(state: CompressionState, model: DistributedDataParallel) -> None:
+    theirs, expected = members(state.process_group), members(model.process_group)
+    if theirs != expected:
         raise ValueError(
-            f"ddp_model has the communication hook {hook.__qualname__} already, but LocalUpdates "
-            "sends no gradients: make its state by CompressionState(ddp_model, recipe), not by "
-            "attach, and register no hook"
+            f"state exchanges with ranks {theirs}, but ddp_model is of ranks {expected}: make it "
+            "by CompressionState(ddp_model, recipe), which takes the model's process group"
         )
+
+
+def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) -> None:
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if parameter.requires_grad and id(parameter) not in known:
+            names = (name for name, p in module.named_parameters() if p is parameter)
+            name = next(names, f"a parameter of shape {tuple(parameter.shape)}")
+            raise ValueError(
+                f"the optimizer steps {name}, which is not among the parameters that ddp_model "
+                "trained when LocalUpdates was made: no round would meet over it, and ranks would "
+                "drift apart. Unfreeze before wrapping the model; other models' parameters need an "
+                "optimizer of their own"
+            )
+
+
+def _set_state(optimizer: Optimizer, state: Mapping[Any, Any]) -> None:
+    """Give an optimizer a copy of a state, and leave its options as they are."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": groups})
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether all tensors are, however deep in dicts, lists and tuples."""
+    return all(t.isfinite().all() for t in tree_leaves(tree) if isinstance(t, Tensor))
 
 
 def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:
@@ -381,9 +403,9 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _check_groups(what: str, saved: Any, ours: Optimizer) -> None:
-    """As `Optimizer.load_state_dict` will, but before anything is loaded."""
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+def _check_optimizer(what: str, saved: Any, ours: Optimizer) -> None:
+    """More than `Optimizer.load_state_dict` will, and before anything is loaded."""
+    if not _is_state_dict(saved):
         raise ValueError(f"checkpoint's {what} is no optimizer's state_dict")
     theirs, expected = (
         [len(group["params"]) for group in groups]
@@ -393,3 +415,23 @@ def _check_groups(what: str, saved: Any, ours: Optimizer) -> None:
         raise ValueError(
             f"checkpoint's {what} optimizer has groups of {theirs} parameters, expected {expected}"
         )
+    for group in saved["param_groups"]:
+        missing = set(ours.defaults) - set(group)
+        if missing:
+            raise ValueError(
+                f"checkpoint's {what} optimizer is no {type(ours).__name__}: its groups lack "
+                f"{', '.join(sorted(missing))}"
+            )
+
+
+def _is_state_dict(saved: Any) -> bool:
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+        return False
+    state, groups = saved["state"], saved["param_groups"]
+    return (
+        isinstance(state, Mapping)
+        and all(isinstance(each, Mapping) for each in state.values())
+        and isinstance(groups, list)
+        and all(isinstance(group, Mapping) for group in groups)
+        and all(isinstance(group.get("params"), list) for group in groups)
+    )

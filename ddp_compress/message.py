@@ -24,6 +24,7 @@ class Chunk:
         may_be_idle: whether a parameter may have been left out of this rank's step.
         sums: [N], ``residual + grad``, where selecting has left it.
         scale: [], what the gradient was multiplied by; None for 1.
+        alike: anything whose repr ranks must share.
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
@@ -35,6 +36,7 @@ class Chunk:
     may_be_idle: bool = False
     sums: Tensor | None = None
     scale: Tensor | None = None
+    alike: object = None
 
     def __post_init__(self) -> None:
         devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
@@ -109,7 +111,9 @@ class Message:
             value = chunk.grad[here].to(self.memory_dtype)
             if "momentum" in chunk.kept:
                 value = self.momentum * chunk.kept["momentum"][here] + value
-            parts.append(chunk.kept["residual"][here] + value)
+            if "residual" in chunk.kept:
+                value = chunk.kept["residual"][here] + value
+            parts.append(value)
         values, idle = torch.cat(parts), self.idle_at(indices)
         return values if idle is None else values.masked_fill(beside(idle, values), 0.0)
 
@@ -145,6 +149,11 @@ class Message:
         """What its gradients were multiplied by, []; None for 1."""
         return self.chunks[0].scale
 
+    @property
+    def alike(self) -> object:
+        """Anything else whose repr ranks must share."""
+        return self.chunks[0].alike
+
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
 
@@ -157,16 +166,16 @@ class Message:
 
 
 def _accumulated(chunk: Chunk, momentum: float) -> Tensor:
-    grad = chunk.grad.to(chunk.kept["residual"].dtype)
+    grad = chunk.grad.to(memory_dtype(chunk.grad.dtype))
     if "momentum" in chunk.kept:
         grad = momentum * chunk.kept["momentum"] + grad
-    return chunk.kept["residual"] + grad
+    return chunk.kept["residual"] + grad if "residual" in chunk.kept else grad
 
 
 def _is_finite(chunk: Chunk, momentum: float) -> bool:
     """Mostly in one pass over the gradient alone."""
     added = [chunk.grad, *(chunk.kept[name] for name in ("momentum",) if name in chunk.kept)]
-    wide = [each.to(chunk.kept["residual"].dtype) for each in added]
+    wide = [each.to(memory_dtype(chunk.grad.dtype)) for each in added]
     # A finite sum of squares holds no number that could make the finite residual overflow: it would
     # have to be half the spacing of the largest numbers, whose square is infinite.
     if all(torch.dot(each, each).isfinite() for each in wide):

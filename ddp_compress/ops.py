@@ -159,6 +159,23 @@ def sign_decode(bits: Tensor, scales: Tensor, bounds: Tensor, block: int) -> Ten
     return _kernels.sign_decode(bits, scales, bounds, block)
 
 
+def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Tensor:
+    """See `reference.hadamard`."""
+    return _kernels.hadamard(values, bounds, salts, inverse)
+
+
+def uniform_encode(
+    values: Tensor, bounds: Tensor, salts: Tensor, bits: int
+) -> tuple[Tensor, Tensor]:
+    """See `reference.uniform_encode`."""
+    return _kernels.uniform_encode(values, bounds, salts, bits)
+
+
+def uniform_decode(codes: Tensor, levels: Tensor, bounds: Tensor, bits: int) -> Tensor:
+    """See `reference.uniform_decode`."""
+    return _kernels.uniform_decode(codes, levels, bounds, bits)
+
+
 if NATIVE:
     # What torch.compile and torch.export need to know: the shapes, without the data.
 
@@ -234,3 +251,15 @@ if NATIVE:
     @_fake("sign_decode")
     def _sign_decode(bits, scales, bounds, block):  # type: ignore[no-untyped-def]
         return _unknown_size(scales, torch.float32)
+
+    @_fake("hadamard")
+    def _hadamard(values, bounds, salts, inverse):  # type: ignore[no-untyped-def]
+        return torch.empty_like(values)
+
+    @_fake("uniform_encode")
+    def _uniform_encode(values, bounds, salts, bits):  # type: ignore[no-untyped-def]
+        return _unknown_size(values, torch.uint8), values.new_empty(2 * salts.numel())
+
+    @_fake("uniform_decode")
+    def _uniform_decode(codes, levels, bounds, bits):  # type: ignore[no-untyped-def]
+        return _unknown_size(levels, torch.float32)

@@ -1,26 +1,38 @@
-"""A state's checkpoints in those of `torch.distributed.checkpoint`."""
+"""What differs from rank to rank, in checkpoints of `torch.distributed.checkpoint`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ddp_compress.devices import on_host
 from ddp_compress.exchange import place
 
-if TYPE_CHECKING:
-    from ddp_compress.state import CompressionState
+
+class Stateful(Protocol):
+    """A `CompressionState`, `LocalUpdates`, a model, and so on."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What it carries from step to step."""
+
+    def load_state_dict(self, state_dict: Any) -> object:
+        """Take that back."""
 
 
 class PerRank:
     """A state as `torch.distributed.checkpoint` must see it: every rank keeps its own.
+
+    So it must see `LocalUpdates` and, between two rounds, the model's weights too.
 
     DCP takes tensors of one name for copies of each other and saves rank 0's. Here names carry the
     rank. Each is of one entry, a tuple with the whole checkpoint in it, which DCP neither takes
     apart nor needs to know the shapes of: a fresh state has none yet.
 
     Args:
-        state: on every rank its own.
+        stateful: on every rank its own: a `CompressionState`, `LocalUpdates`, the bare model.
 
     Example:
         >>> import torch, ddp_compress as dc
@@ -34,20 +46,15 @@ class PerRank:
         ...     dcp.load({"model": model, "compression": PerRank(state)}, checkpoint_id=folder)
     """
 
-    def __init__(self, state: CompressionState) -> None:
-        self._state = state
+    def __init__(self, stateful: Stateful) -> None:
+        self._stateful = stateful
 
     def state_dict(self) -> dict[str, tuple[dict[str, Any]]]:
         """This rank's checkpoint under its own name, in the host's memory."""
-        saved = self._state.state_dict()
-        tensors = {
-            slot: {name: on_host(tensor) for name, tensor in by_name.items()}
-            for slot, by_name in saved["tensors"].items()
-        }
-        return {_name(): (saved | {"tensors": tensors},)}
+        return {_name(): (tree_map_only(Tensor, on_host, dict(self._stateful.state_dict())),)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back this rank's own; see `CompressionState.load_state_dict`.
+        """Take back this rank's own; see what it was made of.
 
         Raises:
             ValueError: there is none, or it does not fit. Nothing has changed then.
@@ -58,7 +65,7 @@ class PerRank:
                 f"checkpoint holds {sorted(map(str, state_dict))}, expected a tuple of one entry "
                 f"as {_name()!r}"
             )
-        self._state.load_state_dict(entry[0])
+        self._stateful.load_state_dict(entry[0])
 
 
 def _name() -> str:

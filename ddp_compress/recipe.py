@@ -5,14 +5,15 @@ gradient ─► memory + select ─► quantize ─► codec ─► exchange ─
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from ddp_compress.layout import Plan, Scope, Space, Sparse
+from ddp_compress.draw import Draw
+from ddp_compress.layout import Package, Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class Select(Protocol):
 
 
 class Quantize(Protocol):
-    """The values on the wire, for positions that the receiver knows."""
+    """The values on the wire, for positions that the receiver knows.
+
+    Entries that travel with their positions go in packages, each with a list of its own.
+    """
 
     @property
     def tensors(self) -> Tensors:
@@ -78,14 +82,39 @@ class Quantize(Protocol):
     def size(self, plan: Plan) -> int:
         """The most bytes that `encode` gives."""
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
-        """Bytes of the values [K], with ``counts`` [G] of them in every group."""
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
+        """Bytes of the values [K], with ``counts`` [G] of them in every group.
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
-        """The values [K] again, fp32; ValueError where the bytes do not fit the counts."""
+        What is random comes of ``draw``.
+        """
+
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
+        """The values [K] again, fp32; ValueError where the bytes do not fit the counts.
+
+        All but ``draw.own`` is as it was in `encode`.
+        """
 
     def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
         """The next guess [K], after the mean over ranks is known."""
+
+    def spaces(self, plan: Plan, space: Space) -> list[Space]:
+        """Where the list of every package lies, for entries whose positions lie in ``space``."""
+
+    def pack(self, entries: Sparse, plan: Plan, draw: Draw | None = None) -> list[Package]:
+        """The packages, as many as spaces."""
+
+    def unpack(
+        self, places: Sequence[Tensor], values: Tensor, plan: Plan, draw: Draw | None = None
+    ) -> tuple[Sparse, Tensor]:
+        """The entries again, with values in fp32, and how many are in every group, [G].
+
+        Raises:
+            ValueError: the bytes of values are bad.
+        """
 
 
 class Codec(Protocol):

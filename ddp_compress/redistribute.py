@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress.checkpoint import check_form
+from ddp_compress.checkpoint import check_form, check_whole, checksum
 from ddp_compress.checks import check_count
 from ddp_compress.devices import on_host
 from ddp_compress.shards import cuts
@@ -71,17 +71,18 @@ def redistribute(
         rule = _RULES[slot]
         parts = {name: [saved["tensors"][slot][name] for saved in checkpoints] for name in by_name}
         tensors[slot] = {name: rule(parts[name], rank, world_size) for name in by_name}
-    return own | {"saved_by": [rank, world_size], "tensors": tensors}
+    return own | {
+        "saved_by": [rank, world_size],
+        "tensors": tensors,
+        "checksum": checksum(tensors),
+    }
 
 
 def _check(checkpoints: Sequence[Mapping[str, Any]]) -> None:
     if not checkpoints:
         raise ValueError("checkpoints must be those of all old ranks, got none")
     for number, saved in enumerate(checkpoints):
-        try:
-            check_form(saved)
-        except ValueError as error:
-            raise ValueError(f"rank {number}: {error}") from None
+        _named(number, check_form, saved)
         here = [number, len(checkpoints)]
         if saved["saved_by"] not in (None, here):
             rank, world_size = saved["saved_by"]
@@ -99,6 +100,15 @@ def _check(checkpoints: Sequence[Mapping[str, Any]]) -> None:
         if odd:
             theirs = ", ".join(f"rank {number} has {other}" for number, other in odd.items())
             raise ValueError(f"checkpoints must agree in {what}: rank 0 has {first}, {theirs}")
+    for number, saved in enumerate(checkpoints):
+        _named(number, check_whole, saved)
+
+
+def _named(number: int, check: Callable[[Any], None], saved: Any) -> None:
+    try:
+        check(saved)
+    except ValueError as error:
+        raise ValueError(f"rank {number}: {error}") from None
 
 
 def _facts(saved: Mapping[str, Any]) -> dict[str, object]:
@@ -108,7 +118,7 @@ def _facts(saved: Mapping[str, Any]) -> dict[str, object]:
         for slot, by_name in saved["tensors"].items()
         for name, tensor in by_name.items()
     }
-    shared = {name: saved[name] for name in ("recipe", "step", "density")}
+    shared = {name: saved[name] for name in ("recipe", "parameters", "step", "density")}
     return {**shared, "buckets": f"#{zlib.crc32(repr(saved['buckets']).encode()):08x}", **tensors}
 
 

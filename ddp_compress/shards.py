@@ -104,7 +104,10 @@ class Shards:
     def _plan(self, rank: int) -> Plan:
         lengths = iter(self._lengths[:, rank].tolist())
         layouts = tuple(
-            Layout(layout.names, tuple(next(lengths) for _ in layout.names))
+            Layout(
+                tuple(f"{name}, part {rank}" for name in layout.names),
+                tuple(next(lengths) for _ in layout.names),
+            )
             for layout in self.plan.layouts
         )
         return Plan(layouts, self.plan.scope, self.plan.density)

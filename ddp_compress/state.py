@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.futures import Future
 
-from ddp_compress.checkpoint import FORMAT, check_fits, check_form
+from ddp_compress.checkpoint import FORMAT, check_fits, check_form, check_whole, checksum, digest_of
 from ddp_compress.checks import check_count
+from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
@@ -101,12 +101,15 @@ class CompressionState:
         self.step = start_step
         self.stats = Stats()
         self._parameters = dict(bare.named_parameters())
+        convs = convolutions(bare)
+        self._convolutions = {name for name, p in self._parameters.items() if id(p) in convs}
         self._store = ParameterStore(recipe.tensors)
         self._settings = Settings(recipe, min_numel, flush_bytes)
         self._find_unused = find_unused
         self._comm: Comm | None = None
         self._transaction: Transaction | Regrouped | None = None
         self._scaler: GradScaler | None = None
+        self._stepped_without_scaler = False
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._loaded_density: float | None = None
         self._buckets = Buckets()
@@ -121,6 +124,7 @@ class CompressionState:
 
     def _know_parameters(self) -> None:
         self._names = {id(p): name for name, p in self._parameters.items()}
+        self._strides = {name: p.stride() for name, p in self._parameters.items()}
         if "momentum" in self.recipe.memory.tensors:
             refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
 
@@ -128,9 +132,11 @@ class CompressionState:
         """All but what cannot leave the process: its group, and a step under way."""
         gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
+        kept["_had_scaler"] = self._scaler is not None
         return self.__dict__ | dict.fromkeys(gone) | kept
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
+        again = ". Call use_scaler again" if saved.pop("_had_scaler") else ""
         self.__dict__.update(saved)
         self._buckets = Buckets(self._buckets.latest)
         self._start()
@@ -138,7 +144,7 @@ class CompressionState:
         warnings.warn(
             "this CompressionState is a copy, and no model's hook. A DistributedDataParallel that "
             "was copied or unpickled with it would train by plain all-reduce: call "
-            "model.register_comm_hook(state, compress_hook), or attach again",
+            f"model.register_comm_hook(state, compress_hook), or attach again{again}",
             stacklevel=2,
         )
 
@@ -169,6 +175,7 @@ class CompressionState:
 
         Raises:
             TypeError: it is no GradScaler.
+            RuntimeError: this state has taken steps without one.
 
         Example:
             >>> import ddp_compress as dc
@@ -180,6 +187,11 @@ class CompressionState:
         """
         if not isinstance(scaler, GradScaler):
             raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+        if self._stepped_without_scaler and scaler.is_enabled():
+            raise RuntimeError(
+                "use_scaler was called after steps without it, so memory is in the units of scales "
+                "gone by: call it before the first step, or load a checkpoint in unscaled units"
+            )
         self._scaler = scaler
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
@@ -222,18 +234,19 @@ class CompressionState:
             buckets.latest = tuple(transaction.layouts)
         return chunk.future
 
-    def reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reduce(self, tensors: Mapping[str, Tensor], alike: object = None) -> dict[str, Tensor]:
         """Average named tensors through the recipe, as one step without DDP.
 
         Args:
             tensors: for some parameters, by name, a tensor of as many elements; not changed.
+            alike: anything whose repr ranks must share in this step.
 
         Returns:
             For each the mean over ranks of what they sent, shaped as given.
 
         Raises:
             PeerError: on every rank, where the tensors of one are not of this model, of several
-                dtypes, or none.
+                dtypes, or none; or where ranks differ.
         """
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
@@ -245,7 +258,7 @@ class CompressionState:
             self._finish(transaction)
             raise
         flat = torch.cat([t.detach().flatten() for t in tensors.values()])
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused)
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
         parts = mean.split(list(layout.sizes))
         return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}
@@ -262,13 +275,16 @@ class CompressionState:
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
-        return self._layout(list(tensors))
+        # Flattened in the order of their indices, whatever their memory format.
+        kernels = [Kernel(kernel.numel) for kernel in self._kernels(list(tensors))]
+        return self._layout(list(tensors), kernels)
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
 
         Raises:
-            ValueError: a parameter is not the model's.
+            ValueError: a parameter is not the model's, or lies otherwise in memory than when this
+                state was made.
         """
         unknown = [p for p in parameters if id(p) not in self._names]
         if unknown:
@@ -276,10 +292,26 @@ class CompressionState:
                 f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
                 "not of the model that this state was made for"
             )
-        return self._layout([self._names[id(p)] for p in parameters])
+        names = [self._names[id(p)] for p in parameters]
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.stride() != self._strides[name]:
+                raise ValueError(
+                    f"{name} has strides {parameter.stride()}, and had {self._strides[name]} when "
+                    "this state was made: DDP and residuals would permute its gradient. Convert "
+                    "the model, as to channels_last, before wrapping it"
+                )
+        return self._layout(names, self._kernels(names))
 
-    def _layout(self, names: Sequence[str]) -> Layout:
-        return Layout(tuple(names), tuple(self._parameters[name].numel() for name in names))
+    def _layout(self, names: Sequence[str], kernels: Sequence[Kernel]) -> Layout:
+        sizes = tuple(self._parameters[name].numel() for name in names)
+        return Layout(tuple(names), sizes, tuple(kernels))
+
+    def _kernels(self, names: Sequence[str]) -> list[Kernel]:
+        """As the parameters lie in memory."""
+        return [
+            kernel_of(self._parameters[name]) if name in self._convolutions else Kernel()
+            for name in names
+        ]
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -332,6 +364,7 @@ class CompressionState:
             self.stats.aborted += 1
             return False
         self.step += 1
+        self._stepped_without_scaler |= self._scaler is None
         world_size = self._bind().world_size
         self.stats.steps += 1
         elements = sum(layout.numel for layout in transaction.layouts)
@@ -361,8 +394,6 @@ class CompressionState:
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
         recipe, settings = self.recipe, self._settings
-        sizes = sorted((name, p.numel()) for name, p in self._parameters.items())
-        parameters = zlib.crc32(repr(sizes).encode())
         options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
         select = ", ".join(f"{name}={value}" for name, value in options)
         return (
@@ -372,7 +403,7 @@ class CompressionState:
             f"{type(recipe.select).__name__}({select}), "
             f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{parameters:08x}, "
+            f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(self._parameters):08x}, "
             f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
         )
 
@@ -387,18 +418,21 @@ class CompressionState:
         Example:
             >>> import ddp_compress as dc
             >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.sbc(density=0.1))
-            >>> sorted(state.state_dict())
-            ['buckets', 'density', 'format', 'recipe', 'saved_by', 'stats', 'step', 'tensors']
+            >>> state.state_dict()["tensors"]  # before the first step
+            {'residual': {}}
         """
+        tensors = self._store.state_dict()
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
+            "parameters": digest_of(self._parameters),
             "saved_by": self._here(),
             "step": self.step,
             "density": self._latest_density(),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
-            "tensors": self._store.state_dict(),
+            "tensors": tensors,
+            "checksum": checksum(tensors),
         }
 
     def _here(self) -> list[int] | None:
@@ -423,18 +457,20 @@ class CompressionState:
 
         Raises:
             ValueError: the checkpoint does not fit. Nothing has changed then.
-            RuntimeError: a step is under way.
         """
-        if self._transaction is not None:
-            raise RuntimeError("load_state_dict was called between the buckets of a step")
         check_form(saved)
         check_fits(saved, self.recipe, self._parameters)
+        check_whole(saved)
+        self.abandon_step()  # a backward that raised may have left half a step behind
         self._store.load(saved["tensors"])
         self.step = saved["step"]
+        self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
-        self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
-        self.stats = Stats(**saved["stats"])
+        self._buckets = Buckets(
+            [self._layout(names, self._kernels(names)) for names in saved["buckets"]]
+        )
+        self.stats = Stats.of(saved["stats"])
         if self._comm is not None:
             self._buckets.settle()
             self._comm.stats = self.stats

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+PACKAGES = ("pattern", "kernel", "individual")
+
+
+@dataclass
+class Package:
+    """Counts of one kind of packages.
+
+    Attributes:
+        entries: that were sent in it.
+        position_bits, value_bits: as of `Stats`.
+    """
+
+    entries: int = 0
+    position_bits: int = 0
+    value_bits: int = 0
 
 
 @dataclass
@@ -17,6 +35,9 @@ class Stats:
         payload_bits: bits this rank encoded, header included: what papers call uplink.
         position_bits, value_bits: the parts of it that say where entries are and what they are
             worth, after entropy coding; the rest is headers and agreement.
+        packages: the same by package, of entries that travel with their positions: "pattern" and
+            "kernel" are whole kernels of convolutions (`recipes.smartidx`), all others are
+            "individual".
         sent_bytes: bytes that left this rank in collectives, padding included. An all-gather
             carries each rank's message to W - 1 others, so it counts W - 1 times.
         received_bytes: bytes that this rank took from collectives.
@@ -36,6 +57,9 @@ class Stats:
     received_bytes: int = 0
     dense_bytes: float = 0.0
     collectives: int = 0
+    packages: dict[str, Package] = field(
+        default_factory=lambda: {name: Package() for name in PACKAGES}
+    )
 
     @property
     def ratio(self) -> float:
@@ -53,6 +77,34 @@ class Stats:
         self.sent_bytes += sent
         self.received_bytes += received
 
+    def package(self, name: str, entries: int, position_bits: int, value_bits: int) -> None:
+        """Count one package, here and in all."""
+        package = self.packages[name]
+        for counts in (self, package):
+            counts.position_bits += position_bits
+            counts.value_bits += value_bits
+        self.nonzeros += entries
+        package.entries += entries
+
     def state_dict(self) -> dict[str, float]:
-        """The counts as plain numbers."""
-        return asdict(self)
+        """The counts as plain numbers, those of packages as ``"pattern.entries"``."""
+        counts = asdict(self)
+        packages = counts.pop("packages")
+        inner = {f"{name}.{what}": n for name in packages for what, n in packages[name].items()}
+        return counts | inner
+
+    @classmethod
+    def of(cls, saved: Mapping[str, float]) -> Stats:
+        """Undo `state_dict`; what is missing is 0.
+
+        Example:
+            >>> Stats.of({"steps": 3, "kernel.entries": 9}).packages["kernel"].entries
+            9
+        """
+        known = {each.name for each in fields(cls)}
+        packages = {
+            name: Package(*(int(saved.get(f"{name}.{each.name}", 0)) for each in fields(Package)))
+            for name in PACKAGES
+        }
+        counts: dict[str, Any] = {name: n for name, n in saved.items() if name in known}
+        return cls(**counts, packages=packages)

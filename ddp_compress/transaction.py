@@ -164,7 +164,8 @@ class Transaction:
         recipe = self._settings.recipe
         alone = self._plan([chunk], self._shared_density)
         exact = len(alone.exact) * chunk.grad.dtype.itemsize
-        return recipe.codec.size(alone) + recipe.quantize.size(alone) + exact
+        positions = sum(map(recipe.codec.size, recipe.quantize.spaces(alone, alone)))
+        return positions + recipe.quantize.size(alone) + exact
 
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
         layouts = tuple(chunk.layout for chunk in chunks)
@@ -211,7 +212,7 @@ def _setting(message: Message, recipe: Recipe) -> object:
     """What ranks must share."""
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.quantize, recipe.codec, recipe.exchange)
-    return (recipe.name, *memory, *parts, message.plan.digest)
+    return (recipe.name, *memory, *parts, message.plan.digest, message.alike)
 
 
 def _commit(

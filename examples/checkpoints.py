@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO, Protocol
 
 import torch
@@ -75,6 +76,8 @@ class Checkpoints:
             for each in range(int(names[0].rpartition("-")[2]))
         ]
         saved = read(files[rank % len(files)], device)
+        if "dropout" in self.parts and len(files) != world_size:
+            raise ValueError(f"what {len(files)} ranks kept of dropped units fits as many alone")
         if "compression" in self.parts and len(files) != world_size:
             host = torch.device("cpu")  # all ranks' together may be too much for a GPU
             everyone = [read(file, host)["compression"] for file in files]
@@ -90,7 +93,13 @@ class Checkpoints:
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
     """Tensors and plain values: a file cannot make us run code."""
-    saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (EOFError, RuntimeError, UnpicklingError) as error:
+        raise RuntimeError(
+            f"{path} cannot be read. If it is damaged, go on from the checkpoint before: write the "
+            f"name of its folder into {path.parent.with_name('latest')}"
+        ) from error
     return saved
 
 

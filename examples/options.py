@@ -53,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
     add("--period", type=positive_int, help="local steps between rounds (default: no local steps)")
+    add("--federated-dropout", type=density, metavar="RATE", help="share of units kept in a round")
     add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
     add("--batch-size", type=positive_int, help="of all ranks together (default: lm 16, image 64)")
@@ -82,6 +83,8 @@ def parse_args() -> argparse.Namespace:
         args.warmup_steps = args.steps // 6
     if args.warmup_steps >= args.steps:
         parser.error(f"--warmup-steps {args.warmup_steps} must be below --steps {args.steps}")
+    if args.federated_dropout and (args.task != "image" or not args.period):
+        parser.error("--federated-dropout needs --task image and --period: a round of local steps")
     if args.checkpoint and args.recipe == "powersgd":
         parser.error("--checkpoint cannot save what powersgd keeps from step to step")
     if args.amp == "fp16" and args.recipe == "powersgd":

@@ -28,7 +28,7 @@ from tqdm import tqdm
 import ddp_compress as dc
 from checkpoints import Checkpoints, Part
 from data import Samples, Split, image_task, text_task
-from models import ByteModel, ConvNet, count_parameters
+from models import ByteModel, ConvNet, PlainConvNet, count_parameters
 from options import fail, parse_args
 from report import Journal, Measurement, Report
 from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe
@@ -88,14 +88,20 @@ def process_group() -> Iterator[torch.device]:
 def train(args: Namespace, recipe: object, data: Split, device: torch.device) -> Report:
     """The training loop."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    network = make_network(args.task, data).to(device)
+    network = make_network(args, data).to(device)
     elements = count_parameters(network)
-    model = DistributedDataParallel(network, bucket_cap_mb=bucket_cap_mb(args.recipe, elements))
+    dropout = make_dropout(args, network)
+    model = DistributedDataParallel(
+        dropout.sub_model if dropout else network,
+        bucket_cap_mb=bucket_cap_mb(args.recipe, elements),
+    )
 
     # Two momenta, one in the recipe and one in the optimizer, would be one too many.
     momentum = 0.0 if holds_momentum(args) else args.momentum
     sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
     optimizer, state, meter = attach(model, sgd, args, recipe)
+    if dropout and isinstance(optimizer, dc.LocalUpdates):
+        dropout.attach(optimizer)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
     scaler = torch.amp.GradScaler(
         device.type, growth_interval=args.growth_interval, enabled=args.amp == "fp16"
@@ -109,6 +115,7 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         parts: dict[str, Part] = {"model": network, "optimizer": optimizer}
         parts |= {"scheduler": scheduler, "scaler": scaler, "journal": journal}
         parts |= {"compression": state} if state else {}
+        parts |= {"sub_model": dropout.sub_model, "dropout": dropout} if dropout else {}
         checkpoints = Checkpoints(args.checkpoint, args.checkpoint_every, parts)
         done = checkpoints.load(device)
 
@@ -119,6 +126,8 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     steps = range(done + 1, args.steps + 1)
     progress = tqdm(steps, unit="step", initial=done, total=args.steps, disable=rank != 0)
     for step in progress:
+        if dropout and (step - 1) % args.period == 0:
+            dropout.draw((step - 1) // args.period)
         inputs, targets = (tensor.to(device) for tensor in next(stream))
         # Shares may be uneven: the mean over ranks is to be the mean over the batch.
         weight = len(targets) * world_size / args.batch_size
@@ -132,6 +141,8 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         scheduler.step()
         if step == args.steps and isinstance(optimizer, dc.LocalUpdates):
             optimizer.synchronize()  # before, every rank evaluates the weights it has
+        if dropout and (step % args.period == 0 or step == args.steps):
+            dropout.merge()  # into the network that is evaluated
 
         journal.losses.append(loss.detach())
         if step % 10 == 0:
@@ -153,12 +164,19 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     return Report(args, world_size, elements, journal, whole_run, after_warmup)
 
 
-def make_network(task: str, data: Split) -> nn.Module:
+def make_network(args: Namespace, data: Split) -> nn.Module:
     """The network for the task."""
-    if task == "lm":
+    if args.task == "lm":
         return ByteModel()
     pixels, _ = data.train[0]
-    return ConvNet(in_channels=len(pixels))
+    return PlainConvNet(len(pixels)) if args.federated_dropout else ConvNet(len(pixels))
+
+
+def make_dropout(args: Namespace, network: nn.Module) -> dc.FederatedDropout | None:
+    """Smaller sub-models of the network, another in every round of local steps."""
+    if args.federated_dropout is None:
+        return None
+    return dc.FederatedDropout(network, args.federated_dropout, args.seed)
 
 
 def batches(dataset: Samples, batch_size: int, seed: int, done: int) -> Iterator[list[Tensor]]:

@@ -41,7 +41,8 @@ def test_density_of_another_type(density):
         (
             "huffman",
             {},
-            "recipe must be one of dgc, hgc, majority_vote, sbc, sign, stc, topk; got 'huffman'",
+            "recipe must be one of dgc, hgc, majority_vote, rotated, sbc, sign, smartidx, stc, "
+            "topk; got 'huffman'",
         ),
         ("sbc", {"codec": "zip"}, "codec must be one of elias_fano, golomb, raw; got 'zip'"),
         ("topk", {"scope": "layer"}, "scope must be one of tensor, bucket, model; got 'layer'"),
@@ -285,6 +286,11 @@ def change(path: list[str], value: object):
         ),
         (change(["stats", "steps"], -1), "statistics have steps -1, expected a number of 0 or"),
         (change(["stats", "dense_bytes"], math.nan), "statistics have dense_bytes nan, expected"),
+        (change(["parameters"], 1), "model whose parameters have other names or sizes"),
+        (
+            lambda saved: saved["tensors"]["residual"]["weight"].view(torch.int32)[5:6].add_(1),
+            "checkpoint is damaged: its tensors are not those that were saved",
+        ),
         (change(["saved_by"], 3), "saved_by 3, expected rank and world size"),
         (change(["saved_by"], [2, 2]), r"saved_by \[2, 2\], expected rank and world size"),
         (change(["saved_by"], [True, 2]), r"saved_by \[True, 2\], expected rank and world size"),
@@ -315,6 +321,19 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):
     assert after == before
 
 
+def test_a_checkpoint_of_a_smaller_model_or_with_less_in_it_is_refused():
+    small, large = model(), nn.Sequential(*model(), nn.Linear(2, 2))
+    state = CompressionState(small, recipes.topk(0.25))
+    state.reduce({name: p.detach() for name, p in small.named_parameters()})
+    saved, fresh = state.state_dict(), CompressionState(large, recipes.topk(0.25))
+    with pytest.raises(ValueError, match="parameters have other names or sizes"):
+        fresh.load_state_dict(saved)
+    del saved["tensors"]["residual"]["1.weight"]
+    with pytest.raises(ValueError, match=r"checkpoint is damaged: .* or not all of them"):
+        state.load_state_dict(saved)
+    assert (fresh.step, state.step) == (0, 1)
+
+
 def test_per_rank_takes_back_its_own_alone():
     state = trained_state()
     before = state.state_dict()["step"]
@@ -325,11 +344,16 @@ def test_per_rank_takes_back_its_own_alone():
     assert state.state_dict()["step"] == before
 
 
-def test_a_checkpoint_is_not_loaded_within_a_step():
-    state = trained_state()
+def test_a_checkpoint_is_loaded_after_half_a_step():
+    """As a backward leaves behind that raised between two buckets."""
+    state, twin = trained_state(), trained_state()
+    saved = trained_state().state_dict()
     state.push(torch.ones(8), Layout(("weight",), (8,)), last=False)
-    with pytest.raises(RuntimeError, match="between the buckets of a step"):
-        state.load_state_dict(trained_state().state_dict())
+    for each in (state, twin):
+        each.load_state_dict(saved)
+    means = [each.reduce({"weight": torch.ones(2, 4)})["weight"] for each in (state, twin)]
+    assert torch.equal(*means)
+    assert state.step == twin.step == 4
 
 
 def test_a_checkpoint_is_a_copy():

@@ -22,8 +22,8 @@ from tests.table import ROWS, Row
 
 ROOT = Path(__file__).parents[1]
 DRIVER = "build/fuzz/main"
-DECODERS = ("elias_fano", "golomb", "rans", "signs", "checksum")
-KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means")
+DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform", "checksum")
+KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -156,19 +156,29 @@ def assert_entries(found: Sparse, plan: Plan) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
-    "name", ["topk", "topk-golomb-fp16", "topk-raw-bf16", "dgc-golomb", "sbc", "sbc-raw", "sign"]
+    "name",
+    [
+        "topk",
+        "topk-golomb-fp16",
+        "topk-raw-bf16",
+        "dgc-golomb",
+        "sbc",
+        "sbc-raw",
+        "sign",
+        "rotated",
+    ],
 )
 def test_mutated_bodies_are_entries_or_refused(name, dtype):
     row = ROWS[name]
     messages = list(messages_of(row, dtype))
     bodies = []
     for message in messages:
-        body = all_gather._encode(message, row.recipe, Stats())
+        body = all_gather._encode(message, row.recipe, Stats(), rank=0)
         assert body is not None
         bodies.append(as_bytes(body))
     for data in many(bodies, 4000):
         try:
-            selected, exact = all_gather._decode(as_tensor(data), messages[0], row.recipe)
+            selected, exact = all_gather._decode(as_tensor(data), messages[0], row.recipe, 0)
         except ValueError:
             continue
         entries.check_counts(selected.indices, messages[0].plan)
@@ -176,18 +186,22 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
             assert_entries(found, messages[0].plan)
 
 
-@pytest.mark.parametrize("name", ["topk-sharded", "dgc-sharded", "sbc-sharded", "stc"])
+@pytest.mark.parametrize(
+    "name", ["topk-sharded", "dgc-sharded", "sbc-sharded", "stc", "rotated-sharded"]
+)
 def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
     row = ROWS[name]
     messages = list(messages_of(row, torch.float32))
     plan = messages[0].plan
+    draw = entries.draw(plan, messages[0], rank=0)
     bodies = []
     for message in messages:
         chosen = row.recipe.select(message).entries
-        bodies.append(as_bytes(entries.encode_counted(chosen, plan, row.recipe, Stats())))
+        body = entries.encode_counted(chosen, plan, row.recipe, Stats(), draw)
+        bodies.append(as_bytes(body))
     for data in many(bodies, 4000):
         try:
-            found = entries.decode_counted(as_tensor(data), plan, row.recipe, messages[0])
+            found = entries.decode_counted(as_tensor(data), plan, row.recipe, messages[0], draw)
         except ValueError:
             continue
         assert_entries(found, plan)

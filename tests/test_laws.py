@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ddp_compress import CompressionState, exponential_warmup, recipes
 from ddp_compress.layout import Layout
+from ddp_compress.quantize import Rotated
 from ddp_compress.select import Everything
-from tests.table import Row, every_row
+from tests.table import Row, every_keeping_row, every_row
 
 SIZES = {"a": 600, "b": 7, "c": 0, "d": 1, "e": 90}
 
@@ -48,20 +49,24 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-@every_row
+@every_keeping_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_law_1_accumulated_is_sent_plus_retained(row, dtype):
-    """Alone a rank gets back what it sent: m = mu m + g; v = v + m - sent."""
+    """Alone a rank gets back what it sent: m = mu m + g; v = v + m - sent.
+
+    Or what it left of that as its own owner.
+    """
     state = state_of(row, dtype)
     tolerance = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     for step in range(8):
         residual, momentum = kept(state), kept(state, "momentum")
+        second = kept(state, "owner_residual")
         grads = random_grads(step, dtype)
         sent = state.reduce(grads)
-        after = kept(state)
+        after, second_after = kept(state), kept(state, "owner_residual")
         for name, grad in grads.items():
-            accumulated = residual[name] + row.momentum * momentum[name] + grad
-            both = sent[name].to(after[name].dtype) + after[name]
+            accumulated = residual[name] + row.momentum * momentum[name] + grad + second[name]
+            both = sent[name].to(after[name].dtype) + after[name] + second_after[name]
             torch.testing.assert_close(
                 both, accumulated.to(both.dtype), rtol=2 * tolerance, atol=8 * tolerance
             )
@@ -244,6 +249,9 @@ def test_law_9_equal_gradients_send_the_first_or_those_that_the_seed_picks(row):
     ones = {name: torch.ones(size) for name, size in SIZES.items()}
     flat = state_of(row).reduce(ones)["a"]
     count = int(flat.count_nonzero())
+    if isinstance(row.recipe.quantize, Rotated):  # noise of little more than the values' norm
+        assert float((flat - 1).norm() / flat.norm()) < 1.5
+        return
     if isinstance(row.recipe.select, Everything):
         assert torch.equal(flat, torch.ones(600))
         return

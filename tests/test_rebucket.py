@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -31,7 +31,7 @@ def step(
     scale: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What a step gives whose gradients come in such buckets."""
-    given = {}
+    given: dict[str, Tensor] = {}
     for names in buckets:
         layout = Layout(tuple(names), tuple(SIZES[name] for name in names))
         flat = torch.cat([grads[name] for name in names])
@@ -176,13 +176,15 @@ def test_scaled_gradients_are_regrouped_on_their_device(device):
 
 def test_where_there_is_no_memory_as_many_messages_go_out(monkeypatch):
     """Other ranks send theirs, and must not wait."""
-    sent = []
+    sent: list[Exception] = []
+
+    def report(_: object, error: Exception) -> Iterator[None]:
+        sent.append(error)
+        return iter(())
+
     state = CompressionState(Model(), ROW.recipe, flush_bytes=1)
     state.load_state_dict(pair()[0].state_dict())
-    monkeypatch.setattr(
-        "ddp_compress.transaction.Channel.report",
-        lambda _, error: sent.append(error) or iter(()),
-    )
+    monkeypatch.setattr("ddp_compress.transaction.Channel.report", report)
     monkeypatch.setattr(Regrouped, "_parts", dict)  # finds nothing
     layout = Layout(tuple(SIZES), tuple(SIZES.values()))
     with pytest.raises(KeyError):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, redistribute
+from ddp_compress.checkpoint import checksum
 from tests.table import ROWS, every_row
 
 SIZES = {"weight": 30, "bias": 2}
@@ -29,6 +30,7 @@ def checkpoints(row, world_size: int) -> list[dict[str, Any]]:
         }
         saved |= {"step": 7, "saved_by": [rank, world_size], "buckets": [["bias"], ["weight"]]}
         saved["stats"] |= {"steps": 7, "sent_bytes": 100 + rank}
+        saved["checksum"] = checksum(saved["tensors"])
         every.append(saved)
     return every
 
@@ -137,6 +139,11 @@ def damaged(path: list[Any], value: object):
         (
             damaged([2, "tensors", "momentum", "weight"], torch.full((30,), torch.inf)),
             "rank 2: checkpoint's momentum of weight is not finite",
+        ),
+        (damaged([1, "parameters"], 5), "agree in parameters: rank 0 has .*, rank 1 has 5"),
+        (
+            lambda every: every[2]["tensors"]["residual"]["weight"].mul_(2),
+            "rank 2: checkpoint is damaged",
         ),
     ],
 )

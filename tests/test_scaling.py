@@ -1,10 +1,11 @@
 """Scaled gradients: memory keeps unscaled units through every change of the scale."""
 
+import copy
 import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddp_compress import CompressionState, recipes
 from ddp_compress.layout import Layout
@@ -64,7 +65,10 @@ def test_what_would_overflow_when_scaled_stays(recipe):
     large, scale = torch.tensor(2.0**110), torch.tensor(2.0**20)
     state = CompressionState(torch.nn.Linear(2, 1, bias=False), recipe)
     saved = state.state_dict()
-    saved["tensors"] = {slot: {"weight": torch.zeros(2)} for slot in recipe.tensors}
+    saved |= {
+        "tensors": {slot: {"weight": torch.zeros(2)} for slot in recipe.tensors},
+        "checksum": None,
+    }
     saved["tensors"]["residual"]["weight"] += torch.stack([large, torch.tensor(1.0)])
     state.load_state_dict(saved)
     layout = Layout(("weight",), (2,))
@@ -106,3 +110,28 @@ def test_only_a_grad_scaler_is_taken(scaler):
     state = state_of(Row(recipes.topk(0.1)))
     with pytest.raises(TypeError, match=r"scaler must be a torch\.amp\.GradScaler, got"):
         state.use_scaler(scaler)
+
+
+def test_a_scaler_is_told_of_before_the_first_step():
+    """What is kept by then may be in units of any scale."""
+    scaler = torch.amp.GradScaler("cpu")
+    late, loaded = (CompressionState(nn.Linear(4, 2), recipes.topk(0.5)) for _ in range(2))
+    late.reduce({"weight": torch.ones(8)})
+    late.use_scaler(torch.amp.GradScaler("cpu", enabled=False))
+    fresh = late.state_dict()
+    with pytest.raises(RuntimeError, match="called after steps without it"):
+        late.use_scaler(scaler)
+    for state in (late, loaded):
+        state.load_state_dict(fresh)
+        state.use_scaler(scaler)
+
+
+def test_a_copy_says_that_it_must_be_told_of_its_scaler_again():
+    state = CompressionState(nn.Linear(4, 2), recipes.topk(0.5))
+    with pytest.warns(UserWarning, match=r"or attach again$"):
+        copy.deepcopy(state)
+    state.use_scaler(torch.amp.GradScaler("cpu"))
+    state.reduce({"weight": torch.ones(8)})
+    with pytest.warns(UserWarning, match="Call use_scaler again"):
+        twin = copy.deepcopy(state)
+    twin.use_scaler(torch.amp.GradScaler("cpu"))

@@ -85,4 +85,15 @@ void sign_encode(const Device& device, const A* values, const int64_t* host_boun
 void sign_decode(const Device& device, const uint8_t* bits, const float* scales,
                  const int64_t* host_bounds, int64_t segments, int64_t block, float* values);
 
+// hadamard.cu
+void hadamard(const Device& device, const float* values, const int64_t* host_bounds,
+              const int64_t* host_salts, int64_t blocks, bool inverse, float* out);
+
+// uniform.cu
+void uniform_encode(const Device& device, const float* values, const int64_t* host_bounds,
+                    const int64_t* host_salts, int64_t blocks, int bits, uint8_t* codes,
+                    float* levels);
+void uniform_decode(const Device& device, const uint8_t* codes, const float* levels,
+                    const int64_t* host_bounds, int64_t blocks, int bits, float* values);
+
 }  // namespace ddp_compress::cuda

@@ -6,7 +6,7 @@ from ddp_compress.exchange.ballot_box import BallotBox
 from ddp_compress.exchange.buffers import meet_over_buffers
 from ddp_compress.exchange.by_size import BySize
 from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm, PeerError, place
+from ddp_compress.exchange.comm import Comm, PeerError, members, place
 from ddp_compress.exchange.rotating_owner import RotatingOwner
 from ddp_compress.exchange.sharded import Sharded
 from ddp_compress.exchange.shared_mask import SharedMask
@@ -25,6 +25,7 @@ __all__ = [
     "Worker",
     "exchange_by_name",
     "meet_over_buffers",
+    "members",
     "place",
 ]
 
@@ -46,7 +47,7 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
 
     Example:
         >>> exchange_by_name("union")
-        Sharded(reply='union')
+        Sharded(down='union')
     """
     exchanges: dict[str, AllGather | Sharded] = {
         "all_gather": AllGather(),

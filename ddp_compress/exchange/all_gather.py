@@ -42,13 +42,15 @@ class AllGather:
         self, message: Message, recipe: Recipe, channel: Channel
     ) -> Generator[Work, None, list[Delivery] | None]:
         """See `recipe.Exchange.run`."""
-        answers = yield from channel.share(lambda: _encode(message, recipe, channel.stats))
+        answers = yield from channel.share(
+            lambda: _encode(message, recipe, channel.stats, channel.rank)
+        )
         if answers is None:
             return None
         selected, exact = [], []
         for rank, answer in enumerate(answers):
             try:
-                sparse, dense = _decode(answer, message, recipe)
+                sparse, dense = _decode(answer, message, recipe, rank)
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
             selected.append(sparse)
@@ -60,19 +62,20 @@ class AllGather:
         return deliveries
 
 
-def _encode(message: Message, recipe: Recipe, stats: Stats) -> Tensor | None:
+def _encode(message: Message, recipe: Recipe, stats: Stats, rank: int) -> Tensor | None:
     """The body, or None where a gradient is not finite."""
     selection = entries.select(message, recipe)
     if not selection.finite:
         return None
     exact = message.clamped(message.values_at(message.plan.exact)).to(message.grads[0].dtype)
     stats.nonzeros += len(exact)
-    selected = entries.encode(selection.entries, message.plan, recipe, stats)
+    draw = entries.draw(message.plan, message, rank)
+    selected = entries.encode(selection.entries, message.plan, recipe, stats, draw)
     return torch.cat([exact.view(torch.uint8), selected])
 
 
-def _decode(body: Tensor, message: Message, recipe: Recipe) -> tuple[Sparse, Sparse]:
-    """Selected and exact entries of one rank's body."""
+def _decode(body: Tensor, message: Message, recipe: Recipe, rank: int) -> tuple[Sparse, Sparse]:
+    """Selected and exact entries of a rank's body."""
     plan, dtype = message.plan, message.grads[0].dtype
     exact_bytes = len(plan.exact) * dtype.itemsize
     if len(body) < exact_bytes:
@@ -81,5 +84,7 @@ def _decode(body: Tensor, message: Message, recipe: Recipe) -> tuple[Sparse, Spa
     if not exact.isfinite().all():
         raise ValueError("exact values: a value is not finite")
     exact = exact.to(message.device, message.memory_dtype, non_blocking=True)
-    selected = entries.decode(body[exact_bytes:], plan, recipe, message)
+    selected = entries.decode(
+        body[exact_bytes:], plan, recipe, message, entries.draw(plan, message, rank)
+    )
     return selected, Sparse(beside(plan.exact, exact), exact)

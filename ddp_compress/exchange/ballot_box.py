@@ -18,7 +18,7 @@ from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.layout import Room, Sparse
 from ddp_compress.message import Message
-from ddp_compress.reference.ballot import salts, shift_salts
+from ddp_compress.reference import salts, shift_salts
 from ddp_compress.shards import shards
 
 if TYPE_CHECKING:

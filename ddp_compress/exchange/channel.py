@@ -44,8 +44,8 @@ class Channel:
         comm: the other ranks.
         number: of the message in its step.
         density: of this step; ranks must agree.
-        setting: gives anything whose repr ranks must share: recipe, plan, loss scale. Called where
-            the exchange runs, which may wait for a device.
+        setting: gives anything whose repr ranks must share: recipe, plan, loss scale, the period of
+            local steps. Called where the exchange runs, which may wait for a device.
         layout: a number for the plan's layout, whatever its density.
         step: of the state; ranks must agree.
 
@@ -278,7 +278,7 @@ def _check_alike(headers: list[Header]) -> None:
     def setting(header: Header) -> str:
         return (
             f"density {header.density:.6g}, step {header.step} (mod 256), "
-            f"recipe, layout and loss scale #{header.fingerprint:04x}"
+            f"recipe, layout, loss scale and local steps #{header.fingerprint:04x}"
         )
 
     for rank, header in enumerate(headers):

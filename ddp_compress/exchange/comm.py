@@ -188,6 +188,11 @@ def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
+def members(group: dist.ProcessGroup | None) -> list[int]:
+    """The ranks of a group, as the whole job numbers them; None for the default one."""
+    return dist.get_process_group_ranks(group)
+
+
 _comms: WeakSet[Comm] = WeakSet()
 
 

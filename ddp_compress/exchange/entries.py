@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.devices import beside, on_host
+from ddp_compress.draw import Draw
 from ddp_compress.layout import Plan, Room, Space, Sparse
 from ddp_compress.message import Message, Selection
 from ddp_compress.stats import Stats
@@ -33,12 +34,17 @@ def select(message: Message, recipe: Recipe) -> Selection:
     )
 
 
-def encode(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats) -> Tensor:
+def draw(plan: Plan, message: Message, rank: int, reply: bool = False) -> Draw:
+    """What is random in a body of a message: in what ``rank`` sends, or answers as an owner."""
+    return Draw(plan.group_names, message.step, rank, reply)
+
+
+def encode(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats, draw: Draw) -> Tensor:
     """Bytes of at most `plan.ks` entries: uint8 [B]."""
-    return _encode(entries, plan, plan, recipe, stats)
+    return _encode(entries, plan, plan, recipe, stats, draw)
 
 
-def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -> Sparse:
+def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message, draw: Draw) -> Sparse:
     """The entries again, checked against what the plan allows.
 
     Args:
@@ -46,29 +52,32 @@ def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -> Sparse
         plan: what the body may hold.
         recipe: its codec and quantizer.
         message: whose device and memory's dtype the entries get.
+        draw: as encoded, but perhaps for the rank.
 
     Raises:
         ValueError: the bytes do not fit the plan.
     """
-    entries, counts = _decode(body, plan, plan, recipe, message)
+    entries, counts = _decode(body, plan, plan, recipe, message, draw)
     _check_most(counts, plan)
     return entries
 
 
-def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats) -> Tensor:
+def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats, draw: Draw) -> Tensor:
     """Bytes of any number of entries in the plan's groups; their count comes first."""
     stats.position_bits += 8 * COUNT_BYTES
     count = torch.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
     space = Room(plan.bounds, len(entries))
-    return torch.cat([count, on_host(_encode(entries, plan, space, recipe, stats))])
+    return torch.cat([count, on_host(_encode(entries, plan, space, recipe, stats, draw))])
 
 
-def decode_counted(body: Tensor, plan: Plan, recipe: Recipe, message: Message) -> Sparse:
+def decode_counted(
+    body: Tensor, plan: Plan, recipe: Recipe, message: Message, draw: Draw
+) -> Sparse:
     """Undo `encode_counted`; see `decode`."""
     count = read_count(body)
     if not 0 <= count <= plan.numel:
         raise ValueError(f"{count} entries, expected at most {plan.numel}")
-    entries, _ = _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, message)
+    entries, _ = _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, message, draw)
     return entries
 
 
@@ -91,7 +100,8 @@ def check_counts(indices: Tensor | None, plan: Plan) -> None:
     """
     counts = plan.counts(indices)
     _check_most(counts, plan)
-    _check_inside(indices, counts)
+    if indices is not None and int(counts.sum()) != len(indices):
+        raise ValueError("positions: outside every group")
 
 
 def _check_most(counts: Tensor, plan: Plan) -> None:
@@ -99,28 +109,29 @@ def _check_most(counts: Tensor, plan: Plan) -> None:
         raise ValueError("positions: more than a group may send")
 
 
-def _check_inside(indices: Tensor | None, counts: Tensor) -> None:
-    if indices is not None and int(counts.sum()) != len(indices):
-        raise ValueError("positions: outside every group")
-
-
-def _encode(entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats) -> Tensor:
-    positions = recipe.codec.encode(cast(Tensor, entries.indices), space)
-    values = recipe.quantize.encode(entries.values, plan.counts(entries.indices))
-    stats.nonzeros += len(entries)
-    stats.position_bits += 8 * len(positions)
-    stats.value_bits += 8 * len(values)
-    return torch.cat([beside(positions, values), values])
+def _encode(
+    entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats, draw: Draw
+) -> Tensor:
+    packages = recipe.quantize.pack(entries, plan, draw)
+    spaces = recipe.quantize.spaces(plan, space)
+    lists = []
+    for package, where in zip(packages, spaces, strict=True):
+        places = recipe.codec.encode(cast(Tensor, package.places), where)
+        stats.package(package.name, package.entries, 8 * len(places), 8 * len(package.values))
+        lists.append(beside(places, package.values))
+    return torch.cat([*lists, *(package.values for package in packages)])
 
 
 def _decode(
-    body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message
+    body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message, draw: Draw
 ) -> tuple[Sparse, Tensor]:
     """The entries, and how many are in every group."""
     body = body.to(message.device, non_blocking=True)
-    indices, used = recipe.codec.decode(body, space)
-    counts = plan.counts(indices)
-    _check_inside(indices, counts)
-    values = recipe.quantize.decode(body[used:], counts)
-    values = values.to(message.device, message.memory_dtype, non_blocking=True)
-    return Sparse(indices, values), counts
+    lists = []
+    for where in recipe.quantize.spaces(plan, space):
+        places, used = recipe.codec.decode(body, where)
+        lists.append(places)
+        body = body[used:]
+    entries, counts = recipe.quantize.unpack(lists, body, plan, draw)
+    values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
+    return Sparse(entries.indices, values), counts

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.draw import Draw
 from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
@@ -17,12 +18,10 @@ from ddp_compress.exchange.exact import reduce_exact
 from ddp_compress.layout import Plan, Sparse, add_entries
 from ddp_compress.message import Chunk, Delivery, Message
 from ddp_compress.quantize import Values
-from ddp_compress.shards import Shards, shards
+from ddp_compress.shards import shards
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe, Tensors
-
-Reply = Literal["reselect", "union"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,16 @@ class Sharded:
       quantizer and density. A rank sends and receives about 2 K entries at any W. The second
       compression loses nothing for good, but late: what it leaves out stays in a second residual at
       the owner.
+    * a recipe: the owner compresses the mean again with its selection, quantizer, codec and
+      density. There is a second residual where its memory keeps one.
     * ``"union"``: all that anybody sent, as fp32. Nothing is compressed twice, so the result is
       that of `AllGather`; but the union may grow to W K entries, of which each rank receives all.
 
     Args:
-        reply: see above.
+        down: see above.
 
     Raises:
-        ValueError: another reply.
+        ValueError: another word, or a recipe that keeps more than a residual or has a schedule.
 
     Source: Sattler et al., Robust and Communication-Efficient Federated Learning from Non-IID Data
     (2019), Alg. 2, for the second residual; here owners take the place of its server.
@@ -52,55 +53,76 @@ class Sharded:
         {'owner_residual': None}
     """
 
-    reply: Reply = "reselect"
+    down: Recipe | Literal["reselect", "union"] = "reselect"
 
     many_phase: ClassVar[bool] = True
     rotates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.reply not in ("reselect", "union"):
-            raise ValueError(f"reply must be 'reselect' or 'union', got {self.reply!r}")
+        if isinstance(self.down, str):
+            if self.down not in ("reselect", "union"):
+                raise ValueError(f"down must be 'reselect', 'union' or a recipe, got {self.down!r}")
+            return
+        parts = (self.down.memory, self.down.select, self.down.quantize)
+        kept = {name for part in parts for name in part.tensors}
+        if not kept <= {"residual"}:
+            raise ValueError(
+                f"down must be a recipe that keeps no more than a residual; {self.down.name} keeps "
+                f"{', '.join(sorted(kept))}"
+            )
+        if callable(self.down.select.density):
+            raise ValueError("down must be a recipe of a constant density, got a schedule")
 
     @property
     def tensors(self) -> Tensors:
         """The owner's second residual, zero where this rank is not the owner."""
-        return {"owner_residual": None} if self.reply == "reselect" else {}
+        if isinstance(self.down, str):
+            return {"owner_residual": None} if self.down == "reselect" else {}
+        return {"owner_residual": None} if self.down.memory.tensors else {}
 
     def run(
         self, message: Message, recipe: Recipe, channel: Channel
     ) -> Generator[Work, None, list[Delivery] | None]:
         """See `recipe.Exchange.run`."""
-        part = _Part(message, recipe, shards(message.plan, channel.world_size), channel)
+        part = _Part(message, recipe, self.down, channel)
         arrived = yield from channel.route(part.for_owners)
         if arrived is None:
             return None
-        answer = part.reselect if self.reply == "reselect" else part.unite
+        answer = part.unite if self.down == "union" else part.reselect
         replies = yield from channel.share(lambda: answer(arrived))
         if replies is None:
             return None
         exact = yield from reduce_exact(message, channel)
-        decode = entries.decode if self.reply == "reselect" else entries.decode_counted
-        of_reply = recipe if self.reply == "reselect" else _in_full(recipe)
-        received = part.cut.join(
-            [
-                decode(body, plan, of_reply, message)
-                for body, plan in zip(replies, part.cut.plans, strict=True)
-            ]
-        )
-        return [Delivery(part.sent, received, 1.0, writes=part.writes), *exact]
+        return [Delivery(part.sent, part.received(replies), 1.0, writes=part.writes), *exact]
 
 
 class _Part:
     """One rank's part in one message: as a sender, then as the owner of a shard."""
 
-    def __init__(self, message: Message, recipe: Recipe, cut: Shards, channel: Channel) -> None:
+    def __init__(
+        self,
+        message: Message,
+        recipe: Recipe,
+        down: Recipe | Literal["reselect", "union"],
+        channel: Channel,
+    ) -> None:
         self._message = message
         self._recipe = recipe
         self._stats = channel.stats
         self._rank = channel.rank
-        self._dtype = message.memory_dtype
-        self._plan = cut.plans[channel.rank]
-        self.cut = cut
+        self._cut = shards(message.plan, channel.world_size)
+        self._plan = self._cut.plans[channel.rank]
+        self._union = down == "union"
+        if isinstance(down, str):
+            # The quantizer is made for what one rank sends: a union comes as it is.
+            self._down = replace(recipe, quantize=Values()) if self._union else recipe
+            self._answers = self._cut
+        else:
+            self._down = down
+            density, scope = down.select.density, down.select.scope
+            assert not callable(density)
+            plan = replace(message.plan, scope=scope, density=density)
+            self._answers = shards(plan, channel.world_size)
         self.sent: list[Sparse] = []
         self.writes: dict[str, Sparse] = {}
 
@@ -109,12 +131,13 @@ class _Part:
         selection = entries.select(self._message, self._recipe)
         if not selection.finite:
             return None
+        plans = self._cut.plans
         bodies = [
-            entries.encode_counted(part, plan, self._recipe, self._stats)
-            for part, plan in zip(self.cut.split(selection.entries), self.cut.plans, strict=True)
+            entries.encode_counted(part, plan, self._recipe, self._stats, self._draw(plan))
+            for part, plan in zip(self._cut.split(selection.entries), plans, strict=True)
         ]
-        self.sent = self.cut.join(
-            [self._decode(body, plan) for body, plan in zip(bodies, self.cut.plans, strict=True)]
+        self.sent = self._cut.join(
+            [self._decode(body, plan) for body, plan in zip(bodies, plans, strict=True)]
         )
         return bodies
 
@@ -122,42 +145,62 @@ class _Part:
         """The mean of what came, wherever anything came."""
         mean, union = self._mean(arrived)
         entries_of_union = Sparse(union, mean[union.long()])
-        recipe = _in_full(self._recipe)
-        return entries.encode_counted(entries_of_union, self._plan, recipe, self._stats)
+        draw = self._draw(self._plan, reply=True)
+        return entries.encode_counted(entries_of_union, self._plan, self._down, self._stats, draw)
 
     def reselect(self, arrived: list[Tensor]) -> Tensor | None:
         """The mean and the second residual, compressed again; None where it is not finite."""
         mean, union = self._mean(arrived)
-        second = self.cut.take((kept["owner_residual"] for kept in self._message.kept), self._rank)
-        numels = [layout.numel for layout in self._plan.layouts]
+        second = self._second_residual()
+        plan = self._answers.plans[self._rank]
+        numels = [layout.numel for layout in plan.layouts]
         # Perhaps no rank used the parameter: then DDP would throw away what is sent back.
         may_be_idle = self._message.idle is not None
         chunks = [
-            Chunk(grad, layout, {"residual": residual}, may_be_idle)
-            for grad, layout, residual in zip(
-                mean.split(numels), self._plan.layouts, second.split(numels), strict=True
-            )
+            Chunk(grad, layout, {}, may_be_idle)
+            for grad, layout in zip(mean.split(numels), plan.layouts, strict=True)
         ]
-        owned = Message(chunks, self._plan, self._message.step)
-        selection = self._recipe.select(owned)
+        if second is not None:
+            for chunk, residual in zip(chunks, second.split(numels), strict=True):
+                chunk.kept["residual"] = residual
+        owned = Message(chunks, plan, self._message.step)
+        selection = self._down.select(owned)
         if not selection.finite:
             return None
         chosen = selection.entries
         chosen = Sparse(chosen.indices, self._message.clamped(chosen.values))
-        reply = entries.encode(chosen, self._plan, self._recipe, self._stats)
+        draw = self._draw(plan, reply=True)
+        reply = entries.encode(chosen, plan, self._down, self._stats, draw)
+        if second is None:
+            return reply
         second.add_(mean)
-        decoded = entries.decode(reply, self._plan, self._recipe, self._message)
+        decoded = entries.decode(reply, plan, self._down, self._message, draw)
         add_entries(second, 0, [decoded], -1.0)
         touched = union if chosen.indices is None else ops.tally([union, chosen.indices])[0]
         left = Sparse(touched, second[touched.long()])
-        self.writes["owner_residual"] = self.cut.widen(left, self._rank)
+        self.writes["owner_residual"] = self._cut.widen(left, self._rank)
         return reply
+
+    def received(self, replies: list[Tensor]) -> list[Sparse]:
+        """What all owners answered."""
+        decode = entries.decode_counted if self._union else entries.decode
+        return self._answers.join(
+            [
+                decode(body, plan, self._down, self._message, self._draw(plan, reply=True))
+                for body, plan in zip(replies, self._answers.plans, strict=True)
+            ]
+        )
+
+    def _second_residual(self) -> Tensor | None:
+        """This rank's shard [n] of it, a copy; None where none is kept."""
+        kept = [each["owner_residual"] for each in self._message.kept if "owner_residual" in each]
+        return self._cut.take(kept, self._rank) if kept else None
 
     def _mean(self, arrived: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The mean of what came for this rank's shard [n], and where anything came [U]."""
         given = [self._decode(body, self._plan) for body in arrived]
         like = self._message.grads[0]
-        mean = like.new_zeros(self._plan.numel, dtype=self._dtype)
+        mean = like.new_zeros(self._plan.numel, dtype=self._message.memory_dtype)
         add_entries(mean, 0, given, 1.0 / len(arrived))
         positions = [each.indices for each in given if each.indices is not None]
         if positions:
@@ -165,9 +208,8 @@ class _Part:
         return mean, torch.arange(self._plan.numel, dtype=torch.int32, device=mean.device)
 
     def _decode(self, body: Tensor, plan: Plan) -> Sparse:
-        return entries.decode_counted(body, plan, self._recipe, self._message)
+        draw = self._draw(plan)
+        return entries.decode_counted(body, plan, self._recipe, self._message, draw)
 
-
-def _in_full(recipe: Recipe) -> Recipe:
-    """The recipe with values as they are: its quantizer is made for what one rank sends."""
-    return replace(recipe, quantize=Values())
+    def _draw(self, plan: Plan, reply: bool = False) -> Draw:
+        return entries.draw(plan, self._message, self._rank, reply)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ddp_compress.draw import Draw
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.exact import reduce_exact
@@ -96,12 +97,13 @@ def _average(
     name = next(iter(quantize.tensors), None)
     guess = message.kept_at(name, mask) if name else None
     stats.nonzeros += len(mask)
+    draw = Draw(message.plan.group_names, message.step, channel.rank)
 
     def encoded() -> Tensor:
-        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess)
+        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess, draw)
 
     def decoded(body: Tensor) -> Tensor:
-        values = quantize.decode(body, counts, guess)
+        values = quantize.decode(body, counts, guess, draw)
         return values.to(message.device, message.memory_dtype, non_blocking=True)
 
     summed = quantize.dtype if isinstance(quantize, Values) else torch.float32

@@ -20,6 +20,7 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
+    from ddp_compress.draw import Draw
     from ddp_compress.layout import Plan
 
 
@@ -67,7 +68,9 @@ class Fractional(NoGuess):
         """The means, and the most that the symbols take."""
         return 4 * self._levels * len(plan.ks) + most_bytes(plan.k, self._alphabet)
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The means of all levels of all groups, fp32; then a symbol a value."""
         values = on_host(values)
         magnitudes = values.abs()
@@ -78,7 +81,9 @@ class Fractional(NoGuess):
         stream = ops.rans_encode(symbols, self._alphabet)
         return torch.cat([means.flatten().view(torch.uint8), stream])
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The mean of its level for every value, with its sign: fp32 [K]."""
         data = on_host(data)
         means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_number
 from ddp_compress.devices import on_host
+from ddp_compress.quantize.one_package import OnePackage
 from ddp_compress.quantize.symbols import (
     cell_means,
     groups_of,
@@ -21,11 +22,12 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
+    from ddp_compress.draw import Draw
     from ddp_compress.layout import Plan
 
 
 @dataclass(frozen=True)
-class Levels:
+class Levels(OnePackage):
     """A sign and a level of magnitude; the levels of either sign hold equally many values.
 
     In every group, positive and negative values are ranked by magnitude and divided into
@@ -83,7 +85,9 @@ class Levels:
         symbols = most_bytes(plan.k, self._zero + 1) + most_bytes(0, self._zero + 1)
         return 4 * self._zero * len(plan.ks) + symbols
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The groups' means, fp32, positive levels first; symbols never seen, then those seen."""
         values = on_host(values)
         codes = self._codes(values, counts)
@@ -93,7 +97,9 @@ class Levels:
         streams = [ops.rans_encode(symbols[mask], self._zero + 1) for mask in (~seen, seen)]
         return torch.cat([means.flatten().view(torch.uint8), *streams])
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The mean of its level for every value: fp32 [K]."""
         data = on_host(data)
         means = read_means("levels", data, self._zero * len(counts)).view(-1, self._zero)

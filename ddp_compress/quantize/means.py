@@ -13,6 +13,7 @@ from ddp_compress.devices import beside
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
+    from ddp_compress.draw import Draw
     from ddp_compress.layout import Plan
 
 
@@ -35,11 +36,15 @@ class Means(NoGuess):
         """Four bytes a group."""
         return 4 * len(plan.ks)
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The groups' means, fp32: uint8 [4 G]."""
         return ops.segment_means(values, counts).view(torch.uint8)
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The mean of its group for every value: fp32 [K]."""
         if len(data) != 4 * len(counts):
             raise ValueError(f"means: got {len(data)} bytes, expected {4 * len(counts)}")

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ddp_compress.quantize.one_package import OnePackage
 
-class NoGuess:
+
+class NoGuess(OnePackage):
     """Keep nothing from step to step.
 
     Example:

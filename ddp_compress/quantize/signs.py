@@ -14,6 +14,7 @@ from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 
 if TYPE_CHECKING:
+    from ddp_compress.draw import Draw
     from ddp_compress.layout import Plan
 
 
@@ -55,12 +56,16 @@ class Signs(NoGuess):
         in_scales, in_bits = self._bytes(plan.ks)
         return in_scales + in_bits
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The scales, fp32, then the sign bits (see `reference.sign_encode`)."""
         bits, scales = ops.sign_encode(values, _bounds(counts), self._block(counts))
         return torch.cat([scales.view(torch.uint8), bits])
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The mean magnitude of its block for every value, with its sign: fp32 [K]."""
         in_scales, in_bits = self._bytes(counts)
         if len(data) != in_scales + in_bits:

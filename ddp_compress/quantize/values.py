@@ -12,6 +12,7 @@ from ddp_compress.checks import check_one_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
+    from ddp_compress.draw import Draw
     from ddp_compress.layout import Plan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,12 +47,16 @@ class Values(NoGuess):
         """Bytes for all K values."""
         return plan.k * self.dtype.itemsize
 
-    def encode(self, values: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def encode(
+        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The values [K], cast: uint8 [K * itemsize]."""
         limit = torch.finfo(self.dtype).max
         return values.clamp(-limit, limit).to(self.dtype).view(torch.uint8)
 
-    def decode(self, data: Tensor, counts: Tensor, guess: Tensor | None = None) -> Tensor:
+    def decode(
+        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+    ) -> Tensor:
         """The values [K], fp32."""
         expected = int(counts.sum()) * self.dtype.itemsize
         if len(data) != expected:

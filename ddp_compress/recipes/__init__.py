@@ -8,19 +8,23 @@ from ddp_compress.recipe import Recipe
 from ddp_compress.recipes.dgc import dgc
 from ddp_compress.recipes.hgc import hgc
 from ddp_compress.recipes.majority_vote import majority_vote
+from ddp_compress.recipes.rotated import rotated
 from ddp_compress.recipes.sbc import sbc
 from ddp_compress.recipes.sign import sign
+from ddp_compress.recipes.smartidx import smartidx
 from ddp_compress.recipes.stc import stc
 from ddp_compress.recipes.topk import topk
 
-__all__ = ["dgc", "hgc", "majority_vote", "sbc", "sign", "stc", "topk"]
+__all__ = ["dgc", "hgc", "majority_vote", "rotated", "sbc", "sign", "smartidx", "stc", "topk"]
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "dgc": dgc,
     "hgc": hgc,
     "majority_vote": majority_vote,
+    "rotated": rotated,
     "sbc": sbc,
     "sign": sign,
+    "smartidx": smartidx,
     "stc": stc,
     "topk": topk,
 }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddp_compress.reference.ballot import hashes
+from ddp_compress.reference.random_words import hashes
 from ddp_compress.reference.segment_means import exact_mean
 
 

@@ -4,5 +4,6 @@ from ddp_compress.select.add_drop import AddDrop
 from ddp_compress.select.everything import Everything
 from ddp_compress.select.heavier_side import HeavierSide
 from ddp_compress.select.top_k import TopK
+from ddp_compress.select.whole_kernels import WholeKernels
 
-__all__ = ["AddDrop", "Everything", "HeavierSide", "TopK"]
+__all__ = ["AddDrop", "Everything", "HeavierSide", "TopK", "WholeKernels"]

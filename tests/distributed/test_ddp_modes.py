@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
 
 from ddp_compress import CompressionState, attach, compress_hook, recipes
 from tests.distributed.training import (
@@ -91,11 +92,15 @@ class Tied(nn.Module):
         return self.out(self.two(self.one(x).tanh()))
 
 
-def channels_last() -> nn.Module:
+def convolutions() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(6)
         one, two, out = nn.Conv2d(3, 8, 2, padding=1), nn.Conv2d(8, 4, 2), nn.Linear(16, 3)
-    model = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), one, nn.Tanh(), two, nn.Flatten(), out)
+    return nn.Sequential(nn.Unflatten(1, (3, 2, 2)), one, nn.Tanh(), two, nn.Flatten(), out)
+
+
+def channels_last() -> nn.Module:
+    model = convolutions()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -427,9 +432,15 @@ def for_the_python_reducer() -> DistributedDataParallel:
         return DistributedDataParallel(small_model())
 
 
+def in_mixed_precision() -> DistributedDataParallel:
+    half = _MixedPrecision(param_dtype=torch.bfloat16)
+    return DistributedDataParallel(small_model(), mixed_precision=half)
+
+
 def attach_refuses() -> list[str]:
     model, messages = small_model(), []
-    ddp = DistributedDataParallel(model)
+    ddp, hooked = DistributedDataParallel(model), DistributedDataParallel(model)
+    attach(hooked, "topk")
     for call in (
         lambda: attach(model, "sbc", density=0.1),
         lambda: attach(ddp, recipes.sbc(0.1), density=0.1),
@@ -438,22 +449,48 @@ def attach_refuses() -> list[str]:
         lambda: attach(DistributedDataParallel(model, **UNUSED, **SKIPPING), "topk"),
         lambda: attach(with_a_delayed_weight(), "topk"),
         lambda: attach(for_the_python_reducer(), "topk"),
+        lambda: attach(in_mixed_precision(), "topk"),
+        lambda: attach(hooked, "topk"),
     ):
         with pytest.raises((TypeError, ValueError)) as caught:
             call()
         messages.append(str(caught.value))
+    assert len(hooked._comm_hooks) == 1
     return messages
 
 
 def test_attach_refuses_what_does_not_fit(ranks):
-    for model, options, option, name, skip, delay, reducer in ranks.run(1, attach_refuses):
+    for (
+        model, options, option, name, skip, delay, reducer, half, twice,
+    ) in ranks.run(1, attach_refuses):  # fmt: skip
         assert "must be a DistributedDataParallel, got Sequential: wrap it first" in model
         assert "options ['density'] belong to a recipe given by name" in options
         assert "unexpected keyword argument 'value_dtype'" in option
-        assert "must be one of dgc, hgc, majority_vote, sbc, sign, stc, topk; got 'huffman'" in name
+        assert "must be one of dgc, hgc, majority_vote, rotated, sbc, sign, smartidx, stc" in name
         assert "skip_all_reduce_unused_params=True may skip the last bucket" in skip
         assert "delay_all_reduce_named_params keeps 0.weight from the hook" in delay
         assert 'optimize_ddp="python_reducer" calls no hook' in reducer
+        assert "make the DDP model without it and use torch.autocast" in half
+        assert "has the communication hook compress_hook already" in twice
+
+
+def converted_late(steps: int) -> str:
+    ddp, state = wrap(convolutions(), TOPK)
+    train(ddp, range(steps))
+    before = memory(state)
+    ddp.module.to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="Convert the model") as caught:
+        backward(ddp, steps)
+    assert memory(state) == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_model_converted_after_wrapping_is_refused(ranks, steps):
+    """DDP itself would permute its gradients."""
+    for message in ranks.run(2, converted_late, steps):
+        assert "weight has strides (" in message
+        assert "Convert the model, as to channels_last, before wrapping it" in message
 
 
 def another_models_parameters() -> str:

@@ -25,7 +25,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_family, every_keeping_row, every_row
 
 
 def same_everywhere(results):
@@ -67,7 +67,7 @@ def sent_and_retained(row: Row) -> None:
             torch.testing.assert_close(mean[name].flatten(), sent, rtol=tolerance, atol=tolerance)
 
 
-@every_row
+@every_keeping_row
 def test_law_1_accumulated_is_sent_plus_retained(ranks, row):
     ranks.run(2, sent_and_retained, row)
 

@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -309,7 +310,11 @@ def test_synchronize_ends_a_period_early(ranks):
 
 
 def copied() -> str:
-    """Copies of the model meet nobody; the original goes on, compiled too."""
+    """Copies of the model meet nobody, or others of their own; the original goes on, compiled."""
+    twin = copy.deepcopy(wrap(small_model())[0])
+    its_own = CompressionState(twin, TOPK.recipe)
+    train(twin, LocalUpdates(sgd(twin), twin, its_own, period=1), range(1))
+    assert its_own.step == 1
     ddp, state, optimizer = wrap(small_model(), period=2, bucket_cap_mb=25)  # Dynamo's own limit
     rank = dist.get_rank()
     train(ddp, optimizer, range(1))
@@ -357,6 +362,7 @@ class Counting(nn.Module):
 def filled(buffers: str) -> dict[str, Tensor]:
     ddp, state, optimizer = wrap(Counting(), period=1, buffers=buffers)
     rank, module = dist.get_rank(), ddp.module
+    train(ddp, optimizer, range(1))
     for _ in range(2):
         module.mean = torch.tensor([rank, 1.0, rank * math.inf])  # 0 * inf is NaN
         module.count += 1 + rank
@@ -434,8 +440,9 @@ def poisoned_rounds(
     """
     chance = random.Random(seed)  # all ranks draw alike
     periods = [chance.randint(1, 4) for _ in range(4 * trials)]
-    ddp, state, optimizer = wrap(norms(), row, inner, period=lambda n: periods[n], outer=diloco)
-    twin, clean, beside = wrap(norms(), row, inner, period=lambda n: periods[n], outer=diloco)
+    outer = None if row.momentum else diloco
+    ddp, state, optimizer = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
+    twin, clean, beside = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
     batch = 0
 
     def good_round() -> None:
@@ -482,24 +489,43 @@ def test_law_8_a_lost_round_never_was(ranks, inner):
     same_everywhere(ranks.run(2, poisoned_rounds, TOPK, 6, 0, inner))
 
 
+def nested_in_the_optimizer() -> None:
+    ddp, state, optimizer = wrap(small_model(), period=1)
+    train(ddp, optimizer, range(1))
+    kept = optimizer.inner.state[next(ddp.parameters())]
+    kept["history"] = [{"norms": (torch.tensor(math.inf),)}]
+    next(ddp.parameters()).data.view(-1)[0] = math.nan
+    train(ddp, optimizer, range(1))
+    assert state.stats.aborted == 1
+    assert "history" not in optimizer.inner.state[next(ddp.parameters())]
+
+
+def test_an_inner_optimizer_is_reset_whatever_its_state_looks_like(ranks):
+    ranks.run(1, nested_in_the_optimizer)
+
+
 @every_family
 def test_law_8_in_every_family(ranks, row):
     same_everywhere(ranks.run(2, poisoned_rounds, row, 3))
 
 
 def failing_on_one_rank(what: str) -> str:
-    period = 2 + dist.get_rank() if what == "period" else 2
+    rank = dist.get_rank()
+    periods = {"period": 2 + rank, "schedule": lambda number: 2 + rank * number}
+    period = periods.get(what, 2)
     ddp, state, optimizer = wrap(Counting(), period=period)
-    if what == "weights" and dist.get_rank() == 1:
-        optimizer._anchor.weights["weight"].add_(1)
-    if what == "buffers":
+    if what == "weights" and rank == 1:
+        ddp.module.weight.data.add_(1)
+    if what == "first buffers" and rank == 1:
+        ddp.module.mean.add_(1)
+    if what in ("buffers", "schedule"):
         train(ddp, optimizer, range(2))
-        if dist.get_rank() == 1:
+        if what == "buffers" and rank == 1:
             ddp.module.mean = torch.zeros(4)
-    before = memory(state), digest(optimizer._anchor.weights.values())
+    before = memory(state), digest(optimizer.state_dict()["anchor"].values())
     with pytest.raises(PeerError) as caught:
         train(ddp, optimizer, range(3))
-    assert (memory(state), digest(optimizer._anchor.weights.values())) == before
+    assert (memory(state), digest(optimizer.state_dict()["anchor"].values())) == before
     return str(caught.value)
 
 
@@ -507,7 +533,9 @@ def failing_on_one_rank(what: str) -> str:
     ("what", "words"),
     [
         ("period", "rank 0: .*period 2.* rank 1: .*period 3"),
+        ("schedule", "ranks must compress alike.* local steps #"),
         ("weights", "rank 0: .*anchor #.* rank 1: .*anchor #"),
+        ("first buffers", "averaged from #.* rank 1: .*averaged from #"),
         ("buffers", r"rank 1 failed: ValueError: buffers .*mean.*, expected .*buffers='keep'"),
     ],
 )
@@ -532,17 +560,25 @@ def refusals() -> None:
     state = CompressionState(ddp, recipes.sbc(0.1))
     good = {"optimizer": sgd(ddp), "ddp_model": ddp, "state": state, "period": 2}
     hooked = DistributedDataParallel(small_model())
-    attach(hooked, recipes.sbc(0.1))
+    attached: dict[str, Any] = {"optimizer": sgd(hooked), "ddp_model": hooked}
+    attached["state"] = attach(hooked, recipes.sbc(0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch imports what it deprecates
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    zero = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
         ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
         ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
+        ({"optimizer": torch.optim.LBFGS(ddp.parameters())}, ValueError, "LBFGS.*needs a closure"),
+        ({"optimizer": sgd(small_model())}, ValueError, r"steps a parameter of shape \(24, 12\)"),
+        ({"optimizer": zero}, ValueError, "ZeroRedundancyOptimizer shares its state out"),
         ({"period": 0}, ValueError, "period must be 1 or more, got 0"),
         ({"period": 2.0}, TypeError, "period must be an int, got 2.0"),
         ({"outer": 0.7}, TypeError, "outer must make an optimizer"),
         ({"outer": lambda anchor: None}, TypeError, "outer must give an Optimizer, got NoneType"),
         ({"buffers": "mean"}, ValueError, "buffers must be one of average, keep; got 'mean'"),
-        ({"ddp_model": hooked}, ValueError, "communication hook compress_hook already"),
+        (attached, ValueError, "communication hook compress_hook already"),
         ({"ddp_model": DistributedDataParallel(small_model())}, ValueError, "not of the model"),
     ]
     for change, error, words in bad:
@@ -553,9 +589,12 @@ def refusals() -> None:
     optimizer = LocalUpdates(**good)
     with pytest.raises(ValueError, match="communication hook local_hook already"):
         LocalUpdates(**good)
+    with pytest.raises(ValueError, match="communication hook local_hook already"):
+        attach(ddp, "topk")
     saved = optimizer.state_dict()
     short = {**saved["anchor"], "0.bias": torch.zeros(3)}
     other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).state_dict()
+    infinite = {**saved["anchor"], "0.bias": torch.full((24,), math.inf)}
     for broken, words in (
         ([], "checkpoint is a list"),
         ({"inner": saved["inner"]}, "checkpoint lacks anchor, buffers, outer, passes"),
@@ -564,17 +603,85 @@ def refusals() -> None:
         (saved | {"anchor": short}, r"has 0.bias of torch.float32 \(3,\), expected .* \(24,\)"),
         (saved | {"inner": 3}, "checkpoint's inner is no optimizer's state_dict"),
         (saved | {"outer": other}, r"outer optimizer has groups of \[1\] parameters, expected"),
+        (saved | {"anchor": infinite}, "checkpoint's anchor is not finite"),
+        (saved | {"inner": adam(ddp).state_dict()}, "inner optimizer is no SGD: its groups lack d"),
+        *(
+            (saved | {which: saved[which] | {part: None}}, f"{which} is no optimizer's state_dict")
+            for which in ("inner", "outer")
+            for part in ("state", "param_groups")
+        ),
     ):
+        optimizer.param_groups[0]["lr"] = 0.5
         with pytest.raises(ValueError, match=words):
             optimizer.load_state_dict(broken)
-    attached = DistributedDataParallel(small_model())
-    dgc = CompressionState(attached, recipes.dgc(0.1))
+        assert optimizer.param_groups[0]["lr"] == 0.5
+    dgc = Row(recipes.dgc(0.1))
     with pytest.raises(ValueError, match=r"second one of 0\.9"):
-        train(attached, LocalUpdates(sgd(attached), attached, dgc, 2), range(1))
+        wrap(small_model(), dgc)
+    with pytest.raises(ValueError, match=r"second one of 0\.9"):
+        wrap(small_model(), dgc, sgd_without_momentum, outer=diloco)
 
 
 def test_what_does_not_fit_is_refused(ranks):
     ranks.run(1, refusals)
+
+
+def of_other_ranks() -> str:
+    halves = [dist.new_group([0]), dist.new_group([1])]
+    model = small_model()
+    ddp = DistributedDataParallel(model, process_group=halves[dist.get_rank()])
+    with pytest.raises(ValueError, match="state exchanges with ranks") as caught:
+        LocalUpdates(sgd(ddp), ddp, CompressionState(model, TOPK.recipe), 2)
+    return str(caught.value)
+
+
+def test_a_state_of_other_ranks_than_the_model_is_refused(ranks):
+    for rank, message in enumerate(ranks.run(2, of_other_ranks)):
+        assert f"ranks [0, 1], but ddp_model is of ranks [{rank}]" in message
+
+
+def unfrozen(adds: bool) -> None:
+    """After wrapping, in the optimizer already or added to it."""
+    model = small_model()
+    model[4].requires_grad_(False)
+    trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+    ddp, _, optimizer = wrap(model, inner=lambda m: sgd(trained if adds else m))
+    train(ddp, optimizer, range(1))
+    model[4].requires_grad_(True)
+    if adds:
+        optimizer.add_param_group({"params": list(model[4].parameters())})
+    before = weights(ddp)
+    with pytest.raises(ValueError, match=r"the optimizer steps 4\.weight, which is not among"):
+        train(ddp, optimizer, range(1))
+    assert weights(ddp) == before
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_what_no_round_would_meet_over_is_refused(ranks, adds):
+    ranks.run(1, unfrozen, adds)
+
+
+def loaded_late(saves: bool) -> str:
+    """Weights and buffers, when the optimizer was made; perhaps it is saved at once."""
+    trained = norms()
+    with torch.no_grad():
+        for tensor in (*trained.parameters(), trained.get_buffer("1.running_mean")):
+            tensor.add_(1.0)
+    ddp, _, optimizer = wrap(norms(), period=1)
+    ddp.module.load_state_dict(trained.state_dict())
+    if saves:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(ddp, optimizer, range(1))
+    twin, _, beside = wrap(trained, period=1)
+    train(twin, beside, range(1))
+    ours, theirs = ddp.state_dict(), twin.state_dict()
+    assert digest(ours.values()) == digest(theirs.values())
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_weights_may_be_loaded_before_the_first_forward(ranks, saves):
+    same_everywhere(ranks.run(2, loaded_late, saves))
 
 
 # ------------------------------------------------------------------------------------ checkpoints

@@ -650,6 +650,7 @@ def test_the_interpreter_ends_by_itself(tmp_path, how):
 def what_outlives_a_step() -> list[bool]:
     state = state_of(ROWS["vote-sharded"])
     state.reduce(random_grads(0))
+    assert state._comm
     return [view._base is None for view in state._comm._views]
 
 

@@ -1,0 +1,159 @@
+"""Where the kernels of convolutions lie: whole ones count as one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddp_compress.devices import beside
+
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+
+
+class Kernel(NamedTuple):
+    """The kernels of one parameter: their elements, and how far apart these lie in memory."""
+
+    numel: int = 1
+    stride: int = 1
+
+
+def kernel_of(weight: Tensor) -> Kernel:
+    """The kernels of a convolution's weight, whatever its memory format.
+
+    A kernel is the trailing spatial block, all of one pair of channels. In a contiguous weight its
+    elements are neighbours, in a channels_last one they lie as far apart as there are channels.
+    Where they lie in no such order, every element is a kernel by itself.
+
+    Args:
+        weight: [out, in / groups, ...], or with the first two exchanged.
+
+    Example:
+        >>> weight = torch.empty(8, 4, 3, 3)
+        >>> kernel_of(weight), kernel_of(weight.to(memory_format=torch.channels_last))
+        (Kernel(numel=9, stride=1), Kernel(numel=9, stride=4))
+    """
+    numel = prod(weight.shape[2:])
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if numel <= 1:
+        return Kernel()
+    if weight.is_contiguous():
+        return Kernel(numel)
+    last = formats.get(weight.dim())
+    if last is not None and weight.is_contiguous(memory_format=last):
+        return Kernel(numel, weight.shape[1])
+    return Kernel()
+
+
+def convolutions(model: nn.Module) -> frozenset[int]:
+    """The ids of all weights of a model's convolutions, transposed ones included.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(2, 2))
+        >>> convolutions(model) == {id(model[0].weight)}
+        True
+    """
+    return frozenset(id(each.weight) for each in model.modules() if isinstance(each, CONVOLUTIONS))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a message's P parameters, one parameter after another.
+
+    A *place* counts elements kernel after kernel, a *position* as they lie in memory; both begin
+    and end with the parameter. They differ where a weight is channels_last.
+
+    Args:
+        bounds: offsets of the parameters, [P + 1] int64.
+        kernels: of every parameter; parameters that are no convolution's have kernels of 1.
+
+    Example:
+        >>> kernels = Kernels(torch.tensor([0, 8, 10]), [Kernel(4, 2), Kernel()])
+        >>> kernels.places(torch.tensor([1, 2, 9]))
+        tensor([4, 1, 9])
+        >>> kernels.gather(torch.arange(10))
+        tensor([0, 2, 4, 6, 1, 3, 5, 7, 8, 9])
+        >>> kernels.starts
+        tensor([0, 2, 2])
+    """
+
+    bounds: Tensor
+    kernels: Sequence[Kernel]
+
+    @cached_property
+    def numels(self) -> Tensor:
+        """Elements of a kernel, [P] int64."""
+        return torch.tensor([kernel.numel for kernel in self.kernels], dtype=torch.int64)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The sizes of kernels that occur, without 1, ascending."""
+        return sorted({kernel.numel for kernel in self.kernels} - {1})
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Kernels of every parameter, [P] int64; 0 where they are single elements."""
+        return torch.where(self.numels > 1, self.bounds.diff() // self.numels, 0)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Offsets of the parameters among all kernels, [P + 1] int64."""
+        return torch.nn.functional.pad(self.counts.cumsum(0), (1, 0))
+
+    def gather(self, flat: Tensor) -> Tensor:
+        """A flat tensor [N] by place."""
+        if all(kernel.stride == 1 for kernel in self.kernels):
+            return flat
+        parts = [
+            part.view(-1, numel, stride).transpose(1, 2).flatten() if stride > 1 else part
+            for part, (numel, stride) in zip(
+                flat.split(self.bounds.diff().tolist()), self.kernels, strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """The places [K] int64 of positions [K]."""
+        start, numel, stride = self._around(positions)
+        block, rest = _divide(positions.long() - start, numel * stride)
+        within, channel = _divide(rest, stride)
+        return start + (block * stride + channel) * numel + within
+
+    def positions(self, places: Tensor) -> Tensor:
+        """The positions [K] int64 of places [K]: `places` undone."""
+        start, numel, stride = self._around(places)
+        kernel, within = _divide(places.long() - start, numel)
+        block, channel = _divide(kernel, stride)
+        return start + (block * numel + within) * stride + channel
+
+    def first_places(self, kernels: Tensor) -> Tensor:
+        """The first place [n] int64 of each of these kernels [n], counted among all."""
+        owner = self.owners(kernels)
+        first = beside(self.bounds[:-1], kernels)[owner]
+        number = kernels.long() - beside(self.starts[:-1], kernels)[owner]
+        return first + number * beside(self.numels, kernels)[owner]
+
+    def owners(self, kernels: Tensor) -> Tensor:
+        """The parameter [n] int64 of each of these kernels [n], counted among all."""
+        return torch.searchsorted(beside(self.starts, kernels), kernels.long(), right=True) - 1
+
+    def _around(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the parameter that each position or place lies in: start, kernel size, stride."""
+        strides = torch.tensor([kernel.stride for kernel in self.kernels], dtype=torch.int64)
+        owner = torch.searchsorted(beside(self.bounds, positions), positions.long(), right=True) - 1
+        tables = (self.bounds[:-1], self.numels, strides)
+        start, numel, stride = (beside(table, positions)[owner] for table in tables)
+        return start, numel, stride
+
+
+def _divide(number: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    quotient = number.div(by, rounding_mode="floor")
+    return quotient, number - quotient * by

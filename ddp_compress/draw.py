@@ -1,0 +1,52 @@
+"""What random numbers of a step are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddp_compress.reference import salts
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What tells one drawing of random numbers from another.
+
+    Numbers are hashes, so every device and every run draws the same ones; and of names, so they do
+    not depend on the order in which parameters come.
+
+    Args:
+        names: of the groups that values come in, [G].
+        step: of the state.
+        rank: whose values they are.
+        reply: whether they are an owner's answer, and not what it was sent.
+
+    Example:
+        >>> here, there = (Draw(("weight",), step=7, rank=rank) for rank in (0, 1))
+        >>> here.shared(seed=0).equal(there.shared(seed=0))
+        True
+        >>> here.own(seed=0).equal(there.own(seed=0))
+        False
+    """
+
+    names: tuple[str, ...]
+    step: int
+    rank: int
+    reply: bool = False
+
+    def shared(self, seed: int) -> Tensor:
+        """A salt for every group, [G] int64, the same on every rank."""
+        return salts([f"{self._way}/{name}" for name in self.names], seed, self.step)
+
+    def own(self, seed: int) -> Tensor:
+        """A salt for every group, [G] int64, of this rank alone."""
+        return salts([f"{self._way}/{self.rank}/{name}" for name in self.names], seed, self.step)
+
+    def whole(self, seed: int) -> Tensor:
+        """One salt for all groups, [1] int64, the same on every rank."""
+        return salts([self._way], seed, self.step)
+
+    @property
+    def _way(self) -> str:
+        return "reply" if self.reply else "send"

@@ -1,0 +1,38 @@
+"""No memory: what was not sent is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from ddp_compress.layout import Sparse
+
+if TYPE_CHECKING:
+    from ddp_compress.message import Chunk
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Keep nothing: for what is unbiased, so that errors are noise and cancel in time.
+
+    Example:
+        >>> Nothing().tensors
+        {}
+    """
+
+    tensors: ClassVar[Mapping[str, torch.dtype | None]] = {}
+    clip: ClassVar[None] = None
+
+    def momentum_at(self, step: int) -> float:
+        """None is kept."""
+        return 0.0
+
+    def retain(self, chunk: Chunk, momentum: float) -> None:
+        """Leave zeros in the gradient's place."""
+        chunk.grad.zero_()
+
+    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
+        """Nothing is kept."""

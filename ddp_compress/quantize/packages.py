@@ -1,0 +1,253 @@
+"""Whole kernels of convolutions by the pattern of their signs, other entries by their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.devices import beside, on_host
+from ddp_compress.layout import Package, Room, Sparse
+from ddp_compress.quantize.signs import Signs
+from ddp_compress.quantize.symbols import most_bytes, read_means, read_symbols
+from ddp_compress.reference.wire_format import pack, unpack
+
+if TYPE_CHECKING:
+    from ddp_compress.draw import Draw
+    from ddp_compress.layout import Plan, Space
+
+TABLE_BITS = 13  # of a symbol in rANS's table of frequencies
+MOST_PATTERNS = 32  # each has two symbols of the at most 65 of rANS, one for either sign
+
+
+@dataclass(frozen=True)
+class Packages(Signs):
+    """Three packages: kernels of a pattern, other whole kernels, individual entries.
+
+    Wherever all elements of a convolution's kernel are sent, one position stands for them. The
+    signs of a kernel are a *pattern* and a sign: the pattern is the signs as they are where the
+    first is a plus, all turned where it is not.
+
+    * *pattern*: kernels whose patterns are shared: a position, and the number of the pattern with
+      its sign, entropy-coded (see `reference.rans_encode`). Patterns are sent once, a bit an
+      element, those of every size of kernels by themselves.
+    * *kernel*: other whole kernels: a position, and a bit for the sign of every element.
+    * *individual*: all other entries: a position and a sign each.
+
+    A pattern is shared if that takes fewer bits than the signs of its kernels, counted with its
+    own bits and with its place in the table of frequencies. A mean magnitude for every parameter
+    and package stands for the values. All this is the host's work.
+
+    Source: the appendix of SmartIdx (Table 3, Fig. 4); it is silent on how patterns are found.
+
+    Example:
+        >>> from ddp_compress.conv_kernels import Kernel
+        >>> from ddp_compress.layout import Layout, Plan
+        >>> plan = Plan((Layout(("weight",), (12,), (Kernel(4),)),), "tensor", density=0.5)
+        >>> indices = torch.tensor([0, 8, 9, 10, 11], dtype=torch.int32)
+        >>> values = torch.tensor([5.0, 1, -3, 1, 1])
+        >>> packages = Packages().pack(Sparse(indices, values), plan)
+        >>> [(package.name, package.places.tolist()) for package in packages]
+        [('pattern', []), ('kernel', [2]), ('individual', [0])]
+        >>> data = torch.cat([package.values for package in packages])
+        >>> places = [package.places for package in packages]
+        >>> Packages().unpack(places, data, plan)[0].values
+        tensor([ 5.0000,  1.5000, -1.5000,  1.5000,  1.5000])
+    """
+
+    def size(self, plan: Plan) -> int:
+        """Means of all packages, signs as they are, and patterns that stand for no kernel."""
+        patterns = sum(
+            1 + (MOST_PATTERNS * m + 7) // 8 + most_bytes(0, 2 * MOST_PATTERNS)
+            for m in plan.kernels.sizes
+        )
+        parameters = len(plan.bounds) - 1
+        return (3 * 4 + 2) * parameters + patterns + plan.k // 8
+
+    def spaces(self, plan: Plan, space: Space) -> list[Space]:
+        """The kernels, twice, where there are any; and all positions."""
+        kernels, sizes = plan.kernels, plan.kernels.sizes
+        lists: list[Space] = [Room(kernels.starts, space.k // sizes[0])] * 2 if sizes else []
+        return [*lists, space]
+
+    def pack(self, entries: Sparse, plan: Plan, draw: Draw | None = None) -> list[Package]:
+        """Find the whole kernels, and what is the least for each."""
+        kernels = plan.kernels
+        positions, values = on_host(entries.positions), on_host(entries.values)
+        places, order = kernels.places(positions).sort()
+        whole, single = _whole_kernels(places, plan)
+        alone = positions[order[single]].sort()
+        individual = self.encode(
+            values[order[single]][alone.indices], _counts_within(alone.values, plan)
+        )
+        packages = [Package("individual", alone.values, len(alone.values), individual)]
+        if kernels.sizes:
+            packages = self._of_kernels(whole, places, values[order], plan) + packages
+        return [package.beside(entries.values) for package in packages]
+
+    def _of_kernels(
+        self, whole: Tensor, places: Tensor, values: Tensor, plan: Plan
+    ) -> list[Package]:
+        """The packages of these kernels [n], whose elements are among places and values [K]."""
+        owners, sizes = _facts(whole, plan)
+        begins = torch.searchsorted(places, plan.kernels.first_places(whole))
+        shared, streams = torch.zeros(len(whole), dtype=torch.bool), []
+        for m in plan.kernels.sizes:
+            mine = (sizes == m).nonzero().flatten()
+            signs = values[begins[mine][:, None] + torch.arange(m)].signbit()
+            stream, chosen = _encode_patterns(signs)
+            streams.append(stream)
+            shared[mine[chosen]] = True
+        alike, unlike = (values[_ranges(begins[of], sizes[of])] for of in (shared, ~shared))
+        means = ops.segment_means(alike.abs(), _entries_within(owners[shared], sizes[shared], plan))
+        used = means[_used(owners[shared], plan)]
+        patterns = torch.cat([used.view(torch.uint8), *streams])
+        signs = self.encode(unlike, _entries_within(owners[~shared], sizes[~shared], plan))
+        return [
+            Package("pattern", whole[shared].int(), len(alike), patterns),
+            Package("kernel", whole[~shared].int(), len(unlike), signs),
+        ]
+
+    def unpack(
+        self, places: Sequence[Tensor], values: Tensor, plan: Plan, draw: Draw | None = None
+    ) -> tuple[Sparse, Tensor]:
+        """The entries, and how many are in every group.
+
+        Raises:
+            ValueError: the bytes are bad, or an entry comes twice.
+        """
+        device, values = values.device, on_host(values)
+        *of_kernels, singles = (on_host(each).long() for each in places)
+        shared, unlike = of_kernels or (singles[:0], singles[:0])
+        alike, used = _decode_kernels(values, shared, plan)
+        (owners, sizes), firsts = _facts(unlike, plan), plan.kernels.first_places(unlike)
+        counts = _entries_within(owners, sizes, plan)
+        split = used + sum(self._bytes(counts))
+        unlike_values = self.decode(values[used:split], counts)
+        alone = self.decode(values[split:], _counts_within(singles, plan))
+        _, lengths = _facts(shared, plan)
+        at = [
+            _ranges(plan.kernels.first_places(shared), lengths),
+            _ranges(firsts, sizes),
+        ]
+        positions, order = torch.cat([plan.kernels.positions(torch.cat(at)), singles]).sort()
+        if (positions.diff() == 0).any():
+            raise ValueError("packages: an entry comes twice, expected it in one package alone")
+        found = torch.cat([alike, unlike_values, alone])[order]
+        entries = Sparse(positions.int().to(device), found.to(device))
+        return entries, plan.counts(entries.indices)
+
+
+def _decode_kernels(data: Tensor, shared: Tensor, plan: Plan) -> tuple[Tensor, int]:
+    """The values of kernels [n] of a pattern, kernel after kernel, and the bytes they took."""
+    owners, sizes = _facts(shared, plan)
+    used = _used(owners, plan)
+    means = read_means("packages", data, int(used.sum()))
+    values = torch.zeros(len(used)).masked_scatter_(used, means)[owners].repeat_interleave(sizes)
+    at, ends = means.nbytes, sizes.cumsum(0)
+    for m in plan.kernels.sizes:
+        mine = (sizes == m).nonzero().flatten()
+        minus, read = _decode_patterns(data[at:], len(mine), m)
+        elements = (ends[mine] - m)[:, None] + torch.arange(m)
+        values[elements] = torch.where(minus, -values[elements], values[elements])
+        at += read
+    return values, at
+
+
+def _whole_kernels(places: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The kernels [n] all of whose elements are among ascending places [K]; the other places."""
+    kernels = plan.kernels
+    owner = torch.searchsorted(plan.bounds, places, right=True) - 1
+    first = places - (places - plan.bounds[owner]) % kernels.numels[owner]
+    firsts, inverse, counts = first.unique_consecutive(return_inverse=True, return_counts=True)
+    owner = torch.searchsorted(plan.bounds, firsts, right=True) - 1
+    numels = kernels.numels[owner]
+    whole = (counts == numels) & (numels > 1)
+    number = (firsts - plan.bounds[owner]) // numels + kernels.starts[owner]
+    return number[whole], ~whole[inverse]
+
+
+def _facts(kernels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The parameter and the size [n] of each of these kernels [n]."""
+    owners = plan.kernels.owners(kernels)
+    return owners, plan.kernels.numels[owners]
+
+
+def _entries_within(owners: Tensor, sizes: Tensor, plan: Plan) -> Tensor:
+    """Entries of every parameter, [P] int64, where kernels have these owners and sizes [n]."""
+    counts = torch.zeros(len(plan.bounds) - 1, dtype=torch.int64)
+    return counts.index_add_(0, owners, sizes)
+
+
+def _counts_within(positions: Tensor, plan: Plan) -> Tensor:
+    """How many of the ascending positions [K] lie in every parameter, [P] int64."""
+    return torch.searchsorted(positions, beside(plan.bounds, positions).to(positions.dtype)).diff()
+
+
+def _used(owners: Tensor, plan: Plan) -> Tensor:
+    """Which parameters own some of the kernels: [P] bool."""
+    return torch.bincount(owners, minlength=len(plan.bounds) - 1) > 0
+
+
+def _ranges(begins: Tensor, sizes: Tensor) -> Tensor:
+    """``begin .. begin + size`` one after another: [sum of sizes] int64."""
+    ends = sizes.cumsum(0)
+    return torch.arange(int(sizes.sum())) + (begins - ends + sizes).repeat_interleave(sizes)
+
+
+def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Patterns of kernels of one size, as bytes, and for which of the kernels they stand.
+
+    Args:
+        signs: [n, m] bool, True for a minus.
+
+    Returns:
+        The number of patterns less 1, the patterns, the symbols, no bytes at all where no pattern
+        is shared; and indices into ``signs``.
+    """
+    n, m = signs.shape
+    nothing = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    if not n:
+        return nothing
+    turned = signs[:, 0]
+    patterns, number, counts = (signs ^ turned[:, None]).unique(
+        dim=0, return_inverse=True, return_counts=True
+    )
+    shared = [
+        pattern
+        for pattern, count in sorted(enumerate(counts.tolist()), key=lambda pair: -pair[1])
+        if count * (m - 1 - log2(n / count)) > m + 2 * TABLE_BITS
+    ][:MOST_PATTERNS]
+    if not shared:
+        return nothing
+    symbol = torch.full((len(patterns),), -1).index_copy_(
+        0, torch.tensor(shared), 2 * torch.arange(len(shared))
+    )[number]
+    chosen = (symbol >= 0).nonzero().flatten()
+    symbols = (symbol + turned)[chosen].byte()
+    head = torch.tensor([len(shared) - 1], dtype=torch.uint8)
+    bits = pack(patterns[shared].long().flatten())
+    return torch.cat([head, bits, ops.rans_encode(symbols, 2 * len(shared))]), chosen
+
+
+def _decode_patterns(data: Tensor, n: int, m: int) -> tuple[Tensor, int]:
+    """The signs [n, m] and the bytes they took: `_encode_patterns` undone, trusting nothing."""
+    if not n:
+        return torch.empty(0, m, dtype=torch.bool), 0
+    count = int(data[0]) + 1 if len(data) else 0
+    if not 1 <= count <= MOST_PATTERNS:
+        raise ValueError(f"packages: {count} patterns, expected 1 to {MOST_PATTERNS}")
+    end = 1 + (count * m + 7) // 8
+    bits = unpack(data[1:end])
+    if len(data) < end:
+        raise ValueError(f"packages: got {len(data)} bytes, expected at least {end} for patterns")
+    if bits[count * m :].any():
+        raise ValueError("packages: an unused bit is set; expected only zeros there")
+    symbols, used = read_symbols("packages", data[end:], n, 2 * count)
+    patterns = bits[: count * m].view(count, m).bool()
+    return patterns[symbols.long() // 2] ^ (symbols % 2).bool()[:, None], end + used

@@ -1,0 +1,277 @@
+"""Whole kernels of convolutions, and single entries where these are worth their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log2
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.checks import check_count, check_one_of
+from ddp_compress.devices import beside, on_host
+from ddp_compress.layout import SCOPES, Scope, Sparse
+from ddp_compress.message import Selection
+from ddp_compress.schedules import Schedule, check_density
+
+if TYPE_CHECKING:
+    from ddp_compress.layout import Plan
+    from ddp_compress.message import Message
+
+GAP_BITS = 1.44  # log2(e): of a position among rare ones, beside -log2 of their share
+BITS = 24  # of the integers that sums are made of: exact in any order
+LEARN_FROM = 2048  # kernels, at most, that patterns are learnt from
+TURNS = 4  # of the learning
+
+
+@dataclass(frozen=True)
+class WholeKernels:
+    """The entries that carry most for their bits: whole kernels, or alone.
+
+    A kernel of m elements x may travel as one position, and either the number of a shared pattern
+    of signs or m signs; its elements then get one magnitude. So it carries ``|sum of s x|``, with
+    ``s`` the pattern, or ``sum of |x|``; an entry alone carries ``|x|``. Each way of travelling has
+    a price: the bits of a position, from how many others of its parameter are sent, and those of
+    signs, from how often their pattern is. A kernel is ranked by the best of its ways, magnitude
+    carried a bit; an entry by its own or by its kernel's, whichever is more. The first
+    ``max(1, round(density * N))`` are sent. Prices come from a first ranking at equal prices.
+
+    Where a kernel's signs differ from its pattern, an entry is sent with the wrong sign: the
+    residual keeps what that adds. A kernel that is not wholly within the density is not sent.
+
+    Patterns are learnt in each step from the largest kernels of a size: from those that the
+    patterns so far fit worst, then moved to the majority of the kernels that they fit best.
+
+    Args:
+        density: share of the elements, in (0, 1], or a schedule of it.
+        scope: what one ranking runs over, see `TopK`.
+        patterns: how many shared patterns there are of every size of kernels, 1 or more; each is
+            used with either sign.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument lies outside its range.
+
+    Source: the appendix of SmartIdx. It does not say how kernels are ranked, nor how patterns are
+    found: here it is as measured best (``bench/smartidx.py``).
+
+    Example:
+        >>> WholeKernels(0.1)
+        WholeKernels(density=0.1, scope='model', patterns=2)
+    """
+
+    density: float | Schedule
+    scope: Scope = "model"
+    patterns: int = 2
+
+    def __post_init__(self) -> None:
+        if not callable(self.density):
+            check_density(self.density, "density")
+        check_one_of("scope", self.scope, SCOPES)
+        check_count("patterns", self.patterns, least=1)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.dtype | None]:
+        """None are kept."""
+        return {}
+
+    def __call__(self, message: Message) -> Selection:
+        """Rank twice, the second time at the prices that the first has found."""
+        flat = message.accumulated()
+        if not flat.isfinite().all():
+            return Selection(Sparse(flat[:0].int(), flat[:0]), False)
+        ranking = _Ranking(message, flat, self.patterns)
+        chosen = ranking.choose()
+        ranking.learn_prices(chosen)
+        places, values = ranking.entries(ranking.choose())
+        positions, order = message.plan.kernels.positions(places).sort()
+        return Selection(Sparse(positions.int(), values[order].to(flat.dtype)), True)
+
+
+class _Ways:
+    """The ways in which the kernels of one parameter may travel.
+
+    Args:
+        rows: [n, m] fp64, the kernels.
+        patterns: [S, m] fp64 of 1 and -1.
+    """
+
+    def __init__(self, rows: Tensor, patterns: Tensor) -> None:
+        self.rows = rows
+        self.patterns = patterns
+        whole, unit = _integers(rows)
+        fits = whole @ patterns.T
+        carried = torch.cat([fits, -fits, whole.abs().sum(1, keepdim=True)], 1)
+        self.carried = carried.clamp_(min=0.0) * unit[:, None]  # [n, 2 S + 1]
+
+    def best(self, prices: Tensor) -> tuple[Tensor, Tensor]:
+        """The best way for every kernel [n], and what it carries a bit [n]."""
+        worth = self.carried / beside(prices, self.carried)
+        way = worth.argmax(1)
+        return way, worth.gather(1, way[:, None])[:, 0]
+
+    def sent(self, kernels: Tensor, ways: Tensor) -> Tensor:
+        """What the given kernels [k] are sent as: [k, m], all of one magnitude."""
+        rows = self.rows[kernels]
+        patterns = torch.cat([self.patterns, -self.patterns])
+        last = len(patterns)
+        signs = patterns[ways.clamp(max=last - 1)]
+        signs = torch.where((ways == last)[:, None], torch.where(rows < 0, -1.0, 1.0), signs)
+        carried = self.carried[kernels].gather(1, ways[:, None])
+        return signs * (carried / rows.shape[1])
+
+
+class _Ranking:
+    """All entries of a message, by what they carry for their bits."""
+
+    def __init__(self, message: Message, flat: Tensor, patterns: int) -> None:
+        self._plan = plan = message.plan
+        self._groups = message.groups
+        self._bounds: list[int] = plan.bounds.tolist()
+        self._numels: list[int] = plan.kernels.numels.tolist()
+        self._values = plan.kernels.gather(flat).double()
+        live = self._groups >= 0
+        if not bool(live.all()):
+            self._values = self._values * beside(
+                live.repeat_interleave(plan.bounds.diff()), self._values
+            )
+        self._ways = self._find_ways(patterns)
+        share = max(plan.k, 1) / max(plan.numel, 1)
+        self._gaps = [GAP_BITS - log2(share)] * len(self._numels)  # of a position, by parameter
+        self._single = [GAP_BITS - log2(share) + 1.0] * len(self._numels)
+        self._signs = {
+            m: [log2(2 * patterns)] * (2 * patterns) + [float(m)] for m in plan.kernels.sizes
+        }
+
+    def _part(self, parameter: int) -> slice:
+        return slice(self._bounds[parameter], self._bounds[parameter + 1])
+
+    def _rows(self, parameter: int) -> Tensor:
+        return self._values[self._part(parameter)].view(-1, self._numels[parameter])
+
+    def _find_ways(self, patterns: int) -> dict[int, _Ways]:
+        """By parameter, of those whose kernels have a group that can hold one."""
+        room = self._plan.ks[self._groups.clamp(min=0)] if len(self._plan.ks) else self._groups
+        fitting = (self._groups >= 0) & (self._plan.kernels.numels <= room)
+        conv = [p for p in fitting.nonzero().flatten().tolist() if self._numels[p] > 1]
+        ways: dict[int, _Ways] = {}
+        for m in self._plan.kernels.sizes:
+            mine = [p for p in conv if self._numels[p] == m]
+            if mine:
+                rows = [self._rows(p) for p in mine]
+                learnt = beside(_learn(_largest(rows, self._plan), patterns), self._values)
+                ways |= {p: _Ways(each, learnt) for p, each in zip(mine, rows, strict=True)}
+        return ways
+
+    def choose(self) -> Tensor:
+        """The places [K] int64 of the entries that rank first, not yet without broken kernels."""
+        self._best: dict[int, tuple[Tensor, Tensor]] = {}
+        worths = []
+        for parameter, price in enumerate(self._single):
+            worth = self._values[self._part(parameter)].abs() / price
+            if parameter in self._ways:
+                m = self._numels[parameter]
+                signs = torch.tensor(self._signs[m], dtype=torch.float64)
+                way, carried = self._ways[parameter].best(self._gaps[parameter] + signs)
+                self._best[parameter] = way, carried
+                worth = worth.view(-1, m).maximum(carried[:, None]).flatten()
+            worths.append(worth)
+        worth = torch.cat(worths)
+        plan, none = self._plan, torch.empty(0, dtype=torch.int64)
+        places, _, _ = ops.topk(
+            [worth], [torch.zeros_like(worth)], [], 0.0, plan.bounds, self._groups, plan.ks, none,
+            heavier=False,
+        )  # fmt: skip
+        return places.long()
+
+    def learn_prices(self, places: Tensor) -> None:
+        """Set prices to what the entries at these places cost."""
+        taken = {m: torch.zeros(len(signs)) for m, signs in self._signs.items()}
+        for parameter, within in enumerate(self._within(places)):
+            m, n = self._numels[parameter], self._bounds[parameter + 1] - self._bounds[parameter]
+            whole, singles = self._split(parameter, within)
+            self._single[parameter] = 1.0 + _gap(len(singles), n)
+            if parameter in self._ways:
+                self._gaps[parameter] = _gap(len(whole), n // m)
+                way, _ = self._best[parameter]
+                taken[m] += on_host(torch.bincount(way[whole], minlength=len(taken[m])))
+        for m, counts in taken.items():
+            shares = (counts + 1) / (counts.sum() + len(counts))
+            self._signs[m] = [-log2(share) for share in shares.tolist()]
+            self._signs[m][-1] += m
+
+    def entries(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the entries at ascending places: the places and values [K] of those to send."""
+        found = []
+        for parameter, within in enumerate(self._within(places)):
+            start, values = self._bounds[parameter], self._values[self._part(parameter)]
+            whole, singles = self._split(parameter, within)
+            found.append((start + singles, values[singles]))
+            if parameter in self._ways:
+                way, _ = self._best[parameter]
+                m = self._numels[parameter]
+                at = whole[:, None] * m + torch.arange(m, device=whole.device)
+                sent = self._ways[parameter].sent(whole, way[whole])
+                found.append((start + at.flatten(), sent.flatten()))
+        return torch.cat([at for at, _ in found]), torch.cat([values for _, values in found])
+
+    def _within(self, places: Tensor) -> list[Tensor]:
+        """The places in every parameter, counted from its start."""
+        edges = torch.searchsorted(places, beside(self._plan.bounds, places))
+        parts = places.split(edges.diff().tolist())
+        return [part - start for part, start in zip(parts, self._bounds, strict=False)]
+
+    def _split(self, parameter: int, within: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole kernels of a parameter and its single entries; the rest is of broken ones."""
+        if parameter not in self._ways:
+            return within[:0], within
+        m, (_, carried) = self._numels[parameter], self._best[parameter]
+        kernel = within // m
+        whole = torch.bincount(kernel, minlength=len(carried)) == m
+        alone = self._values[self._part(parameter)][within].abs() / self._single[parameter]
+        singles = within[~whole[kernel] & (alone > carried[kernel])]
+        return whole.nonzero().flatten(), singles
+
+
+def _gap(count: int, n: int) -> float:
+    """The bits of one of ``count`` positions among n."""
+    return GAP_BITS + log2((n + 1) / (count + 1))
+
+
+def _integers(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernels [n, m] as integers in fp64, whose sums are exact, and the units [n] of these."""
+    exponents = torch.frexp(rows.abs().amax(1)).exponent.long().clamp(min=-900)
+    unit = (exponents + (1023 - BITS) << 52).view(torch.float64)  # two to that power
+    return (rows / unit[:, None]).round(), unit
+
+
+def _largest(rows: list[Tensor], plan: Plan) -> Tensor:
+    """The kernels [n, m] of largest magnitude, on the host, of equals the first."""
+    everything = torch.cat(rows)
+    whole, unit = _integers(everything)
+    mass = whole.abs().sum(1) * unit
+    share = plan.k / plan.numel
+    count = min(LEARN_FROM, max(1, round(share * len(mass))))
+    return on_host(everything[ops.largest(mass.view(torch.int64), count)])
+
+
+def _learn(kernels: Tensor, count: int) -> Tensor:
+    """As many patterns [count, m], 1 or -1, as fit these kernels [n, m]."""
+    largest = float(kernels.abs().max())
+    sums = (kernels / (largest or 1.0) * 2**BITS).round()  # integers again
+    masses = sums.abs().sum(1)
+    patterns = torch.ones_like(sums[:1])
+    while len(patterns) < count:
+        missed = masses - (sums @ patterns.T).abs().amax(1)
+        worst = sums[missed.argmax()]
+        patterns = torch.cat([patterns, torch.where(worst < 0, -1.0, 1.0)[None]])
+    for _ in range(TURNS):
+        fits = sums @ patterns.T
+        best = fits.abs().argmax(1, keepdim=True)
+        turned = sums * fits.gather(1, best).sign()
+        totals = torch.zeros_like(patterns).index_add_(0, best[:, 0], turned)
+        patterns = torch.where(totals == 0, patterns, totals.sign())
+    return patterns

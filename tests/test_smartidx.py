@@ -1,0 +1,202 @@
+"""Whole kernels of convolutions, in whatever memory format, and the three packages."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ddp_compress import CompressionState, recipes
+from ddp_compress.conv_kernels import Kernel
+from ddp_compress.exchange import entries
+from ddp_compress.layout import Layout, Plan, Sparse
+from ddp_compress.message import Chunk, Message
+from ddp_compress.quantize import Packages
+from ddp_compress.stats import Stats
+from tests import pretend_cuda
+
+SHAPES = {"stem.weight": (8, 2, 7, 7), "conv.weight": (16, 8, 3, 3), "point.weight": (6, 16, 1, 1)}
+
+
+def network() -> nn.Module:
+    """Kernels of three sizes, and biases."""
+    model = nn.Module()
+    for name, (out, into, *size) in SHAPES.items():
+        model.add_module(name.removesuffix(".weight"), nn.Conv2d(into, out, size))
+    return model
+
+
+def random_grads(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Smooth kernels, as of a convolution over images, of very unequal sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    grads = {}
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        if p.dim() == 4:
+            each = torch.randn(*p.shape[:2], 1, 1, generator=generator)
+            noise = (0.3 * noise + each) * each.abs() * (10.0 if p.shape[2:].numel() == 1 else 1.0)
+        grads[name] = noise
+    return grads
+
+
+def pushed(recipe, memory_format: torch.memory_format, device: torch.device | str = "cpu"):
+    """Three steps as DDP takes them, flat gradients in the order of memory: results, statistics."""
+    model = network().to(memory_format=memory_format)  # type: ignore[call-overload]
+    for module in model.children():
+        for name, p in module.named_parameters():
+            module.register_parameter(name, nn.Parameter(p.detach().to(device)))
+    state, results = CompressionState(model, recipe), []
+    parameters = list(model.parameters())
+    for step in range(3):
+        grads = [
+            torch.empty_like(p).copy_(grad.to(device))
+            for p, grad in zip(parameters, random_grads(model, step).values(), strict=True)
+        ]
+        in_memory = [
+            grad.permute(0, 2, 3, 1).flatten()
+            if grad.dim() == 4 and not grad.is_contiguous()
+            else grad.flatten()
+            for grad in grads
+        ]
+        layout = state.layout(parameters)
+        flat = state.push(torch.cat(in_memory), layout, last=True).wait()
+        for part, grad in zip(flat.split(list(layout.sizes)), grads, strict=True):
+            if grad.dim() == 4 and not grad.is_contiguous():
+                out, into, *size = grad.shape
+                part = part.view(out, *size, into).permute(0, 3, 1, 2)
+            results.append(pretend_cuda.host_of(part).cpu().reshape(grad.shape))
+    return results, state.stats
+
+
+@pytest.mark.parametrize("scope", ["tensor", "bucket", "model"])
+def test_a_memory_format_changes_nothing(scope):
+    recipe = recipes.smartidx(0.2, scope)
+    plain, stats = pushed(recipe, torch.contiguous_format)
+    last, of_last = pushed(recipe, torch.channels_last)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(plain, last, strict=True))
+    for name in ("pattern", "kernel"):
+        assert stats.packages[name] == of_last.packages[name]
+    assert stats.packages["pattern"].entries > 0.5 * stats.nonzeros
+
+
+def test_a_device_gives_what_the_cpu_gives():
+    expected, counted = pushed(recipes.smartidx(0.2), torch.channels_last)
+    with pretend_cuda.pretend():
+        found, stats = pushed(recipes.smartidx(0.2), torch.channels_last, pretend_cuda.CUDA)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert stats == counted
+
+
+@pytest.mark.parametrize("density", [0.003, 0.1, 0.7, 1.0])
+def test_what_is_not_sent_is_kept(density):
+    state = CompressionState(network(), recipes.smartidx(density))
+    grads = random_grads(network())
+    numel = sum(grad.numel() for grad in grads.values())
+    owed = {name: torch.zeros_like(grad) for name, grad in grads.items()}
+    for _ in range(4):
+        sent = state.reduce(grads)
+        kept = state.state_dict()["tensors"]["residual"]
+        for name, grad in grads.items():
+            owed[name] += grad
+            torch.testing.assert_close(sent[name] + kept[name].view_as(grad), owed[name])
+            owed[name] -= sent[name]
+        count = sum(int(each.count_nonzero()) for each in sent.values())
+        assert 0 < count <= max(1, math.floor(density * numel + 0.5))
+
+
+def test_statistics_by_package_add_up():
+    state = CompressionState(network(), recipes.smartidx(0.3))
+    for step in range(3):
+        state.reduce(random_grads(network(), step))
+    stats = state.stats
+    assert stats.nonzeros == sum(each.entries for each in stats.packages.values())
+    assert stats.position_bits == sum(each.position_bits for each in stats.packages.values())
+    assert stats.value_bits == sum(each.value_bits for each in stats.packages.values())
+    assert Stats.of(stats.state_dict()) == stats
+    patterns, alone = stats.packages["pattern"], stats.packages["individual"]
+    assert patterns.position_bits / patterns.entries < alone.position_bits / alone.entries
+
+
+# ------------------------------------------------------------------------------------ the packages
+
+PLAN = Plan((Layout(("a", "b"), (18 * 40, 30), (Kernel(9, 2), Kernel())),), "model", density=1.0)
+
+
+def of_kernels(signs: Tensor) -> Sparse:
+    """Whole kernels, the first ones of parameter a, as entries of magnitude 2."""
+    places = torch.arange(signs.numel())
+    positions, order = PLAN.kernels.positions(places).sort()
+    return Sparse(positions.int(), torch.where(signs.flatten()[order], -2.0, 2.0))
+
+
+def test_a_pattern_and_its_opposite_are_shared():
+    minus = torch.rand(1, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    signs = torch.cat([minus ^ bool(i % 3) for i in range(40)])
+    packages = Packages().pack(of_kernels(signs), PLAN)
+    assert [len(package.places) for package in packages] == [40, 0, 0]
+    # A mean, the pattern, a table, a state, and at most a bit for every kernel.
+    assert len(packages[0].values) <= 4 + 1 + 2 + 4 + 4 + 5
+
+
+def test_kernels_without_a_pattern_send_their_signs():
+    signs = torch.rand(40, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    packages = Packages().pack(of_kernels(signs), PLAN)
+    assert [len(package.places) for package in packages] == [0, 40, 0]
+    assert len(packages[1].values) == 4 + 45
+
+
+def test_a_kernel_that_lacks_an_element_is_no_kernel():
+    whole = of_kernels(torch.zeros(2, 9, dtype=torch.bool))
+    packages = Packages().pack(Sparse(whole.positions[1:], whole.values[1:]), PLAN)
+    assert [package.entries for package in packages] == [0, 9, 8]
+
+
+def test_an_entry_in_two_packages_is_refused():
+    kernel, nothing = torch.tensor([0], dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    mean = torch.tensor([1.0]).view(torch.uint8)
+    signs = torch.zeros(2, dtype=torch.uint8)
+    values = torch.cat([mean, signs, mean, signs[:1]])
+    with pytest.raises(ValueError, match="an entry comes twice"):
+        Packages().unpack([nothing, kernel, torch.tensor([4], dtype=torch.int32)], values, PLAN)
+
+
+MESSAGE = Message([Chunk(torch.zeros(PLAN.numel), PLAN.layouts[0])], PLAN, step=0)
+DRAW = entries.draw(PLAN, MESSAGE, rank=0)
+RECIPE = recipes.smartidx()
+
+
+def a_body() -> Tensor:
+    signs = torch.rand(70, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    signs[:50] = signs[0]
+    chosen = of_kernels(signs)
+    keep = torch.ones(len(chosen), dtype=torch.bool)
+    keep[-3:] = False
+    some = Sparse(chosen.positions[keep], chosen.values[keep])
+    body = entries.encode(some, PLAN, RECIPE, Stats(), DRAW)
+    found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
+    assert torch.equal(found.positions, some.positions)
+    assert torch.equal(found.values, some.values)
+    return body
+
+
+BODY = bytes(a_body().tolist())
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_altered_bytes_give_entries_within_the_plan_or_are_refused(data):
+    wire = bytearray(BODY)
+    for bit in data.draw(st.lists(st.integers(0, 8 * len(wire) - 1), max_size=3)):
+        wire[bit // 8] ^= 1 << bit % 8
+    wire = wire[: data.draw(st.integers(0, len(wire)) | st.just(len(wire)))]
+    wire += data.draw(st.binary(max_size=3))
+    body = torch.tensor(list(wire), dtype=torch.uint8)
+    try:
+        found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
+    except ValueError:
+        return
+    assert found.values.isfinite().all()
+    assert (found.positions.diff() > 0).all()
+    assert not len(found) or 0 <= int(found.positions[0]) <= int(found.positions[-1]) < PLAN.numel
