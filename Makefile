@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FUZZ   := $(wildcard fuzz/*.cpp fuzz/*.h)
 
-.PHONY: help train test lint cuda fuzz libfuzzer format bench clean
+.PHONY: help train test lint cuda ptx fuzz libfuzzer format bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,8 +18,8 @@ train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
 
 test: lint  ## lint, types and every test: make test ARGS='-k golomb'
-	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) cuda build/emulated.so build/fuzz/main
-	$(BIN)/pytest $(ARGS)
+	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) ptx build/emulated.so build/fuzz/main
+	$(BIN)/pytest -n 2 $(ARGS)
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
 	$(BIN)/ruff format --check

@@ -102,7 +102,7 @@ def errors(tensors: Tensors, seeds: int) -> Iterator[tuple[int, list[list[float]
 
 
 def z_scores(tensor: Tensor, transform: str, draws: int) -> Tensor:
-    """Of the mean of many draws, for every element."""
+    """Of the mean of many draws, for every element that varies."""
     state = dc.CompressionState(
         nn.ParameterDict({"x": nn.Parameter(tensor)}),
         dc.recipes.rotated(2, transform, keep=0.5),  # type: ignore[arg-type]
@@ -112,8 +112,9 @@ def z_scores(tensor: Tensor, transform: str, draws: int) -> Tensor:
         lost = (state.reduce({"x": tensor})["x"] - tensor).double()
         total += lost
         squares += lost**2
-    mean = total / draws
-    return mean / ((squares / draws - mean**2) / draws).sqrt()
+    varied = squares > 0  # the few values that fill no block arrive as they are
+    mean, square = total[varied] / draws, squares[varied] / draws
+    return mean / ((square - mean**2) / draws).sqrt()
 
 
 def both_ways(share: float, steps: int = 3) -> tuple[float, float]:

@@ -176,7 +176,7 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
         body = all_gather._encode(message, row.recipe, Stats(), rank=0)
         assert body is not None
         bodies.append(as_bytes(body))
-    for data in many(bodies, 4000):
+    for data in many(bodies, 2000):
         try:
             selected, exact = all_gather._decode(as_tensor(data), messages[0], row.recipe, 0)
         except ValueError:
@@ -199,7 +199,7 @@ def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
         chosen = row.recipe.select(message).entries
         body = entries.encode_counted(chosen, plan, row.recipe, Stats(), draw)
         bodies.append(as_bytes(body))
-    for data in many(bodies, 4000):
+    for data in many(bodies, 2000):
         try:
             found = entries.decode_counted(as_tensor(data), plan, row.recipe, messages[0], draw)
         except ValueError:
@@ -214,7 +214,7 @@ def test_mutated_values_at_a_mask_are_values_or_refused(name):
     rows = torch.randn(4, 40, generator=generator)
     guess = torch.randn(40, generator=generator) if quantize.tensors else None
     bodies = [as_bytes(quantize.encode(values, counts, guess)) for values in rows]
-    for data in many(bodies, 2500):
+    for data in many(bodies, 1500):
         try:
             values = quantize.decode(as_tensor(data), counts, guess)
         except ValueError:

@@ -69,7 +69,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
-@every_row
+@every_family
 def test_a_checkpoint_goes_from_device_to_device(row, cuda):
     devices = [torch.device("cpu"), cuda, torch.device("cpu")]
     uninterrupted = CompressionState(Model(), row.recipe)

@@ -129,11 +129,13 @@ class Ranks:
 
 
 def _start() -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("spawn")
+    """A child of a server that has imported torch once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "ddp_compress"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
     kept = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(kept, "1"))  # read when the child loads its libraries
+    os.environ.update(dict.fromkeys(kept, "1"))  # read when the server loads its libraries
     try:
         process.start()
     finally:

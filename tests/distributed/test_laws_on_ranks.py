@@ -86,7 +86,7 @@ def grads_of_every_step(row: Row) -> list[str]:
 
 
 @every_row
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 4])
 def test_law_2_ranks_agree_bit_for_bit_and_so_do_runs(ranks, row, world_size):
     first = same_everywhere(ranks.run(world_size, grads_of_every_step, row))
     again = same_everywhere(ranks.run(world_size, grads_of_every_step, row))
@@ -170,8 +170,8 @@ def test_law_6_the_kernels_do_not_change_the_training(ranks, row):
 @every_family
 def test_law_7_delays_change_nothing(ranks, row):
     """Every bucket is a message of its own; ranks sleep up to 10 ms around every hook call."""
-    slow = same_everywhere(ranks.run(4, with_delays, row, 20, 0.01))
-    fast = same_everywhere(ranks.run(4, with_delays, row, 20, 0.0))
+    slow = same_everywhere(ranks.run(4, with_delays, row, 8, 0.01))
+    fast = same_everywhere(ranks.run(4, with_delays, row, 8, 0.0))
     assert slow == fast
 
 
@@ -180,7 +180,7 @@ def test_law_7_delays_change_nothing(ranks, row):
 
 @every_row
 def test_law_8_a_poisoned_step_never_was(ranks, row):
-    same_everywhere(ranks.run(2, poisoned_steps, row, 12))
+    same_everywhere(ranks.run(2, poisoned_steps, row, 5))
 
 
 def poisoned_first_step(row: Row) -> tuple[dict[str, str], bool, str]:
@@ -338,7 +338,7 @@ def test_dtypes_may_be_mixed_in_a_model(ranks):
 def learns(row: Row, dtype: torch.dtype) -> tuple[float, float, str]:
     ddp, _ = wrap(small_model(dtype), row, bucket_cap_mb=MANY_BUCKETS)
     losses = []
-    for number in range(60):
+    for number in range(30):
         backward(ddp, number % 3, dtype)
         losses.append(loss(ddp, dist.get_rank(), number % 3, dtype).item())
         descend(ddp)

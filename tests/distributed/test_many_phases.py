@@ -422,8 +422,7 @@ def fails_in_every_place(row: Row) -> tuple[int, int]:
     return at_once, late
 
 
-@rows("vote", "vote-sharded", "vote-random", "vote-add-drop-sharded", "hgc", "hgc-2-bits", "stc",
-      "sign-sharded", "topk-union")  # fmt: skip
+@rows("vote", "vote-random", "vote-add-drop-sharded", "hgc-2-bits", "stc", "topk-union")
 def test_whatever_raises_on_one_rank_raises_on_all(ranks, row):
     at_once, late = same_everywhere(ranks.run(3, fails_in_every_place, row))
     assert at_once >= 2
