@@ -176,7 +176,7 @@ class _Part:
         second.add_(mean)
         decoded = entries.decode(reply, plan, self._down, self._message, draw)
         add_entries(second, 0, [decoded], -1.0)
-        touched = union if chosen.indices is None else ops.tally([union, chosen.indices])[0]
+        touched = _all_of(mean) if chosen.indices is None else ops.tally([union, chosen.indices])[0]
         left = Sparse(touched, second[touched.long()])
         self.writes["owner_residual"] = self._cut.widen(left, self._rank)
         return reply
@@ -205,7 +205,7 @@ class _Part:
         positions = [each.indices for each in given if each.indices is not None]
         if positions:
             return mean, ops.tally(positions)[0]
-        return mean, torch.arange(self._plan.numel, dtype=torch.int32, device=mean.device)
+        return mean, _all_of(mean)
 
     def _decode(self, body: Tensor, plan: Plan) -> Sparse:
         draw = self._draw(plan)
@@ -213,3 +213,8 @@ class _Part:
 
     def _draw(self, plan: Plan, reply: bool = False) -> Draw:
         return entries.draw(plan, self._message, self._rank, reply)
+
+
+def _all_of(flat: Tensor) -> Tensor:
+    """The positions of all its elements, int32."""
+    return torch.arange(len(flat), dtype=torch.int32, device=flat.device)
