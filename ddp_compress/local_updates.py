@@ -365,7 +365,10 @@ def _check_group(state: CompressionState, model: DistributedDataParallel) -> Non
 
 
 def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) -> None:
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if known.issuperset(map(id, parameters)):  # as at nearly every step
+        return
+    for parameter in parameters:
         if parameter.requires_grad and id(parameter) not in known:
             names = (name for name, p in module.named_parameters() if p is parameter)
             name = next(names, f"a parameter of shape {tuple(parameter.shape)}")
