@@ -224,6 +224,7 @@ def test_what_is_not_sent_waits_for_its_coordinate(recipe):
     dropout = dc.FederatedDropout(full, rate=0.5, seed=4)
     state = dc.CompressionState(dropout.sub_model, recipe)
     dropout.attach(state)
+    stats = state.stats
     ours = dict(dropout.sub_model.named_parameters())
     parameters = dict(full.named_parameters())
     owed = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -250,7 +251,9 @@ def test_what_is_not_sent_waits_for_its_coordinate(recipe):
                 torch.testing.assert_close(kept, owed[name], rtol=0, atol=1e-4)
         else:
             assert any(m.any() for m in waiting["momentum"].values())
-    assert sum(t.count_nonzero() for t in waiting["residual"].values()) > state.stats.nonzeros // 12
+    assert sum(t.count_nonzero() for t in waiting["residual"].values()) > stats.nonzeros // 12
+    assert (state.stats, state.stats.steps) == (stats, 12)
+    assert state.stats is stats, "whoever watches them goes on watching"
 
 
 def test_memory_of_a_hook_lies_as_its_parameter_does():
