@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
 from ddp_compress.exchange import place
 from ddp_compress.local_updates import LocalUpdates
@@ -236,6 +237,8 @@ class FederatedDropout:
         return f"federated dropout {self._setting()}"
 
     def _check(self, saved: Mapping[str, Any]) -> None:
+        if not isinstance(saved, Mapping):
+            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
         missing = {*self._setting(), "round", "waiting"} - set(saved)
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
@@ -244,6 +247,7 @@ class FederatedDropout:
                 raise ValueError(f"checkpoint has {name} {saved[name]!r}, expected {ours!r}")
         if saved["round"] is not None:
             check_count("checkpoint's round", saved["round"], least=0)
+        check_tensors("waiting tensors", saved["waiting"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         for slot, by_name in saved["waiting"].items():
             for name, tensor in by_name.items():

@@ -481,9 +481,7 @@ class CompressionState:
         self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
-        self._buckets = Buckets(
-            [self._layout(names) for names in saved["buckets"]]
-        )
+        self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
         self.stats = Stats.of(saved["stats"])
         if self._comm is not None:
             self._buckets.settle()

@@ -380,6 +380,8 @@ def test_a_state_without_its_rounds_is_refused():
     ("changed", "words"),
     [
         ({"round": -1}, "round must be 0 or more"),
+        ({"waiting": 3}, "waiting tensors are 3, expected a mapping"),
+        ({"waiting": {"residual": {"0.weight": 3}}}, "residual of 0.weight is a int"),
         ({"rate": 0.5}, "has rate 0.5, expected 0.75"),
         (
             {"waiting": {"residual": {"0.weight": torch.ones(2)}}},

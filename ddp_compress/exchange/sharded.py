@@ -18,10 +18,11 @@ from ddp_compress.exchange.exact import reduce_exact
 from ddp_compress.layout import Plan, Sparse, add_entries
 from ddp_compress.message import Chunk, Delivery, Message
 from ddp_compress.quantize import Values
+from ddp_compress.recipe import Recipe
 from ddp_compress.shards import shards
 
 if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe, Tensors
+    from ddp_compress.recipe import Tensors
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Sharded:
         down: see above.
 
     Raises:
+        TypeError: no word and no recipe.
         ValueError: another word, or a recipe that keeps more than a residual or has a schedule.
 
     Source: Sattler et al., Robust and Communication-Efficient Federated Learning from Non-IID Data
@@ -63,6 +65,8 @@ class Sharded:
             if self.down not in ("reselect", "union"):
                 raise ValueError(f"down must be 'reselect', 'union' or a recipe, got {self.down!r}")
             return
+        if not isinstance(self.down, Recipe):
+            raise TypeError(f"down must be 'reselect', 'union' or a recipe, got {self.down!r}")
         parts = (self.down.memory, self.down.select, self.down.quantize)
         kept = {name for part in parts for name in part.tensors}
         if not kept <= {"residual"}:
