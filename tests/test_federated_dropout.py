@@ -300,6 +300,16 @@ class Free(nn.Module):
         return self.head(x) * self.scale
 
 
+class TiedToUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.used, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.used.weight = self.unused.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.used(x))
+
+
 def tied() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].weight = model[0].weight
@@ -325,6 +335,11 @@ SHARED = nn.Linear(4, 4)
         (nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Linear(8, 2)), "2: its 8 inputs"),
         (nn.Sequential(SHARED, nn.ReLU(), SHARED), "0, which forward calls twice"),
         (tied(), "1.weight, which is tied to 0.weight"),
+        (TiedToUnused(), "used.weight, which is tied to unused.weight"),
+        (
+            nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 8)), nn.Linear(8, 2)),
+            "0, a Linear with weight_orig, weight_u, weight_v",
+        ),
         (Viewing(), "view in forward"),
         (Branching(), "Branching cannot be traced"),
         (Free(), "scale, a tensor that forward uses"),
