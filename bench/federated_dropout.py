@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import ddp_compress as dc
 from digits import digits, share_right
 from ranks import on_ranks
+from rotated import network
 
 BATCH = 10
 LINEAR = ("7", "9")  # the network's linear layers
@@ -48,14 +49,6 @@ CASES = [
     Case("0.75, one a rank, sbc 1 %", 0.75, per_rank=True, recipe=SBC),
     Case("0.5", 0.5),
 ]
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(64 * 49, 512), nn.ReLU(), nn.Linear(512, 10)),
-    )
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     sudo python bench/links.py --rate 1gbit 100mbit --density 0.001 --json links.json
     sudo python bench/links.py --recipes majority_vote,density=0.01,value_bits=4 sbc,codec=golomb
+    sudo python bench/links.py --recipes rotated,keep=0.5,down=rotated,bits=5
 
 Each rank runs on a host of its own (see `netlab.py`) behind a link of the given rate. Every method
 sends the gradients of one model with ResNet-18's parameter shapes (11.2 M parameters, 44.7 MB). The
@@ -208,7 +209,7 @@ class Runner:
         elif self.method.is_recipe:
             import ddp_compress as dc
 
-            return dc.attach(self.model, self.method.name, **dict(self.method.options)).stats
+            return dc.attach(self.model, make(self.method.name, dict(self.method.options))).stats
         return None
 
     def step(self, gradients: Sequence[Tensor]) -> float:
@@ -551,16 +552,30 @@ def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method
         if text == FP16.name:
             yield FP16
             continue
-        name, *words = text.split(",")
-        build, options = recipe(name), dict(map(word, words))
-        free = "density" in inspect.signature(build).parameters and "density" not in options
+        name, options = split(text)
+        words = inspect.signature(recipe(name)).parameters
+        free = "density" in words and "density" not in options
         for each in [{"density": d} for d in densities] if free else [{}]:
             called = options | each
             try:
-                build(**called)  # so that what is wrong with it shows before the ranks start
+                make(name, called)  # so that what is wrong with it shows before the ranks start
             except (TypeError, ValueError) as error:
                 raise ValueError(f"--recipes: {text}: {error}") from None
             yield Method(name, tuple(called.items()))
+
+
+def split(text: str) -> tuple[str, dict[str, Any]]:
+    """A recipe's name and words. Those behind ``down=``, which comes last, are of the way back."""
+    ours, answers, down = text.partition(",down=")
+    name, *words = ours.split(",")
+    return name, dict(map(word, words)) | ({"down": down} if answers else {})
+
+
+def make(name: str, options: dict[str, Any]) -> Any:
+    """A recipe from what can travel to the ranks as text."""
+    if "down" in options:
+        options = options | {"down": make(*split(options["down"]))}
+    return recipe(name)(**options)
 
 
 def recipe(name: str) -> Callable[..., object]:

@@ -72,9 +72,8 @@ def check_form(saved: Any) -> None:
         raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
     if saved["format"] != FORMAT:
         raise ValueError(f"checkpoint has format {saved['format']!r}, expected {FORMAT}")
-    for key, what in (("tensors", "tensors"), ("stats", "statistics")):
-        if not isinstance(saved[key], Mapping):
-            raise ValueError(f"checkpoint's {what} are {saved[key]!r}, expected a mapping")
+    if not isinstance(saved["stats"], Mapping):
+        raise ValueError(f"checkpoint's statistics are {saved['stats']!r}, expected a mapping")
     step = saved["step"]
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
@@ -82,17 +81,38 @@ def check_form(saved: Any) -> None:
     _check_density(saved["density"])
     _check_buckets(saved["buckets"])
     _check_stats(saved["stats"])
-    for slot, by_name in saved["tensors"].items():
-        if not isinstance(by_name, Mapping):
-            raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
-        for name, tensor in by_name.items():
-            _check_tensor(f"{slot} of {name}", tensor)
+    check_tensors("tensors", saved["tensors"])
     slots = saved["tensors"]
     if saved["stats"].get("steps") and slots and not any(slots.values()):
         raise ValueError(
             f"checkpoint of {saved['stats']['steps']} steps keeps no tensor: was it loaded by "
             "torch.distributed.checkpoint without PerRank?"
         )
+
+
+def check_tensors(what: str, tensors: Any) -> None:
+    """Raise unless these are finite tensors, by slot and parameter.
+
+    Args:
+        what: they are called.
+        tensors: perhaps damaged.
+
+    Raises:
+        ValueError: see above.
+
+    Example:
+        >>> check_tensors("tensors", {"residual": {"weight": 3}})
+        Traceback (most recent call last):
+        ...
+        ValueError: checkpoint's residual of weight is a int, expected a tensor
+    """
+    if not isinstance(tensors, Mapping):
+        raise ValueError(f"checkpoint's {what} are {tensors!r}, expected a mapping")
+    for slot, by_name in tensors.items():
+        if not isinstance(by_name, Mapping):
+            raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
+        for name, tensor in by_name.items():
+            _check_tensor(f"{slot} of {name}", tensor)
 
 
 def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str, Tensor]) -> None:

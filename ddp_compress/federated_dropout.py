@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
 from ddp_compress.exchange import place
 from ddp_compress.local_updates import LocalUpdates
@@ -171,18 +172,18 @@ class FederatedDropout:
         """
         check_count("number", number, least=0)
         state = None if self._through is None or self.per_rank else _state_of(self._through)
-        saved: dict[str, Any] = state.state_dict() if state else {"tensors": {}}
-        if self.round is None and any(saved["tensors"].values()):
+        kept = state.memory() if state else {}
+        if self.round is None and any(kept.values()):
             raise ValueError(
                 "the attached state keeps memory of a round that is not known: attach a new one, "
                 "or load the checkpoint of this FederatedDropout as well"
             )
-        self._put_away(saved["tensors"])
+        self._put_away(kept)
         self._begin(number)
         for full, part, index in self._tensors():
             part.copy_(full[index])
-        if state and any(saved["tensors"].values()):
-            state.load_state_dict(saved | {"tensors": self._take_out(), "checksum": None})
+        if state and any(kept.values()):
+            state.replace_memory(self._take_out())
         if isinstance(self._through, LocalUpdates):
             self._through.restart()
 
@@ -231,7 +232,13 @@ class FederatedDropout:
     def _setting(self) -> dict[str, Any]:
         return {"rate": self.rate, "seed": self.seed, "per_rank": self.per_rank}
 
+    def _description(self) -> str:
+        """What all ranks must share, in words."""
+        return f"federated dropout {self._setting()}"
+
     def _check(self, saved: Mapping[str, Any]) -> None:
+        if not isinstance(saved, Mapping):
+            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
         missing = {*self._setting(), "round", "waiting"} - set(saved)
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
@@ -240,6 +247,7 @@ class FederatedDropout:
                 raise ValueError(f"checkpoint has {name} {saved[name]!r}, expected {ours!r}")
         if saved["round"] is not None:
             check_count("checkpoint's round", saved["round"], least=0)
+        check_tensors("waiting tensors", saved["waiting"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         for slot, by_name in saved["waiting"].items():
             for name, tensor in by_name.items():
@@ -264,7 +272,7 @@ class FederatedDropout:
             else:
                 full[index] = part.to(full)
         try:
-            self._meeting.meet(f"federated dropout {self._setting()}")
+            self._meeting.meet(self._description())
         except BaseException:
             self._meeting.write()
             raise
@@ -319,6 +327,8 @@ class FederatedDropout:
     def _begin(self, number: int) -> None:
         rank, _ = self._place()
         self.round, self._index = number, self._indices(number, rank)
+        if self._through is not None:
+            _state_of(self._through).alike = f"{self._description()}, round {number}"
 
     def _drawn(self, number: int, rank: int) -> dict[str, Tensor]:
         """The units that a round keeps of every group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -364,8 +364,11 @@ def _check_group(state: CompressionState, model: DistributedDataParallel) -> Non
         )
 
 
-def _refuse_strangers(optimizer: Optimizer, known: Set[int], module: nn.Module) -> None:
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+def _refuse_strangers(optimizer: Optimizer, known: set[int], module: nn.Module) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if known.issuperset(map(id, parameters)):  # as at nearly every step
+        return
+    for parameter in parameters:
         if parameter.requires_grad and id(parameter) not in known:
             names = (name for name, p in module.named_parameters() if p is parameter)
             name = next(names, f"a parameter of shape {tuple(parameter.shape)}")

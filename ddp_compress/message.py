@@ -162,6 +162,8 @@ class Message:
         limit = min(torch.finfo(self.chunks[0].grad.dtype).max, torch.finfo(torch.float32).max)
         if self.scale is not None:
             return values.clamp(-limit / self.scale, limit / self.scale)
+        if limit >= torch.finfo(values.dtype).max:
+            return values
         return values.clamp(-limit, limit)
 
 

@@ -143,7 +143,7 @@ class Regrouped:
                 self.fail(error)
                 # Messages must come to as many as on the others. This one's say only what failed.
                 grad = like.grad.new_zeros(()).expand(layout.numel)
-            chunks.append(Chunk(grad, layout, may_be_idle=like.may_be_idle, scale=like.scale))
+            chunks.append(Chunk(grad, layout, {}, like.may_be_idle, None, like.scale, like.alike))
         return chunks
 
     def _give_back(self, chunks: Sequence[Chunk]) -> None:

@@ -59,6 +59,7 @@ class CompressionState:
     Attributes:
         stats: see `Stats`.
         step: steps taken, ``start_step`` included; an aborted step is not counted.
+        alike: anything else whose repr ranks must share in every step.
 
     Raises:
         TypeError: ``recipe`` is not a `Recipe`.
@@ -113,6 +114,7 @@ class CompressionState:
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._loaded_density: float | None = None
         self._buckets = Buckets()
+        self.alike: object = None
         self._start()
 
     def _start(self) -> None:
@@ -125,6 +127,10 @@ class CompressionState:
     def _know_parameters(self) -> None:
         self._names = {id(p): name for name, p in self._parameters.items()}
         self._strides = {name: p.stride() for name, p in self._parameters.items()}
+        self._kernels = {
+            name: kernel_of(p) if name in self._convolutions else Kernel()
+            for name, p in self._parameters.items()
+        }
         if "momentum" in self.recipe.memory.tensors:
             refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
 
@@ -220,7 +226,7 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale)
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
         return self._take(chunk, last, self._buckets)
 
     def _take(self, chunk: Chunk, last: bool, buckets: Buckets) -> Future[Tensor]:
@@ -258,6 +264,7 @@ class CompressionState:
             self._finish(transaction)
             raise
         flat = torch.cat([t.detach().flatten() for t in tensors.values()])
+        alike = (self.alike, alike)
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
         parts = mean.split(list(layout.sizes))
@@ -276,7 +283,7 @@ class CompressionState:
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
         # Flattened in the order of their indices, whatever their memory format.
-        kernels = [Kernel(kernel.numel) for kernel in self._kernels(list(tensors))]
+        kernels = [Kernel(self._kernels[name].numel) for name in tensors]
         return self._layout(list(tensors), kernels)
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
@@ -300,18 +307,13 @@ class CompressionState:
                     "this state was made: DDP and residuals would permute its gradient. Convert "
                     "the model, as to channels_last, before wrapping it"
                 )
-        return self._layout(names, self._kernels(names))
+        return self._layout(names)
 
-    def _layout(self, names: Sequence[str], kernels: Sequence[Kernel]) -> Layout:
+    def _layout(self, names: Sequence[str], kernels: Sequence[Kernel] = ()) -> Layout:
+        """The layout of parameters with these kernels, or with those that they have in memory."""
         sizes = tuple(self._parameters[name].numel() for name in names)
+        kernels = kernels or [self._kernels[name] for name in names]
         return Layout(tuple(names), sizes, tuple(kernels))
-
-    def _kernels(self, names: Sequence[str]) -> list[Kernel]:
-        """As the parameters lie in memory."""
-        return [
-            kernel_of(self._parameters[name]) if name in self._convolutions else Kernel()
-            for name in names
-        ]
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -407,6 +409,19 @@ class CompressionState:
             f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
         )
 
+    # ------------------------------------------------------------------------ memory by itself
+
+    def memory(self) -> dict[str, dict[str, Tensor]]:
+        """A copy of what is kept of every parameter: by slot and parameter, flat [numel]."""
+        return self._store.state_dict()
+
+    def replace_memory(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep other tensors, such as `memory` gave; all else stays as it is."""
+        self.abandon_step()  # a backward that raised may have left half a step behind
+        self._store.load(tensors)
+        if self._comm is not None:
+            self._comm.known.clear()
+
     # ---------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -461,17 +476,13 @@ class CompressionState:
         check_form(saved)
         check_fits(saved, self.recipe, self._parameters)
         check_whole(saved)
-        self.abandon_step()  # a backward that raised may have left half a step behind
-        self._store.load(saved["tensors"])
+        self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
-        self._buckets = Buckets(
-            [self._layout(names, self._kernels(names)) for names in saved["buckets"]]
-        )
+        self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
         self.stats = Stats.of(saved["stats"])
         if self._comm is not None:
             self._buckets.settle()
             self._comm.stats = self.stats
-            self._comm.known.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -23,6 +24,7 @@ WIDTHS: Mapping[type, tuple[str, ...]] = {
     **dict.fromkeys(_CONVOLUTIONS, ("out_channels", "in_channels")),
     **dict.fromkeys(_NORMS, ("num_features",)),
 }
+TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 # What treats every unit alike and by itself: entry by entry, or map by map.
 _BY_ENTRY: set[Any] = {
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -209,12 +211,12 @@ class _Walk(fx.Interpreter):
         if getattr(module, "groups", 1) != 1:
             self._refuse(f"{name}, a {type(module).__name__} with groups={module.groups}")
         outputs, inputs = (getattr(module, width) for width in WIDTHS[type(module)])
-        self._record(name, Axis(name), self._axis(name, value, inputs))
+        self._record(name, module, Axis(name), self._axis(name, value, inputs))
         self._sizes[name] = outputs
         return _Value(name, form)
 
     def _norm(self, name: str, module: Any, value: _Value) -> _Value:
-        self._record(name, self._axis(name, value, module.num_features))
+        self._record(name, module, self._axis(name, value, module.num_features))
         return value
 
     def _flatten(self, what: str, value: _Value, start: int, end: int) -> _Value:
@@ -224,9 +226,12 @@ class _Walk(fx.Interpreter):
             self._refuse(f"{what} from dimension {start} to {end}")
         return replace(value, form="flat" if value.form == "maps" else value.form)
 
-    def _record(self, name: str, *axes: Axis) -> None:
+    def _record(self, name: str, module: nn.Module, *axes: Axis) -> None:
         if name in self._axes:
             self._refuse(f"{name}, which forward calls twice")
+        others = {key for key, _ in chain(module.named_parameters(), module.named_buffers())}
+        if others := others - TENSORS:  # of weight_norm, spectral_norm, pruning
+            self._refuse(f"{name}, a {type(module).__name__} with {', '.join(sorted(others))}")
         self._axes[name] = axes
 
     def _axis(self, name: str, value: _Value, width: int) -> Axis:
@@ -275,13 +280,13 @@ def _values(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[_Value]:
 
 
 def _refuse_tied(model: nn.Module, units: Units) -> None:
-    """Raise where two modules have one parameter."""
-    owners: dict[int, str] = {}
-    for name in units.axes:
-        for key, parameter in model.get_submodule(name).named_parameters(recurse=False):
+    """Raise where a module that changes its size has a parameter of another one."""
+    owners: dict[int, tuple[str, str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}" if name else key
-            first = owners.setdefault(id(parameter), full)
-            if first != full:
+            other, first = owners.setdefault(id(parameter), (name, full))
+            if other != name and {name, other} & units.axes.keys():
                 raise ValueError(
                     f"FederatedDropout does not support {full}, which is tied to {first}: each "
                     "would keep units of its own"

@@ -123,14 +123,25 @@ def momentum(text: str) -> float:
 
 
 def word(text: str) -> tuple[str, Any]:
-    """One more argument of the recipe, such as ``variant=add_drop`` or ``bits=2``."""
+    """One more argument of the recipe, such as ``bits=2`` or ``down=rotated,bits=5``."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         refuse(text, "must look like WORD=VALUE")
+    if name == "down":
+        return name, recipe(value)
     try:
         return name, ast.literal_eval(value)
     except (SyntaxError, ValueError):
         return name, value
+
+
+def recipe(text: str) -> dc.Recipe:
+    """A recipe with arguments of its own: ``NAME[,WORD=VALUE...]``."""
+    name, *words = text.split(",")
+    try:
+        return dc.recipes.by_name(name, **dict(map(word, words)))
+    except (TypeError, ValueError) as error:
+        return refuse(text, f"is no recipe: {error}")
 
 
 def output_file(text: str) -> Path:

@@ -23,7 +23,7 @@ def model() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["topk", "dgc", "sbc", "stc", "hgc", "majority_vote"])
+@pytest.mark.parametrize("name", ["topk", "dgc", "sbc", "stc", "hgc", "majority_vote", "smartidx"])
 def test_density_outside_its_range(name, density):
     with pytest.raises(ValueError, match=r"density must lie in \(0, 1\], got"):
         recipes.by_name(name, density=density)
@@ -56,6 +56,8 @@ def test_density_of_another_type(density):
         ("sign", {"block": 12}, "block must be a positive multiple of 8 or None, got 12"),
         ("sign", {"block": 0}, "block must be a positive multiple of 8 or None, got 0"),
         ("sign", {"exchange": "union"}, "exchange must be one of auto, all_gather, sharded; got"),
+        ("smartidx", {"patterns": 0}, "patterns must lie within 1 and 32, got 0"),
+        ("smartidx", {"patterns": 33}, "patterns must lie within 1 and 32, got 33"),
         ("hgc", {"bits": 0}, "bits must lie within 1 and 4, got 0"),
         ("hgc", {"bits": 5}, "bits must lie within 1 and 4, got 5"),
         ("hgc", {"predictor": 1.0}, r"predictor must lie in \[0, 1\) or be None, got 1.0"),
@@ -101,7 +103,7 @@ WRONG_TYPES = [  # recipes, an argument of theirs, values of a wrong type, what 
     (("topk", *WITH_MOMENTUM), "codec", NO_WORD, "must be one of elias_fano, golomb, raw;"),
     (("topk", *WITH_MOMENTUM), "scope", NO_WORD, "must be one of tensor, bucket, model;"),
     (("topk", "dgc", "sbc"), "exchange", NO_WORD, "must be one of all_gather, sharded, union;"),
-    (("sign",), "exchange", NO_WORD, "must be one of auto, all_gather, sharded;"),
+    (("sign", "rotated"), "exchange", NO_WORD, "must be one of auto, all_gather, sharded;"),
     (("topk", "dgc"), "value_dtype", NO_WORD, "must be one of torch.float32, torch.float16,"),
     (("majority_vote",), "value_dtype", NO_WORD, "must be one of torch.float16, torch.bfloat16;"),
     (("majority_vote",), "variant", NO_WORD, "must be one of top, random, add_drop;"),
@@ -110,7 +112,9 @@ WRONG_TYPES = [  # recipes, an argument of theirs, values of a wrong type, what 
     (("majority_vote",), "change", (None, "a", [], True), "must be a number"),
     (("majority_vote", "hgc"), "seed", (None, "x", 1.5, True, []), "must be an int"),
     (("sign",), "block", (None, "8", 1024.0, 12.5, True, []), "must be an int"),
-    (("hgc",), "bits", (None, "a", 1.0, 1.5, True, []), "must be an int"),
+    (("hgc", "rotated"), "bits", (None, "a", 1.0, 1.5, True, []), "must be an int"),
+    (("rotated",), "down", ("union", "rotated", 3, []), "must be a recipe"),
+    (("smartidx",), "patterns", (None, "2", 2.0, True), "must be an int"),
     (("hgc",), "predictor", ("a", False, True, []), "must be a number or None"),
 ]
 

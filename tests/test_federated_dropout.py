@@ -224,6 +224,7 @@ def test_what_is_not_sent_waits_for_its_coordinate(recipe):
     dropout = dc.FederatedDropout(full, rate=0.5, seed=4)
     state = dc.CompressionState(dropout.sub_model, recipe)
     dropout.attach(state)
+    stats = state.stats
     ours = dict(dropout.sub_model.named_parameters())
     parameters = dict(full.named_parameters())
     owed = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -250,7 +251,9 @@ def test_what_is_not_sent_waits_for_its_coordinate(recipe):
                 torch.testing.assert_close(kept, owed[name], rtol=0, atol=1e-4)
         else:
             assert any(m.any() for m in waiting["momentum"].values())
-    assert sum(t.count_nonzero() for t in waiting["residual"].values()) > state.stats.nonzeros // 12
+    assert sum(t.count_nonzero() for t in waiting["residual"].values()) > stats.nonzeros // 12
+    assert (state.stats, state.stats.steps) == (stats, 12)
+    assert state.stats is stats, "whoever watches them goes on watching"
 
 
 def test_memory_of_a_hook_lies_as_its_parameter_does():
@@ -297,6 +300,16 @@ class Free(nn.Module):
         return self.head(x) * self.scale
 
 
+class TiedToUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.used, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.used.weight = self.unused.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.used(x))
+
+
 def tied() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].weight = model[0].weight
@@ -322,6 +335,11 @@ SHARED = nn.Linear(4, 4)
         (nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Linear(8, 2)), "2: its 8 inputs"),
         (nn.Sequential(SHARED, nn.ReLU(), SHARED), "0, which forward calls twice"),
         (tied(), "1.weight, which is tied to 0.weight"),
+        (TiedToUnused(), "used.weight, which is tied to unused.weight"),
+        (
+            nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 8)), nn.Linear(8, 2)),
+            "0, a Linear with weight_orig, weight_u, weight_v",
+        ),
         (Viewing(), "view in forward"),
         (Branching(), "Branching cannot be traced"),
         (Free(), "scale, a tensor that forward uses"),
@@ -377,6 +395,8 @@ def test_a_state_without_its_rounds_is_refused():
     ("changed", "words"),
     [
         ({"round": -1}, "round must be 0 or more"),
+        ({"waiting": 3}, "waiting tensors are 3, expected a mapping"),
+        ({"waiting": {"residual": {"0.weight": 3}}}, "residual of 0.weight is a int"),
         ({"rate": 0.5}, "has rate 0.5, expected 0.75"),
         (
             {"waiting": {"residual": {"0.weight": torch.ones(2)}}},

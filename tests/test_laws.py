@@ -3,12 +3,14 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, exponential_warmup, recipes
+from ddp_compress.exchange import Sharded
 from ddp_compress.layout import Layout
 from ddp_compress.quantize import Rotated
 from ddp_compress.select import Everything
@@ -70,6 +72,12 @@ def test_law_1_accumulated_is_sent_plus_retained(row, dtype):
             torch.testing.assert_close(
                 both, accumulated.to(both.dtype), rtol=2 * tolerance, atol=8 * tolerance
             )
+
+
+def test_law_1_where_owners_answer_with_more_than_came():
+    """A few entries come, all go back: what that loses of the others is kept, too."""
+    recipe = replace(recipes.topk(0.05), exchange=Sharded(recipes.sign(64)))
+    test_law_1_accumulated_is_sent_plus_retained(Row(recipe), torch.float32)
 
 
 @every_row
@@ -208,7 +216,10 @@ def test_law_8_finite_numbers_may_sum_to_infinity(recipe):
 
 @pytest.mark.parametrize(
     "recipe",
-    [recipes.topk(0.01), recipes.sbc(0.01), recipes.dgc(0.01, momentum=0.0)],
+    [
+        *(recipes.topk(0.01), recipes.sbc(0.01), recipes.dgc(0.01, momentum=0.0)),
+        recipes.rotated(3, error_feedback=True),  # whose noise is beyond the largest value
+    ],
     ids=lambda recipe: recipe.name,
 )
 def test_law_8_finite_fp16_gradients_lose_nothing(recipe):

@@ -278,7 +278,7 @@ def _check_alike(headers: list[Header]) -> None:
     def setting(header: Header) -> str:
         return (
             f"density {header.density:.6g}, step {header.step} (mod 256), "
-            f"recipe, layout, loss scale and local steps #{header.fingerprint:04x}"
+            f"recipe, layout, loss scale, sub-model and local steps #{header.fingerprint:04x}"
         )
 
     for rank, header in enumerate(headers):

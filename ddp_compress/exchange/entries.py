@@ -134,4 +134,5 @@ def _decode(
         body = body[used:]
     entries, counts = recipe.quantize.unpack(lists, body, plan, draw)
     values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
-    return Sparse(entries.indices, values), counts
+    # A quantizer's noise may be beyond the largest value that was sent.
+    return Sparse(entries.indices, message.clamped(values)), counts

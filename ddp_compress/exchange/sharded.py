@@ -18,10 +18,11 @@ from ddp_compress.exchange.exact import reduce_exact
 from ddp_compress.layout import Plan, Sparse, add_entries
 from ddp_compress.message import Chunk, Delivery, Message
 from ddp_compress.quantize import Values
+from ddp_compress.recipe import Recipe
 from ddp_compress.shards import shards
 
 if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe, Tensors
+    from ddp_compress.recipe import Tensors
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Sharded:
         down: see above.
 
     Raises:
+        TypeError: no word and no recipe.
         ValueError: another word, or a recipe that keeps more than a residual or has a schedule.
 
     Source: Sattler et al., Robust and Communication-Efficient Federated Learning from Non-IID Data
@@ -63,6 +65,8 @@ class Sharded:
             if self.down not in ("reselect", "union"):
                 raise ValueError(f"down must be 'reselect', 'union' or a recipe, got {self.down!r}")
             return
+        if not isinstance(self.down, Recipe):
+            raise TypeError(f"down must be 'reselect', 'union' or a recipe, got {self.down!r}")
         parts = (self.down.memory, self.down.select, self.down.quantize)
         kept = {name for part in parts for name in part.tensors}
         if not kept <= {"residual"}:
@@ -176,7 +180,7 @@ class _Part:
         second.add_(mean)
         decoded = entries.decode(reply, plan, self._down, self._message, draw)
         add_entries(second, 0, [decoded], -1.0)
-        touched = union if chosen.indices is None else ops.tally([union, chosen.indices])[0]
+        touched = _all_of(mean) if chosen.indices is None else ops.tally([union, chosen.indices])[0]
         left = Sparse(touched, second[touched.long()])
         self.writes["owner_residual"] = self._cut.widen(left, self._rank)
         return reply
@@ -205,7 +209,7 @@ class _Part:
         positions = [each.indices for each in given if each.indices is not None]
         if positions:
             return mean, ops.tally(positions)[0]
-        return mean, torch.arange(self._plan.numel, dtype=torch.int32, device=mean.device)
+        return mean, _all_of(mean)
 
     def _decode(self, body: Tensor, plan: Plan) -> Sparse:
         draw = self._draw(plan)
@@ -213,3 +217,8 @@ class _Part:
 
     def _draw(self, plan: Plan, reply: bool = False) -> Draw:
         return entries.draw(plan, self._message, self._rank, reply)
+
+
+def _all_of(flat: Tensor) -> Tensor:
+    """The positions of all its elements, int32."""
+    return torch.arange(len(flat), dtype=torch.int32, device=flat.device)

@@ -70,8 +70,12 @@ def rotated(
     if error_feedback and bits < 3:
         raise ValueError(f"error_feedback takes bits of 3 or more, got {bits}")
     check_one_of("exchange", exchange, ("auto", "all_gather", "sharded"))
+    if not isinstance(down, Recipe | None):
+        raise TypeError(f"down must be a recipe such as rotated(bits=5) or None, got {down!r}")
     if down is not None and exchange == "all_gather":
-        raise ValueError("down is the way back from owners: it takes exchange='sharded'")
+        raise ValueError(
+            "down is the way back from owners: it takes exchange='sharded', got 'all_gather'"
+        )
     memory = Residual() if error_feedback else Nothing()
 
     def with_exchange(exchange: Exchange) -> Recipe:

@@ -1,10 +1,12 @@
 """SmartIdx: whole kernels of convolutions, by the patterns of their signs."""
 
+from ddp_compress.checks import check_int
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import AllGather
 from ddp_compress.layout import Scope
 from ddp_compress.memory import memory_with
 from ddp_compress.quantize import Packages
+from ddp_compress.quantize.packages import MOST_PATTERNS
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule
 from ddp_compress.select import WholeKernels
@@ -32,8 +34,8 @@ def smartidx(
         density: share of the elements to send, or a schedule of it.
         scope: what one ranking runs over: ``"tensor"``, ``"bucket"`` or ``"model"``.
         codec: how positions travel: ``"golomb"`` (smallest), ``"elias_fano"`` or ``"raw"``.
-        patterns: how many shared patterns there are of every size of kernels, each with either
-            sign.
+        patterns: how many shared patterns there are of every size of kernels, 1 to 32, each with
+            either sign.
         momentum: in [0, 1), or a schedule of it. If not 0, it is applied before compression and
             masked where entries are sent, and the optimizer must have none.
 
@@ -51,6 +53,9 @@ def smartidx(
         >>> smartidx(density=0.1).select
         WholeKernels(density=0.1, scope='model', patterns=2)
     """
+    check_int("patterns", patterns)
+    if not 1 <= patterns <= MOST_PATTERNS:
+        raise ValueError(f"patterns must lie within 1 and {MOST_PATTERNS}, got {patterns}")
     return Recipe(
         "smartidx",
         memory_with(momentum),

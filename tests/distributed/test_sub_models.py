@@ -156,6 +156,22 @@ def test_gradients_of_a_sub_model_through_a_hook(ranks, name):
     ranks.run(2, under_a_hook, ROWS[name])
 
 
+def another_round() -> None:
+    """Units of one rank would be averaged with others of the other."""
+    dropout = FederatedDropout(model(), rate=0.5)
+    ddp = DistributedDataParallel(dropout.sub_model)
+    dropout.attach(attach(ddp, recipes.topk(0.1)))
+    dropout.draw(0)
+    train(ddp, sgd(ddp), range(1))
+    dropout.draw(1 + dist.get_rank())
+    with pytest.raises(PeerError, match="sub-model"):
+        train(ddp, sgd(ddp), range(1))
+
+
+def test_ranks_in_different_rounds_are_told(ranks):
+    ranks.run(2, another_round)
+
+
 # ------------------------------------------------------------------------------ a sub-model a rank
 
 
