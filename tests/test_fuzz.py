@@ -6,7 +6,6 @@ Kernels run alone, under sanitizers (see fuzz/target.h); `make fuzz` does so for
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +17,9 @@ from ddp_compress.exchange.frame import HEADER_BYTES, Header, padded, seal, unse
 from ddp_compress.layout import Layout, Plan, Sparse
 from ddp_compress.message import Chunk, Message
 from ddp_compress.stats import Stats
+from tests.make import ROOT, make
 from tests.table import ROWS, Row
 
-ROOT = Path(__file__).parents[1]
-DRIVER = "build/fuzz/main"
 DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform", "checksum")
 KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
 
@@ -36,10 +34,8 @@ def one_thread() -> Iterator[None]:
 
 
 def test_kernels_under_sanitizers():
-    subprocess.run(["make", "--silent", DRIVER], cwd=ROOT, check=True)
-    run = subprocess.run(
-        [ROOT / DRIVER, "--seconds", "6", "--messages", "20000"], capture_output=True, text=True
-    )
+    command = [make("build/fuzz/main"), "--seconds", "6", "--messages", "20000"]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     messages = {name: int(count) for name, count, *_ in map(str.split, run.stdout.splitlines()[1:])}
     assert messages.keys() == {*DECODERS, *KERNELS}

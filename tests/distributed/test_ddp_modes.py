@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _MixedPrecision
 
@@ -176,6 +175,12 @@ IDLE_MODES = {
 }
 
 
+def counting_compiler() -> Any:
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds on every rank
+
+    return CompileCounterWithBackend("aot_eager")
+
+
 def train_in(
     mode: Mode,
     row: Row,
@@ -191,8 +196,8 @@ def train_in(
         options: of `wrap`, beside the mode's.
     """
     ddp, state = wrap(mode.build(), row, **options | dict(mode.options))
-    compiler = CompileCounterWithBackend("aot_eager")
-    model = torch.compile(ddp, backend=compiler) if mode.compiled else ddp
+    compiler = counting_compiler() if mode.compiled else None
+    model = torch.compile(ddp, backend=compiler) if compiler else ddp
     rank, digests = dist.get_rank(), []
     with ddp.join() if mode.batches is uneven else nullcontext():
         for numbers in filter(None, (mode.batches(step, rank) for step in range(STEPS))):
@@ -204,7 +209,7 @@ def train_in(
             loss(model, rank, numbers[-1]).backward()
             digests.append(digest(grads(ddp)))
             descend(ddp)
-    assert (compiler.frame_count > 1) == mode.compiled  # parts of a graph cut at buckets
+    assert compiler is None or compiler.frame_count > 1  # parts of a graph cut at buckets
     return ddp, state, digests
 
 
@@ -288,7 +293,7 @@ HARD_MODES = IDLE_MODES | {
     name: MODES[name]
     for name in ("join", "join-view", "no-sync", "unused", "static-view", "frozen", "tied")
 }
-WITHOUT_MOMENTUM = ("topk", "vote", "vote-add-drop-sharded", "hgc", "stc", "sign", "sign-sharded")
+WITHOUT_MOMENTUM = ("topk", "vote-add-drop-sharded", "hgc", "stc", "sign-sharded")
 
 
 @pytest.mark.parametrize("row", [ROWS[n] for n in WITHOUT_MOMENTUM], ids=WITHOUT_MOMENTUM)

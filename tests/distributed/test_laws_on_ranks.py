@@ -148,8 +148,6 @@ def trained_with(row: Row, kernels: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         if kernels == "reference":
             patch.setattr(ops, "_kernels", reference)
-        if kernels == "portable":
-            patch.setenv("DDP_COMPRESS_PORTABLE", "1")
         ddp, _ = wrap(small_model(), row)
         train(ddp, range(5))
         return weights(ddp)
@@ -157,11 +155,11 @@ def trained_with(row: Row, kernels: str) -> str:
 
 @every_row
 def test_law_6_the_kernels_do_not_change_the_training(ranks, row):
-    native, portable, plain = (
+    native, plain = (
         same_everywhere(ranks.run(2, trained_with, row, kernels))
-        for kernels in ("native", "portable", "reference")
+        for kernels in ("native", "reference")
     )
-    assert native == portable == plain
+    assert native == plain
 
 
 # ------------------------------------------------------------------------------------------ law 7
@@ -345,7 +343,7 @@ def learns(row: Row, dtype: torch.dtype) -> tuple[float, float, str]:
     return losses[0], losses[-1], weights(ddp)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @every_family
 def test_every_gradient_dtype_trains(ranks, row, dtype):
     results = ranks.run(2, learns, row, dtype)
