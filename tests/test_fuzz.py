@@ -24,15 +24,6 @@ DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform", "checksum")
 KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Messages are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_kernels_under_sanitizers():
     command = [make("build/fuzz/main"), "--seconds", "6", "--messages", "20000"]
     run = subprocess.run(command, capture_output=True, text=True)
