@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddp_compress.layout import Plan, Space
 
 TABLE_BITS = 13  # of a symbol in rANS's table of frequencies
+WORD_BITS = 32  # of a pattern: with the number of those before, they fit into 63
 MOST_PATTERNS = 32  # each has two symbols of the at most 65 of rANS, one for either sign
 
 
@@ -215,12 +216,11 @@ def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
     if not n:
         return nothing
     turned = signs[:, 0]
-    patterns, number, counts = (signs ^ turned[:, None]).unique(
-        dim=0, return_inverse=True, return_counts=True
-    )
+    patterns, number = _distinct(signs ^ turned[:, None])
+    counts = torch.bincount(number).tolist()
     shared = [
         pattern
-        for pattern, count in sorted(enumerate(counts.tolist()), key=lambda pair: -pair[1])
+        for pattern, count in sorted(enumerate(counts), key=lambda pair: -pair[1])
         if count * (m - 1 - log2(n / count)) > m + 2 * TABLE_BITS
     ][:MOST_PATTERNS]
     if not shared:
@@ -233,6 +233,20 @@ def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
     head = torch.tensor([len(shared) - 1], dtype=torch.uint8)
     bits = pack(patterns[shared].long().flatten())
     return torch.cat([head, bits, ops.rans_encode(symbols, 2 * len(shared))]), chosen
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows of bits [n, m] in their order, and every row's number among them [n].
+
+    Words are sorted in place of rows: many times faster than `unique` in a dimension.
+    """
+    number = torch.zeros(len(rows), dtype=torch.int64)
+    for part in rows.split(WORD_BITS, dim=1):
+        weights = 2 ** torch.arange(part.shape[1]).flip(0)
+        words = (number << WORD_BITS) + (part * weights).sum(1)
+        number = words.unique(return_inverse=True)[1]
+    distinct = rows.new_empty(int(number.max()) + 1, rows.shape[1])
+    return distinct.index_copy_(0, number, rows), number
 
 
 def _decode_patterns(data: Tensor, n: int, m: int) -> tuple[Tensor, int]:
