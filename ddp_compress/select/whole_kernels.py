@@ -91,21 +91,35 @@ class WholeKernels:
         return Selection(Sparse(positions.int(), values[order].to(flat.dtype)), True)
 
 
+class _Kernels:
+    """Kernels as integers in fp64, whose sums are exact.
+
+    Args:
+        rows: [n, m] fp64, the kernels.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        exponents = torch.frexp(rows.abs().amax(1)).exponent.long().clamp(min=-900)
+        self.unit = (exponents + (1023 - BITS) << 52).view(torch.float64)  # two to that power, [n]
+        self.whole = (rows / self.unit[:, None]).round()
+        self.mass = self.whole.abs().sum(1)  # [n]
+
+
 class _Ways:
     """The ways in which the kernels of one parameter may travel.
 
     Args:
-        rows: [n, m] fp64, the kernels.
+        kernels: n of them, of m elements.
         patterns: [S, m] fp64 of 1 and -1.
     """
 
-    def __init__(self, rows: Tensor, patterns: Tensor) -> None:
-        self.rows = rows
+    def __init__(self, kernels: _Kernels, patterns: Tensor) -> None:
+        self.rows = kernels.rows
         self.patterns = patterns
-        whole, unit = _integers(rows)
-        fits = whole @ patterns.T
-        carried = torch.cat([fits, -fits, whole.abs().sum(1, keepdim=True)], 1)
-        self.carried = carried.clamp_(min=0.0) * unit[:, None]  # [n, 2 S + 1]
+        fits = kernels.whole @ patterns.T
+        carried = torch.cat([fits, -fits, kernels.mass[:, None]], 1)
+        self.carried = carried.clamp_(min=0.0) * kernels.unit[:, None]  # [n, 2 S + 1]
 
     def best(self, prices: Tensor) -> tuple[Tensor, Tensor]:
         """The best way for every kernel [n], and what it carries a bit [n]."""
@@ -161,9 +175,9 @@ class _Ranking:
         for m in self._plan.kernels.sizes:
             mine = [p for p in conv if self._numels[p] == m]
             if mine:
-                rows = [self._rows(p) for p in mine]
-                learnt = beside(_learn(_largest(rows, self._plan), patterns), self._values)
-                ways |= {p: _Ways(each, learnt) for p, each in zip(mine, rows, strict=True)}
+                kernels = [_Kernels(self._rows(p)) for p in mine]
+                learnt = beside(_learn(_largest(kernels, self._plan), patterns), self._values)
+                ways |= {p: _Ways(each, learnt) for p, each in zip(mine, kernels, strict=True)}
         return ways
 
     def choose(self) -> Tensor:
@@ -241,21 +255,13 @@ def _gap(count: int, n: int) -> float:
     return GAP_BITS + log2((n + 1) / (count + 1))
 
 
-def _integers(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Kernels [n, m] as integers in fp64, whose sums are exact, and the units [n] of these."""
-    exponents = torch.frexp(rows.abs().amax(1)).exponent.long().clamp(min=-900)
-    unit = (exponents + (1023 - BITS) << 52).view(torch.float64)  # two to that power
-    return (rows / unit[:, None]).round(), unit
-
-
-def _largest(rows: list[Tensor], plan: Plan) -> Tensor:
+def _largest(kernels: list[_Kernels], plan: Plan) -> Tensor:
     """The kernels [n, m] of largest magnitude, on the host, of equals the first."""
-    everything = torch.cat(rows)
-    whole, unit = _integers(everything)
-    mass = whole.abs().sum(1) * unit
+    mass = torch.cat([each.mass * each.unit for each in kernels])
     share = plan.k / plan.numel
     count = min(LEARN_FROM, max(1, round(share * len(mass))))
-    return on_host(everything[ops.largest(mass.view(torch.int64), count)])
+    largest = ops.largest(mass.view(torch.int64), count)
+    return on_host(torch.cat([each.rows for each in kernels])[largest])
 
 
 def _learn(kernels: Tensor, count: int) -> Tensor:
