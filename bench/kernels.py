@@ -71,7 +71,7 @@ class Bench:
         self.signs = ops.sign_encode(self.fresh, self.bounds, 4096)
         self.blocks = torch.tensor([*range(0, numel, 8192), numel])
         self.blocks = self.blocks[: numel // 8192 + 1]  # whole ones, as the transform has them
-        self.turned = self.fresh[: int(self.blocks[-1])]
+        self.turned = self.fresh[: int(self.blocks[-1])].clone()
         self.block_salts = torch.arange(len(self.blocks) - 1)
         self.codes = self.quantize()
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]

@@ -92,9 +92,9 @@ void sign_encode(const A* values, const int64_t* bounds, int64_t segments, int64
 void sign_decode(const uint8_t* bits, const float* scales, const int64_t* bounds, int64_t segments,
                  int64_t block, float* values);
 
-// hadamard.cpp: blocks of a power of two, up to kLargestBlock, or empty
-void hadamard(const float* values, const int64_t* bounds, const int64_t* salts, int64_t blocks,
-              bool inverse, float* out);
+// hadamard.cpp: blocks of a power of two, up to kLargestBlock, or empty; in place
+void hadamard(float* values, const int64_t* bounds, const int64_t* salts, int64_t blocks,
+              bool inverse);
 
 // uniform.cpp: every block's codes fill whole bytes; `levels` has its lowest one and the step.
 void uniform_encode(const float* values, const int64_t* bounds, const int64_t* salts,

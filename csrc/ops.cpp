@@ -269,13 +269,11 @@ Tensor sign_decode_cpu(const Tensor& bits, const Tensor& scales, const Tensor& b
   return values;
 }
 
-Tensor hadamard_cpu(const Tensor& values, const Tensor& bounds, const Tensor& salts, bool inverse) {
+void hadamard_cpu(Tensor values, const Tensor& bounds, const Tensor& salts, bool inverse) {
   check(values, "values", ScalarType::Float);
   check_hadamard(values, bounds, salts);
-  Tensor out = empty_cpu(values.numel(), ScalarType::Float);
-  hadamard(read<float>(values), read<int64_t>(bounds), read<int64_t>(salts), salts.numel(), inverse,
-           write<float>(out));
-  return out;
+  hadamard(write<float>(values), read<int64_t>(bounds), read<int64_t>(salts), salts.numel(),
+           inverse);
 }
 
 std::tuple<Tensor, Tensor> uniform_encode_cpu(const Tensor& values, const Tensor& bounds,

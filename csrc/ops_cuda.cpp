@@ -282,15 +282,12 @@ Tensor sign_decode_cuda(const Tensor& bits, const Tensor& scales, const Tensor& 
   return values;
 }
 
-Tensor hadamard_cuda(const Tensor& values, const Tensor& bounds, const Tensor& salts,
-                     bool inverse) {
+void hadamard_cuda(Tensor values, const Tensor& bounds, const Tensor& salts, bool inverse) {
   check(values, "values", ScalarType::Float);
   check_hadamard(values, bounds, salts);
   const Here here(values);
-  Tensor out = empty_like_of(values, values.numel(), ScalarType::Float);
-  cuda::hadamard(here, read<float>(values), read<int64_t>(bounds), read<int64_t>(salts),
-                 salts.numel(), inverse, write<float>(out));
-  return out;
+  cuda::hadamard(here, write<float>(values), read<int64_t>(bounds), read<int64_t>(salts),
+                 salts.numel(), inverse);
 }
 
 std::tuple<Tensor, Tensor> uniform_encode_cuda(const Tensor& values, const Tensor& bounds,

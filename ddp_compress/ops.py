@@ -159,9 +159,9 @@ def sign_decode(bits: Tensor, scales: Tensor, bounds: Tensor, block: int) -> Ten
     return _kernels.sign_decode(bits, scales, bounds, block)
 
 
-def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Tensor:
+def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> None:
     """See `reference.hadamard`."""
-    return _kernels.hadamard(values, bounds, salts, inverse)
+    _kernels.hadamard(values, bounds, salts, inverse)
 
 
 def uniform_encode(
@@ -254,7 +254,7 @@ if NATIVE:
 
     @_fake("hadamard")
     def _hadamard(values, bounds, salts, inverse):  # type: ignore[no-untyped-def]
-        return torch.empty_like(values)
+        return None
 
     @_fake("uniform_encode")
     def _uniform_encode(values, bounds, salts, bits):  # type: ignore[no-untyped-def]

@@ -10,16 +10,15 @@
 namespace ddp_compress {
 namespace {
 
-// to[i] = plus or minus scale * from[i]; to may be from.
-DDP_COMPRESS_INLINE void flip(const float* from, int64_t count, uint64_t salt, float scale,
-                              float* to) {
+// Multiplies by plus or minus scale.
+DDP_COMPRESS_INLINE void flip(float* x, int64_t count, uint64_t salt, float scale) {
   constexpr int kBits = 32;
   for (int64_t at = 0; at < count; at += kBits) {
     const uint64_t word = random_word(salt, static_cast<uint64_t>(at / 64));
     const auto bits = static_cast<uint32_t>(word >> at % 64);
     const auto turn = [&](int i) {
       const uint32_t sign = bits << (kBits - 1 - i) & 0x80000000u;
-      to[at + i] = std::bit_cast<float>(std::bit_cast<uint32_t>(scale * from[at + i]) ^ sign);
+      x[at + i] = std::bit_cast<float>(std::bit_cast<uint32_t>(scale * x[at + i]) ^ sign);
     };
     if (count - at >= kBits) {
 #pragma GCC ivdep
@@ -88,17 +87,16 @@ DDP_COMPRESS_TARGET_AVX2 void transform_avx2(float* x, int64_t size) {
   far_steps(x, size);
 }
 
-DDP_COMPRESS_TARGET_AVX2 void flip_avx2(const float* from, int64_t count, uint64_t salt,
-                                        float scale, float* to) {
-  flip(from, count, salt, scale, to);
+DDP_COMPRESS_TARGET_AVX2 void flip_avx2(float* x, int64_t count, uint64_t salt, float scale) {
+  flip(x, count, salt, scale);
 }
 #endif
 
 }  // namespace
 
 // Every block stays in a near cache from its first step to its last.
-void hadamard(const float* values, const int64_t* bounds, const int64_t* salts, int64_t blocks,
-              bool inverse, float* out) {
+void hadamard(float* values, const int64_t* bounds, const int64_t* salts, int64_t blocks,
+              bool inverse) {
   auto turn = flip;
   auto change = transform;
 #ifdef DDP_COMPRESS_AVX2
@@ -109,13 +107,9 @@ void hadamard(const float* values, const int64_t* bounds, const int64_t* salts, 
     if (size == 0) continue;
     const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(size)));
     const auto salt = static_cast<uint64_t>(salts[b]);
-    if (inverse) {
-      std::copy(values + first, values + first + size, out + first);
-    } else {
-      turn(values + first, size, salt, scale, out + first);
-    }
-    change(out + first, size);
-    if (inverse) turn(out + first, size, salt, scale, out + first);
+    if (!inverse) turn(values + first, size, salt, scale);
+    change(values + first, size);
+    if (inverse) turn(values + first, size, salt, scale);
   }
 }
 

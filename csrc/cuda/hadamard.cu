@@ -28,8 +28,8 @@ __device__ void pass(float* x, int size, int stride) {
 }
 
 // A CUDA block for each block.
-__global__ void transform(const float* values, const int64_t* bounds, const int64_t* salts,
-                          bool inverse, float* out) {
+__global__ void transform(float* values, const int64_t* bounds, const int64_t* salts,
+                          bool inverse) {
   __shared__ float x[kLargestBlock];
   const int64_t start = bounds[blockIdx.x];
   const auto size = static_cast<int>(bounds[blockIdx.x + 1] - start);
@@ -44,15 +44,15 @@ __global__ void transform(const float* values, const int64_t* bounds, const int6
   if (size / stride == 4) pass<4>(x, size, stride);
   if (size / stride == 2) pass<2>(x, size, stride);
   for (int i = thread; i < size; i += kThreads)
-    out[start + i] = inverse ? flipped(scale * x[i], salt, i) : x[i];
+    values[start + i] = inverse ? flipped(scale * x[i], salt, i) : x[i];
 }
 
 }  // namespace
 
-void hadamard(const Device& device, const float* values, const int64_t* host_bounds,
-              const int64_t* host_salts, int64_t blocks, bool inverse, float* out) {
+void hadamard(const Device& device, float* values, const int64_t* host_bounds,
+              const int64_t* host_salts, int64_t blocks, bool inverse) {
   launch(device, blocks, kThreads, transform, values, upload(device, host_bounds, blocks + 1),
-         upload(device, host_salts, blocks), inverse, out);
+         upload(device, host_salts, blocks), inverse);
 }
 
 }  // namespace ddp_compress::cuda

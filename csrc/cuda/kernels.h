@@ -86,8 +86,8 @@ void sign_decode(const Device& device, const uint8_t* bits, const float* scales,
                  const int64_t* host_bounds, int64_t segments, int64_t block, float* values);
 
 // hadamard.cu
-void hadamard(const Device& device, const float* values, const int64_t* host_bounds,
-              const int64_t* host_salts, int64_t blocks, bool inverse, float* out);
+void hadamard(const Device& device, float* values, const int64_t* host_bounds,
+              const int64_t* host_salts, int64_t blocks, bool inverse);
 
 // uniform.cu
 void uniform_encode(const Device& device, const float* values, const int64_t* host_bounds,

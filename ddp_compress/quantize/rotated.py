@@ -144,23 +144,24 @@ class Rotated(NoGuess):
         return sum((self.bits * kept + 7) // 8 for kept in cut.kept_sizes)
 
     def _turned(self, values: Tensor, cut: Blocks, draw: Draw) -> Tensor:
-        """The coefficients of values."""
+        """The coefficients of values, which may be overwritten."""
         if self.transform == "none":
             return values
         salts = self._signs(cut, draw)
         if self.transform == "hadamard":
-            return ops.hadamard(values, cut.bounds, salts, inverse=False)
+            ops.hadamard(values, cut.bounds, salts, inverse=False)
+            return values
         places = beside(self._filled(cut, draw), values)
         return _kashin(values, places, cut, salts, self.iterations)
 
     def _turned_back(self, coefficients: Tensor, cut: Blocks, draw: Draw) -> Tensor:
-        """The values of coefficients."""
+        """The values of coefficients, which may be overwritten."""
         if self.transform == "none":
             return coefficients
-        values = ops.hadamard(coefficients, cut.bounds, self._signs(cut, draw), inverse=True)
+        ops.hadamard(coefficients, cut.bounds, self._signs(cut, draw), inverse=True)
         if self.transform == "hadamard":
-            return values
-        return values[beside(self._filled(cut, draw), values)]
+            return coefficients
+        return coefficients[beside(self._filled(cut, draw), coefficients)]
 
     def _signs(self, cut: Blocks, draw: Draw) -> Tensor:
         """A salt for every block, the same on all ranks."""
@@ -202,15 +203,17 @@ def _kashin(values: Tensor, places: Tensor, cut: Blocks, salts: Tensor, iteratio
     sizes = torch.tensor(cut.sizes, dtype=torch.int64)
     total = values.new_zeros(sum(cut.sizes))
     for _ in range(iterations - 1):
-        spread = torch.zeros_like(total).index_copy_(0, places, values)
-        coefficients = ops.hadamard(spread, cut.bounds, salts, inverse=False)
+        coefficients = torch.zeros_like(total).index_copy_(0, places, values)
+        ops.hadamard(coefficients, cut.bounds, salts, inverse=False)
         deviations = ops.segment_means(coefficients.abs(), sizes) * math.sqrt(math.pi / 2)
         limits = _each(deviations, cut.sizes, values)
         coefficients = torch.maximum(torch.minimum(coefficients, limits), -limits)
         total += coefficients
-        values = values - ops.hadamard(coefficients, cut.bounds, salts, inverse=True)[places]
-    spread = torch.zeros_like(total).index_copy_(0, places, values)
-    return total + ops.hadamard(spread, cut.bounds, salts, inverse=False)
+        ops.hadamard(coefficients, cut.bounds, salts, inverse=True)
+        values = values - coefficients[places]
+    rest = torch.zeros_like(total).index_copy_(0, places, values)
+    ops.hadamard(rest, cut.bounds, salts, inverse=False)
+    return total + rest
 
 
 def _each(of_blocks: Tensor, sizes: list[int], like: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from ddp_compress.reference.wire_format import to_bits
 LARGEST_BLOCK = 8192
 
 
-def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Tensor:
-    """The randomized Walsh-Hadamard transform of every block: ``H D x / sqrt(n)``.
+def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> None:
+    """The randomized Walsh-Hadamard transform of every block, in place: ``H D x / sqrt(n)``.
 
     D turns the signs of random elements, H is the Hadamard matrix in its natural order. Both keep
     lengths, and the inverse is ``D H y / sqrt(n)``. The steps of H go from neighbours to what is
@@ -20,14 +20,11 @@ def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Te
     signs are turned. So every machine finds the same bits.
 
     Args:
-        values: [N], fp32.
+        values: [N], fp32; replaced. What is not finite spoils its block alone.
         bounds: [B + 1], int64, offsets of the B blocks, from 0 to N: each of no element or a power
             of two, up to 8192.
         salts: [B], int64, what the signs are drawn from: alike for a transform and its inverse.
         inverse: the inverse instead.
-
-    Returns:
-        [N], fp32. What is not finite spoils its block alone.
 
     Raises:
         RuntimeError: a block has another size, or the sizes do not fit.
@@ -36,10 +33,11 @@ def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Te
 
     Example:
         >>> x, bounds = torch.tensor([3.0, 0.0, 0.0, 0.0, 5.0]), torch.tensor([0, 4, 5])
-        >>> y = hadamard(x, bounds, torch.tensor([1, 1]), inverse=False)
-        >>> y.abs()
+        >>> hadamard(x, bounds, torch.tensor([1, 1]), inverse=False)
+        >>> x.abs()
         tensor([1.5000, 1.5000, 1.5000, 1.5000, 5.0000])
-        >>> hadamard(y, bounds, torch.tensor([1, 1]), inverse=True).abs()
+        >>> hadamard(x, bounds, torch.tensor([1, 1]), inverse=True)
+        >>> x.abs()
         tensor([3., 0., 0., 0., 5.])
     """
     sizes = check_blocks(values, bounds, salts)
@@ -51,7 +49,7 @@ def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> Te
             )
     blocks = zip(values.split(sizes), salts, strict=True)
     parts = [_inverse(block, salt) if inverse else _forward(block, salt) for block, salt in blocks]
-    return torch.cat([values.new_empty(0), *parts])
+    values.copy_(torch.cat([values.new_empty(0), *parts]))
 
 
 def check_blocks(values: Tensor, bounds: Tensor, salts: Tensor) -> list[int]:
