@@ -1,7 +1,7 @@
 # Kernels under sanitizers (see fuzz/target.h). Vectors are exact to the element, and their indices are checked too.
 SECONDS = 60
 SEED    = $(shell date +%s)000000000
-SANITIZE = -g -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall $(KERNEL_FLAGS) \
+SANITIZE = -g1 -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall $(KERNEL_FLAGS) \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
   -D_GLIBCXX_ASSERTIONS -D_GLIBCXX_SANITIZE_VECTOR
 ENGINES = fuzz/main.cpp fuzz/libfuzzer.cpp

@@ -293,7 +293,7 @@ HARD_MODES = IDLE_MODES | {
     name: MODES[name]
     for name in ("join", "join-view", "no-sync", "unused", "static-view", "frozen", "tied")
 }
-WITHOUT_MOMENTUM = ("topk", "vote-add-drop-sharded", "hgc", "stc")
+WITHOUT_MOMENTUM = ("vote-add-drop-sharded", "hgc", "stc")
 
 
 @pytest.mark.parametrize("row", [ROWS[n] for n in WITHOUT_MOMENTUM], ids=WITHOUT_MOMENTUM)

@@ -86,7 +86,7 @@ def grads_of_every_step(row: Row) -> list[str]:
 
 
 @every_row
-@pytest.mark.parametrize("world_size", [1, 4])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_law_2_ranks_agree_bit_for_bit_and_so_do_runs(ranks, row, world_size):
     first = same_everywhere(ranks.run(world_size, grads_of_every_step, row))
     again = same_everywhere(ranks.run(world_size, grads_of_every_step, row))
