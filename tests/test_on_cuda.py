@@ -110,7 +110,7 @@ def test_scaled_gradients_are_clipped_as_on_the_cpu(cuda):
 
 
 @every_family
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_device_gives_what_the_cpu_gives_in_every_dtype(row, dtype, cuda, frames):
     check_device(row, dtype, cuda, frames)
 

@@ -343,7 +343,7 @@ def learns(row: Row, dtype: torch.dtype) -> tuple[float, float, str]:
     return losses[0], losses[-1], weights(ddp)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @every_family
 def test_every_gradient_dtype_trains(ranks, row, dtype):
     results = ranks.run(2, learns, row, dtype)

@@ -153,9 +153,9 @@ def with_autocast(row: Row, dtype: torch.dtype, steps: int) -> tuple[str, float,
 
 @every_family
 def test_bf16_autocast_trains(ranks, row):
-    (one, fell, *_), (other, fell_there, *_) = ranks.run(2, with_autocast, row, torch.bfloat16, 20)
+    (one, fell, *_), (other, fell_there, *_) = ranks.run(2, with_autocast, row, torch.bfloat16, 40)
     assert one == other
-    assert max(fell, fell_there) < 0.95
+    assert max(fell, fell_there) < 0.9
 
 
 def test_fp16_autocast_trains_once_the_scale_has_come_down(ranks):
