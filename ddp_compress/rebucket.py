@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -143,7 +144,7 @@ class Regrouped:
                 self.fail(error)
                 # Messages must come to as many as on the others. This one's say only what failed.
                 grad = like.grad.new_zeros(()).expand(layout.numel)
-            chunks.append(Chunk(grad, layout, {}, like.may_be_idle, None, like.scale, like.alike))
+            chunks.append(replace(like, grad=grad, layout=layout, kept={}))
         return chunks
 
     def _give_back(self, chunks: Sequence[Chunk]) -> None:
