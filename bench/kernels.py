@@ -59,6 +59,7 @@ class Bench:
         self.fresh = torch.randn(numel) ** 3
         self.grad = self.fresh.clone()
         self.residual = torch.randn(numel) ** 3
+        self.next_residual = torch.zeros(numel)
         self.momentum = torch.randn(numel)
         self.zeros = torch.zeros(numel)
         self.ones = torch.ones(numel)
@@ -130,9 +131,13 @@ class Bench:
         expanded = [
             means.repeat_interleave(torch.tensor([len(positions)])) for positions in decoded
         ]
-        ops.accumulate(self.residual, self.grad, None, 0.0)
-        ops.scatter_add(self.residual, 0, [indices], [means.repeat_interleave(counts)], -1.0)
+        ops.accumulate(self.residual, self.grad, None, 0.0, self.next_residual, None)
+        sent = means.repeat_interleave(counts)
+        ops.scatter_add(self.next_residual, 0, [indices], [sent], -1.0)
         ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
+
+    def accumulate(self) -> None:
+        ops.accumulate(self.residual, self.zeros, None, 0.0, self.next_residual, None)
 
     def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:
         """By name: the floor it is compared with, and what to run."""
@@ -144,7 +149,7 @@ class Bench:
             "select top-k, hash ties": ("add", lambda: self.select(salts=self.salts)),
             "select top-k, all equal": ("add", self.select_equals),
             "select heavier side": ("add", lambda: self.select(heavier=True)),
-            "accumulate": ("add", lambda: ops.accumulate(self.residual, self.zeros, None, 0.0)),
+            "accumulate": ("add", self.accumulate),
             "torch.topk(|r+g|)": ("add", self.torch_topk),
             "select, plain PyTorch": ("add", lambda: self.select(topk=reference.topk)),
             "scatter_add, W=4": (

@@ -132,7 +132,9 @@ class Inputs:
             "select top-k": self.select,
             "select top-k, sums left": partial(self.select, sums=True),
             "select heavier side": partial(self.select, heavier=True),
-            "accumulate": lambda: kernels.accumulate(self.residual, self.grad, None, 0.0),
+            "accumulate": lambda: kernels.accumulate(
+                self.residual, self.grad, None, 0.0, self.sums, None
+            ),
             "scatter_add, W=4": lambda: kernels.scatter_add(
                 self.sums, 0, self.positions, [self.values] * WORLD_SIZE, 0.25
             ),

@@ -38,7 +38,8 @@ void segment_means(const A* values, const int64_t* counts, int64_t segments, flo
 
 // accumulate.cpp
 template <typename G, typename A>
-void accumulate(A* residual, G* grad, A* momentum, A mu, int64_t numel);
+void accumulate(const A* residual, G* grad, const A* momentum, A mu, A* next_residual,
+                A* next_momentum, int64_t numel);
 
 // scatter_add.cpp
 template <typename A>

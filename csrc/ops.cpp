@@ -80,11 +80,13 @@ Tensor segment_means_cpu(const Tensor& values, const Tensor& counts) {
   return means;
 }
 
-void accumulate_cpu(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu) {
-  check_accumulate(residual, grad, momentum, check);
+void accumulate_cpu(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu,
+                    Tensor next_residual, std::optional<Tensor> next_momentum) {
+  check_accumulate(residual, grad, momentum, next_residual, next_momentum, check);
   dispatch(grad.scalar_type(), [&]<typename G, typename A>(G, A) {
-    accumulate<G, A>(write<A>(residual), write<G>(grad), momentum ? write<A>(*momentum) : nullptr,
-                     static_cast<A>(mu), grad.numel());
+    accumulate<G, A>(read<A>(residual), write<G>(grad), momentum ? read<A>(*momentum) : nullptr,
+                     static_cast<A>(mu), write<A>(next_residual),
+                     next_momentum ? write<A>(*next_momentum) : nullptr, grad.numel());
   });
 }
 

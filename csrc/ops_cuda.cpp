@@ -137,14 +137,17 @@ Tensor segment_means_cuda(const Tensor& values, const Tensor& counts) {
   return means;
 }
 
-void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu) {
-  check_accumulate(residual, grad, momentum, check);
-  check_beside(grad, residual, momentum.value_or(grad));
+void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentum, double mu,
+                     Tensor next_residual, std::optional<Tensor> next_momentum) {
+  check_accumulate(residual, grad, momentum, next_residual, next_momentum, check);
+  check_beside(grad, residual, momentum.value_or(grad), next_residual,
+               next_momentum.value_or(grad));
   const Here here(grad);
   dispatch(grad.scalar_type(), [&]<typename G, typename A>(G, A) {
-    cuda::accumulate<G, A>(here, write<A>(residual), write<G>(grad),
-                           momentum ? write<A>(*momentum) : nullptr, static_cast<A>(mu),
-                           grad.numel());
+    cuda::accumulate<G, A>(here, read<A>(residual), write<G>(grad),
+                           momentum ? read<A>(*momentum) : nullptr, static_cast<A>(mu),
+                           write<A>(next_residual),
+                           next_momentum ? write<A>(*next_momentum) : nullptr, grad.numel());
   });
 }
 

@@ -12,7 +12,9 @@ void define_ops(Library& m) {
       "Tensor groups, Tensor ks, Tensor salts, bool heavier, Tensor(a!)[] sums) -> "
       "(Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
-  m.def("accumulate(Tensor(a!) residual, Tensor(b!) grad, Tensor(c!)? momentum, float mu) -> ()");
+  m.def(
+      "accumulate(Tensor residual, Tensor(a!) grad, Tensor? momentum, float mu, "
+      "Tensor(b!) next_residual, Tensor(c!)? next_momentum) -> ()");
   m.def(
       "scatter_add(Tensor(a!) out, int start, Tensor[] indices, Tensor[] values, float scale) -> "
       "()");

@@ -134,16 +134,22 @@ void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& res
 
 template <typename CheckData>
 void check_accumulate(const Tensor& residual, const Tensor& grad,
-                      const std::optional<Tensor>& momentum, CheckData check_data) {
+                      const std::optional<Tensor>& momentum, const Tensor& next_residual,
+                      const std::optional<Tensor>& next_momentum, CheckData check_data) {
   const ScalarType type = grad.scalar_type();
   check_data(grad, "grad", type);
-  check_data(residual, "residual", memory_type(type));
-  STD_TORCH_CHECK(residual.numel() == grad.numel(), "residual has ", residual.numel(),
-                  " elements, expected ", grad.numel());
-  if (momentum) {
-    check_data(*momentum, "momentum", memory_type(type));
-    STD_TORCH_CHECK(momentum->numel() == grad.numel(), "momentum has ", momentum->numel(),
+  const auto check_memory = [&](const Tensor& memory, const char* name) {
+    check_data(memory, name, memory_type(type));
+    STD_TORCH_CHECK(memory.numel() == grad.numel(), name, " has ", memory.numel(),
                     " elements, expected ", grad.numel());
+  };
+  check_memory(residual, "residual");
+  check_memory(next_residual, "next_residual");
+  STD_TORCH_CHECK(momentum.has_value() == next_momentum.has_value(),
+                  "momentum and next_momentum must both be given or neither");
+  if (momentum) {
+    check_memory(*momentum, "momentum");
+    check_memory(*next_momentum, "next_momentum");
   }
 }
 

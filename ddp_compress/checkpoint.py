@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.devices import on_host
+from ddp_compress.memory_format import dim_order
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
 
-FORMAT = 2  # of CompressionState.state_dict()
+FORMAT = 3  # of CompressionState.state_dict()
 ENTRIES = {
-    *("buckets", "checksum", "density", "format", "parameters"),
+    *("buckets", "checksum", "density", "dim_orders", "format", "parameters"),
     *("recipe", "saved_by", "stats", "step", "tensors"),
 }
 
@@ -32,6 +33,18 @@ def digest_of(parameters: Mapping[str, Tensor]) -> int:
     """
     sizes = sorted((name, p.numel()) for name, p in parameters.items())
     return zlib.crc32(repr(sizes).encode())
+
+
+def dim_orders(parameters: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """How parameters lie in memory, by name, where it is not in the order of their dimensions.
+
+    Example:
+        >>> weight = torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last)
+        >>> dim_orders({"weight": weight, "bias": torch.empty(8)})
+        {'weight': [0, 2, 3, 1]}
+    """
+    orders = {name: list(dim_order(p)) for name, p in parameters.items()}
+    return {name: order for name, order in orders.items() if order != sorted(order)}
 
 
 def checksum(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
@@ -80,6 +93,8 @@ def check_form(saved: Any) -> None:
     _check_place(saved["saved_by"])
     _check_density(saved["density"])
     _check_buckets(saved["buckets"])
+    if not isinstance(saved["dim_orders"], Mapping):
+        raise ValueError(f"checkpoint has dim_orders {saved['dim_orders']!r}, expected a mapping")
     _check_stats(saved["stats"])
     check_tensors("tensors", saved["tensors"])
     slots = saved["tensors"]
@@ -132,6 +147,14 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
     """
     if saved["recipe"] != recipe.name:
         raise ValueError(f"checkpoint is of recipe {saved['recipe']!r}, expected {recipe.name!r}")
+    theirs, ours = saved["dim_orders"], dim_orders(parameters)
+    for name in sorted({*theirs, *ours} & set(parameters)):
+        if theirs.get(name) != ours.get(name):
+            raise ValueError(
+                f"checkpoint keeps {name} as it lay in memory, by its dimensions "
+                f"{theirs.get(name, 'in order')}; now it lies by {ours.get(name, 'in order')}: "
+                "convert the model as it was then, as to channels_last, before wrapping it"
+            )
     tensors = saved["tensors"]
     if set(tensors) != set(recipe.tensors):
         raise ValueError(

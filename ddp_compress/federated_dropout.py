@@ -317,9 +317,7 @@ class FederatedDropout:
         return taken
 
     def _shaped(self, flat: Tensor, parameter: Tensor) -> Tensor:
-        """Memory [N] in a parameter's shape. DDP's buckets lie as the parameter does in memory."""
-        if isinstance(self._through, LocalUpdates):
-            return flat.view(parameter.shape)
+        """Memory [N] in a parameter's shape: it lies as the parameter does."""
         return flat.as_strided(parameter.shape, parameter.stride())
 
     # ------------------------------------------------------------------------------------- units

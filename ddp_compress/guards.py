@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Any
 
+import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddp_compress import ops
+from ddp_compress.exchange import members
 
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
@@ -48,8 +50,26 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
         )
 
 
-def refuse_unsupported_parameters(model: nn.Module) -> None:
+def refuse_other_ranks(group: dist.ProcessGroup | None, model: DistributedDataParallel) -> None:
+    """Raise for a process group that is not of the DDP model's ranks.
+
+    Raises:
+        ValueError: see above. Replicas would drift apart: DDP keeps those of its own group equal.
+    """
+    ours, theirs = members(group), members(model.process_group)
+    if ours != theirs:
+        raise ValueError(
+            f"process_group is of ranks {ours}, but the DDP model is of ranks {theirs}: leave "
+            "process_group out, which takes the model's own, or make the DDP model with it"
+        )
+
+
+def refuse_unsupported_parameters(model: nn.Module, ignored: Collection[str] = ()) -> None:
     """Raise for parameters whose gradients cannot be compressed.
+
+    Args:
+        model: the bare model.
+        ignored: names of parameters that do not travel.
 
     Raises:
         ValueError: a parameter is complex or on a device that has no kernels, or its module asks
@@ -62,6 +82,8 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
         ValueError: weight has sparse gradients, which cannot be compressed: use sparse=False
     """
     for name, parameter in model.named_parameters():
+        if name in ignored:
+            continue
         if parameter.requires_grad and parameter.is_complex():
             raise ValueError(
                 f"{name} is complex ({parameter.dtype}), which cannot be compressed: keep it as a "
@@ -80,9 +102,10 @@ def refuse_unsupported_parameters(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             weight = f"{name}.weight" if name else "weight"
-            raise ValueError(
-                f"{weight} has sparse gradients, which cannot be compressed: use sparse=False"
-            )
+            if weight not in ignored:
+                raise ValueError(
+                    f"{weight} has sparse gradients, which cannot be compressed: use sparse=False"
+                )
 
 
 def refuse_steps_with_others(optimizer: Optimizer) -> None:

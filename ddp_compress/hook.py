@@ -28,16 +28,18 @@ def compress_hook(
         A future of the averaged gradients, [N].
 
     Raises:
-        PeerError, ValueError: see `CompressionState.push`.
+        PeerError, ValueError: see `CompressionState.push_bucket`.
+        TypeError: ``state`` is no `CompressionState`.
 
     Example:
         ``ddp_model.register_comm_hook(state, compress_hook)``
     """
-    if bucket.index() == 0:
-        state.abandon_step()  # a backward that raised may have left half a step behind
-    layout = state.layout(bucket.parameters())
-    flat = bucket.buffer()
-    return state.push(flat, layout, last=bucket.is_last(), scale=state.loss_scale(flat.device))
+    if not isinstance(state, CompressionState):
+        raise TypeError(
+            f"compress_hook needs a CompressionState, got {type(state).__name__}: call "
+            "ddp_model.register_comm_hook(CompressionState(ddp_model, recipe), compress_hook)"
+        )
+    return state.push_bucket(bucket)
 
 
 @dataclass

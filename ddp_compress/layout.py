@@ -330,6 +330,12 @@ class Sparse:
         else:
             out[self.indices.long()] = self.values.to(out.dtype)
 
+    def of(self, flat: Tensor) -> Sparse:
+        """What a flat tensor [N] holds at these positions, copied."""
+        if self.indices is None:
+            return Sparse(None, flat.clone())
+        return Sparse(self.indices, flat[self.indices.long()])
+
     def zero_in(self, out: Tensor, start: int) -> None:
         """``out[positions - start] = 0`` on a flat tensor [n] of finite numbers.
 

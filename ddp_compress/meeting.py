@@ -115,7 +115,7 @@ class Meeting:
         stats = self._state.stats
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
-            comm = Comm(self._state.process_group, stats, device, private=False, rotates=False)
+            comm = Comm(self._state.process_group, stats, device, rotates=False)
             comm.agree(f"{setting}, {self._description()}", 1.0, self._state.step)
             self._comm = comm
         self._comm.stats = stats

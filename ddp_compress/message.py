@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddp_compress.devices import beside
 from ddp_compress.layout import Layout, Plan, Sparse, span
+from ddp_compress.store import Arena
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Chunk:
 
     grad: Tensor
     layout: Layout
-    kept: MutableMapping[str, Tensor] = field(default_factory=dict)
+    kept: Arena = field(default_factory=Arena)
     may_be_idle: bool = False
     sums: Tensor | None = None
     scale: Tensor | None = None
@@ -54,6 +55,11 @@ class Chunk:
             return [False] * len(sizes)
         used: list[bool] = torch.stack([part.any() for part in self.grad.split(sizes)]).tolist()
         return [not each for each in used]
+
+    @property
+    def used(self) -> list[str]:
+        """The names of the others."""
+        return [n for n, idle in zip(self.layout.names, self.idle, strict=True) if not idle]
 
 
 @dataclass(frozen=True)

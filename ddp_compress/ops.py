@@ -80,9 +80,16 @@ def segment_means(values: Tensor, counts: Tensor) -> Tensor:
     return _kernels.segment_means(values, beside(counts, values))
 
 
-def accumulate(residual: Tensor, grad: Tensor, momentum: Tensor | None, mu: float) -> None:
+def accumulate(
+    residual: Tensor,
+    grad: Tensor,
+    momentum: Tensor | None,
+    mu: float,
+    next_residual: Tensor,
+    next_momentum: Tensor | None,
+) -> None:
     """See `reference.accumulate`."""
-    _kernels.accumulate(residual, grad, momentum, mu)
+    _kernels.accumulate(residual, grad, momentum, mu, next_residual, next_momentum)
 
 
 def scatter_add(
@@ -196,7 +203,7 @@ if NATIVE:
         return values.new_empty(counts.shape, dtype=torch.float32)
 
     @_fake("accumulate")
-    def _accumulate(residual, grad, momentum, mu):  # type: ignore[no-untyped-def]
+    def _accumulate(residual, grad, momentum, mu, next_residual, next_momentum):  # type: ignore[no-untyped-def]
         return None
 
     @_fake("scatter_add")

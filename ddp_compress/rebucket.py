@@ -12,7 +12,9 @@ from torch import Tensor
 from ddp_compress.devices import Lane, used_here
 from ddp_compress.layout import Layout
 from ddp_compress.message import Chunk
+from ddp_compress.store import Arena
 from ddp_compress.transaction import Transaction
+from ddp_compress.undo import Undo
 
 REBUILT_AFTER = 2  # steps at most: one, or with DDP's static_graph two
 
@@ -107,6 +109,11 @@ class Regrouped:
         """Of the chunks as they were sent."""
         return self._step.layouts
 
+    @property
+    def undo(self) -> Undo | None:
+        """See `Transaction`."""
+        return self._step.undo
+
     def add(self, chunk: Chunk) -> None:
         """Keep a chunk."""
         self._came.append(chunk)
@@ -144,7 +151,7 @@ class Regrouped:
                 self.fail(error)
                 # Messages must come to as many as on the others. This one's say only what failed.
                 grad = like.grad.new_zeros(()).expand(layout.numel)
-            chunks.append(replace(like, grad=grad, layout=layout, kept={}))
+            chunks.append(replace(like, grad=grad, layout=layout, kept=Arena()))
         return chunks
 
     def _give_back(self, chunks: Sequence[Chunk]) -> None:

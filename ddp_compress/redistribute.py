@@ -118,7 +118,9 @@ def _facts(saved: Mapping[str, Any]) -> dict[str, object]:
         for slot, by_name in saved["tensors"].items()
         for name, tensor in by_name.items()
     }
-    shared = {name: saved[name] for name in ("recipe", "parameters", "step", "density")}
+    shared = {
+        name: saved[name] for name in ("recipe", "parameters", "dim_orders", "step", "density")
+    }
     return {**shared, "buckets": f"#{zlib.crc32(repr(saved['buckets']).encode()):08x}", **tensors}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,26 +12,41 @@ import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress.checkpoint import FORMAT, check_fits, check_form, check_whole, checksum, digest_of
+from ddp_compress.applied import Applied
+from ddp_compress.checkpoint import (
+    FORMAT,
+    check_fits,
+    check_form,
+    check_whole,
+    checksum,
+    digest_of,
+    dim_orders,
+)
 from ddp_compress.checks import check_count
 from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
+from ddp_compress.ddp_model import BeforeForward, find_model, ignored_parameters
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
+    refuse_other_ranks,
     refuse_second_momentum,
     refuse_unsupported_ddp,
     refuse_unsupported_parameters,
 )
 from ddp_compress.layout import Layout
+from ddp_compress.memory_format import dim_order, flatten, unflatten
 from ddp_compress.message import Chunk
 from ddp_compress.rebucket import Buckets, Regrouped
 from ddp_compress.recipe import Recipe
+from ddp_compress.restored import Restored, warn_of_weights_alone
 from ddp_compress.scaling import scale_of
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.store import ParameterStore
 from ddp_compress.transaction import Settings, Transaction
+from ddp_compress.undo import Undo
 
 FLUSH_BYTES = 256 * 1024
 
@@ -45,9 +61,11 @@ class CompressionState:
     everywhere (by ``torch.amp.GradScaler``, or by whoever checks the gradient norm).
 
     Args:
-        model: the DDP module or the bare one. Its parameters name the state's tensors.
+        model: the DDP model or the bare one. Its parameters name the state's tensors; those that
+            DDP ignores are left out.
         recipe: see `ddp_compress.recipes`.
-        process_group: the ranks to exchange with; None for the DDP module's group, or the default.
+        process_group: the ranks to exchange with, those of the DDP model; None for its group, or
+            the default one.
         start_step: the step that density schedules start from.
         min_numel: parameters with fewer elements are exact: they travel dense, with ``all_gather``
             inside the same messages, else by an all-reduce of their own. Raise it when the few
@@ -63,8 +81,10 @@ class CompressionState:
 
     Raises:
         TypeError: ``recipe`` is not a `Recipe`.
-        ValueError: a parameter is complex or has sparse gradients, or an argument lies outside
-            its range.
+        ValueError: a parameter is complex or has sparse gradients, the DDP model has options that
+            go past a hook, ``process_group`` is of other ranks, or an argument lies outside its
+            range. For a state made of the bare model, from the first backward pass of its DDP
+            model.
 
     Example:
         >>> import torch, ddp_compress as dc
@@ -91,22 +111,19 @@ class CompressionState:
         check_count("start_step", start_step, least=0)
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
-        bare, find_unused = model, False
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            refuse_unsupported_ddp(model)
-            bare, process_group = model.module, process_group or model.process_group
-            find_unused = model.find_unused_parameters
-        refuse_unsupported_parameters(bare)
+        bare = model.module if isinstance(model, DistributedDataParallel) else model
+        ignored = ignored_parameters(bare)
+        refuse_unsupported_parameters(bare, ignored)
         self.recipe = recipe
         self.process_group = process_group
         self.step = start_step
         self.stats = Stats()
-        self._parameters = dict(bare.named_parameters())
+        self._parameters = {n: p for n, p in bare.named_parameters() if n not in ignored}
         convs = convolutions(bare)
         self._convolutions = {name for name, p in self._parameters.items() if id(p) in convs}
         self._store = ParameterStore(recipe.tensors)
         self._settings = Settings(recipe, min_numel, flush_bytes)
-        self._find_unused = find_unused
+        self._find_unused = False
         self._comm: Comm | None = None
         self._transaction: Transaction | Regrouped | None = None
         self._scaler: GradScaler | None = None
@@ -116,12 +133,18 @@ class CompressionState:
         self._buckets = Buckets()
         self.alike: object = None
         self._start()
+        self._restored.watch(bare)
+        if isinstance(model, DistributedDataParallel):
+            self._bind_to(model)
 
     def _start(self) -> None:
         """What every copy of a state makes anew."""
         self._closed = False
         self._worker: Worker | None = None
         self._lane = Lane()
+        self._undo: Undo | None = None
+        self._passed = False  # whether there was a pass since, perhaps an aborted one
+        self._before_forward: BeforeForward | None = None
         self._know_parameters()
 
     def _know_parameters(self) -> None:
@@ -131,28 +154,43 @@ class CompressionState:
             name: kernel_of(p) if name in self._convolutions else Kernel()
             for name, p in self._parameters.items()
         }
-        if "momentum" in self.recipe.memory.tensors:
+        has_momentum = "momentum" in self.recipe.memory.tensors
+        self._applied = Applied(self._parameters, has_momentum)
+        self._restored = Restored(self._parameters)
+        if has_momentum:
             refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone = ("process_group", "_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
+        gone: tuple[str, ...] = ("_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
+        gone += ("process_group", "_undo", "_before_forward", "_applied", "_restored")
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
         kept["_had_scaler"] = self._scaler is not None
         return self.__dict__ | dict.fromkeys(gone) | kept
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        again = ". Call use_scaler again" if saved.pop("_had_scaler") else ""
+        had_scaler = saved.pop("_had_scaler")
         self.__dict__.update(saved)
         self._buckets = Buckets(self._buckets.latest)
         self._start()
-        # DDP's own copies bring their hooks along in a list, and call none of them.
-        warnings.warn(
-            "this CompressionState is a copy, and no model's hook. A DistributedDataParallel that "
-            "was copied or unpickled with it would train by plain all-reduce: call "
-            f"model.register_comm_hook(state, compress_hook), or attach again{again}",
-            stacklevel=2,
-        )
+        if had_scaler:
+            warnings.warn(
+                "this copy of a CompressionState knows no GradScaler: call use_scaler again",
+                stacklevel=2,
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressionState:
+        """A copy with all that is kept; but with nothing where it is part of a DDP model's copy.
+
+        That one is mostly for evaluation, as an average of weights, and has lost its hook.
+        """
+        twin = object.__new__(CompressionState)
+        memo[id(self)] = twin
+        saved = self.__getstate__()
+        if self._before_forward is not None and id(self._before_forward.model) in memo:
+            saved |= {"_store": ParameterStore(self.recipe.tensors), "_buckets": Buckets()}
+        twin.__setstate__(copy.deepcopy(saved, memo))
+        return twin
 
     def __repr__(self) -> str:
         elements = sum(p.numel() for p in self._parameters.values())
@@ -229,12 +267,84 @@ class CompressionState:
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
         return self._take(chunk, last, self._buckets)
 
-    def _take(self, chunk: Chunk, last: bool, buckets: Buckets) -> Future[Tensor]:
+    def push_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """`push` a bucket of the DDP model whose hook this state is.
+
+        Raises:
+            PeerError, ValueError: see `push`. A rank also fails where the bucket is of another
+                model or converted since, its DDP model has options that go past a hook, or
+                gradients are summed with those of a pass that was sent before, which a momentum
+                would take in twice.
+        """
+        parameters, flat = bucket.parameters(), bucket.buffer()
+        chunk = Chunk(flat, self._stand_in(parameters), alike=self.alike)
+        failure = None
+        try:
+            if bucket.index() == 0:
+                self._begin_pass(parameters[0])
+            self._applied.check_bucket(parameters)
+            if bucket.is_last():
+                self._applied.check_pass()
+            chunk.layout = self.layout(parameters)
+            chunk.scale = self.loss_scale(flat.device)
+            chunk.may_be_idle = self._find_unused
+        except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
+            failure = error
+        future = self._take(chunk, bucket.is_last(), self._buckets, failure)
+        if bucket.is_last() and self._undo is not None:
+            self._applied.sent(self._undo.sent, self._undo.settle)
+        return future
+
+    def _begin_pass(self, parameter: Tensor) -> None:
+        self.abandon_step()  # a backward that raised may have left half a step behind
+        hook = self._before_forward
+        if hook is None or not hook.precedes_pass(self):
+            self._bind_to(find_model(parameter, self, but=hook.model if hook else None))
+        if self._restored.weights_alone and self.stats.steps:
+            warn_of_weights_alone()
+        self._restored.begin_pass()
+
+    def _bind_to(self, model: DistributedDataParallel) -> None:
+        """Learn of a DDP model what its hook must know."""
+        refuse_unsupported_ddp(model)
+        if self.process_group is not None or self._comm is not None:
+            refuse_other_ranks(self.process_group, model)
+        self._know_model(model.module)
+        self.process_group = self.process_group or model.process_group
+        self._find_unused = model.find_unused_parameters
+        if self._before_forward is None or self._before_forward.model is not model:
+            self._before_forward = BeforeForward(model, self._applied.before_forward)
+
+    def _know_model(self, module: nn.Module) -> None:
+        """Take the parameters of this model where the state was made of, or with, a copy of it."""
+        ignored = ignored_parameters(module)
+        theirs = {n: p for n, p in module.named_parameters() if n not in ignored}
+        if theirs.keys() != self._parameters.keys():
+            return  # parts of a model, or a strange one: then its bucket is refused
+        if all(p is self._parameters[name] for name, p in theirs.items()):
+            return
+        for name, parameter in theirs.items():
+            ours = self._parameters[name]
+            if parameter.shape != ours.shape or dim_order(parameter) != dim_order(ours):
+                raise ValueError(
+                    f"{name} has shape {tuple(parameter.shape)} and lies in memory by its "
+                    f"dimensions {dim_order(parameter)}; this state was made for "
+                    f"{tuple(ours.shape)} and {dim_order(ours)}"
+                )
+        self._parameters = theirs
+        self._know_parameters()
+        self._restored.watch(module)
+
+    def _take(
+        self, chunk: Chunk, last: bool, buckets: Buckets, failure: Exception | None = None
+    ) -> Future[Tensor]:
         if chunk.grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
         transaction = self._under_way(buckets)
+        if failure is not None:
+            transaction.fail(failure)
         transaction.add(chunk)
         if last and self._finish(transaction):
             buckets.latest = tuple(transaction.layouts)
@@ -258,17 +368,17 @@ class CompressionState:
         alone = Buckets()  # no bucket of DDP's is among them
         try:
             layout = self._layout_of(tensors)
+            flat = torch.cat([flatten(t.detach(), self._parameters[n]) for n, t in tensors.items()])
         except Exception as error:
             transaction = self._under_way(alone)
             transaction.fail(error)
             self._finish(transaction)
             raise
-        flat = torch.cat([t.detach().flatten() for t in tensors.values()])
         alike = (self.alike, alike)
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
-        parts = mean.split(list(layout.sizes))
-        return {n: p.view_as(t) for (n, t), p in zip(tensors.items(), parts, strict=True)}
+        parts = layout.split(mean)
+        return {n: unflatten(parts[n], self._parameters[n], t) for n, t in tensors.items()}
 
     def _layout_of(self, tensors: Mapping[str, Tensor]) -> Layout:
         if not tensors:
@@ -282,9 +392,7 @@ class CompressionState:
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
-        # Flattened in the order of their indices, whatever their memory format.
-        kernels = [Kernel(self._kernels[name].numel) for name in tensors]
-        return self._layout(list(tensors), kernels)
+        return self._layout(list(tensors))
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -309,11 +417,59 @@ class CompressionState:
                 )
         return self._layout(names)
 
-    def _layout(self, names: Sequence[str], kernels: Sequence[Kernel] = ()) -> Layout:
-        """The layout of parameters with these kernels, or with those that they have in memory."""
+    def _layout(self, names: Sequence[str]) -> Layout:
         sizes = tuple(self._parameters[name].numel() for name in names)
-        kernels = kernels or [self._kernels[name] for name in names]
-        return Layout(tuple(names), sizes, tuple(kernels))
+        return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names))
+
+    def _stand_in(self, parameters: Sequence[Tensor]) -> Layout:
+        """A layout of the right sizes, whatever may be wrong with the parameters."""
+        names = [self._names.get(id(p), f"unknown {i}") for i, p in enumerate(parameters)]
+        kernels = tuple(self._kernels.get(name, Kernel()) for name in names)
+        return Layout(tuple(names), tuple(p.numel() for p in parameters), kernels)
+
+    def discard(self) -> None:
+        """Take the latest backward pass back out of memory: its gradient will not be applied.
+
+        What is sent is meant to be applied, and what is not will be, with later gradients. For a
+        batch that is skipped, a generator's loss that went through a discriminator, or the first
+        pass of SAM, neither is right. Call this on every rank, after the pass and before the next:
+        memory and ``step`` are as before the pass then, bit for bit. The gradients themselves are
+        yours to clear. After an aborted pass, whose gradients are NaN, nothing is done.
+
+        For that, memory as it was before a pass is kept until an optimizer has applied its
+        gradients (on the host: always): 4 bytes a parameter, 8 with a momentum.
+
+        Raises:
+            RuntimeError: there is no pass to take back: there was none since the state was made or
+                loaded, it was taken back, or an optimizer has applied its gradients.
+            PeerError: at the next pass, on every rank, where ranks have discarded differently.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(2, 1), dc.recipes.topk(density=0.5))
+            >>> _ = state.reduce({"weight": torch.tensor([4.0, 1.0])})
+            >>> state.discard()
+            >>> state.memory()["residual"]["weight"]
+            tensor([0., 0.])
+        """
+        self.abandon_step()
+        if not self._passed:
+            raise RuntimeError(
+                "there is no pass to discard: call discard() once, after the pass and before the "
+                "next"
+            )
+        if self._undo is not None:
+            if self._applied.by is not None:
+                raise RuntimeError(
+                    f"{self._applied.by} has applied gradients of this pass already: call "
+                    "discard() in place of its step. If it is of other parameters than those whose "
+                    "gradients are thrown away, give each a DDP model and a state of its own"
+                )
+            self._undo.take_back()
+            self._applied.nothing_sent()
+            self.step -= 1
+            self.stats.discarded += 1
+        self._undo, self._passed = None, False
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -339,6 +495,7 @@ class CompressionState:
         if self._closed:
             raise RuntimeError("this state was closed: make a new one, or close it later")
         if self._transaction is None:
+            self._undo, self._passed = None, False
             comm = self._bind()
             step = Transaction(
                 self._settings, self._store, comm, self._worker, self._lane, self.step
@@ -362,9 +519,12 @@ class CompressionState:
             committed = transaction.finish()
         finally:
             self._transaction = None
+        self._passed = True
+        self._applied.nothing_sent()
         if not committed:
             self.stats.aborted += 1
             return False
+        self._undo = transaction.undo
         self.step += 1
         self._stepped_without_scaler |= self._scaler is None
         world_size = self._bind().world_size
@@ -382,8 +542,7 @@ class CompressionState:
             device = next((p.device for p in self._parameters.values()), torch.device("cpu"))
             if exchange.many_phase or device.type == "cuda":
                 self._worker = self._worker or Worker(device)
-            private = self._worker is not None
-            comm = Comm(self.process_group, self.stats, device, private, exchange.rotates)
+            comm = Comm(self.process_group, self.stats, device, exchange.rotates)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:
@@ -418,6 +577,8 @@ class CompressionState:
     def replace_memory(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Keep other tensors, such as `memory` gave; all else stays as it is."""
         self.abandon_step()  # a backward that raised may have left half a step behind
+        self._undo, self._passed = None, False
+        self._restored.memory()
         self._store.load(tensors)
         if self._comm is not None:
             self._comm.known.clear()
@@ -444,6 +605,7 @@ class CompressionState:
             "saved_by": self._here(),
             "step": self.step,
             "density": self._latest_density(),
+            "dim_orders": dim_orders(self._parameters),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
             "tensors": tensors,

@@ -30,6 +30,7 @@ class Stats:
     Attributes:
         steps: committed steps. Aborted ones are counted apart, their bytes with the rest.
         aborted: steps given up because a rank had a non-finite gradient.
+        discarded: of the steps, those that `CompressionState.discard` took back.
         elements: gradient elements handled, N summed over steps.
         nonzeros: entries this rank sent.
         payload_bits: bits this rank encoded, header included: what papers call uplink.
@@ -48,6 +49,7 @@ class Stats:
 
     steps: int = 0
     aborted: int = 0
+    discarded: int = 0
     elements: int = 0
     nonzeros: int = 0
     payload_bits: int = 0

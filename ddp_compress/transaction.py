@@ -21,6 +21,7 @@ from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.scaling import mantissa, unscale
 from ddp_compress.schedules import density_at
 from ddp_compress.store import ParameterStore
+from ddp_compress.undo import Undo
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Transaction:
 
     Attributes:
         layouts: of its chunks, in order.
+        undo: the way back, once it is committed.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Transaction:
         self._density = self._momentum = 0.0
         self._shared_density = comm.density  # here, because the worker changes it at its own time
         self.layouts: list[Layout] = []
+        self.undo: Undo | None = None
         comm.begin_step()
         try:
             self._density = density_at(settings.recipe.select.density, step)
@@ -143,16 +146,42 @@ class Transaction:
         if failure:
             raise failure
         finite = all(sent.running.outcome is not None for sent in self._sent)
-        for sent in self._sent:
-            with self._lane.on(sent.device):
-                self._settle(sent.chunks, sent.running.outcome if finite else None)
-            if finite:
-                sent.channel.commit()
+        if finite:
+            self._commit()
+        else:
+            self._abort()
         for sent in self._sent:
             with self._lane.on(sent.device):  # a future remembers the stream
                 for chunk in sent.chunks:
                     chunk.future.set_result(chunk.grad)
         return finite
+
+    def _commit(self) -> None:
+        """Write memory, and the averaged gradients; or neither, where that fails."""
+        chunks = [chunk for sent in self._sent for chunk in sent.chunks]
+        used = [name for chunk in chunks for name in chunk.used]
+        self.undo = Undo([chunk.kept for chunk in chunks], self._comm, dict(self._comm.known), used)
+        try:
+            for sent in self._sent:
+                with self._lane.on(sent.device):
+                    self._commit_message(sent.chunks, sent.running.outcome or [])
+                sent.channel.commit()
+        except BaseException:  # on this rank alone: the next step tells the others
+            self.undo.take_back()
+            raise
+
+    def _commit_message(self, chunks: Sequence[Chunk], deliveries: list[Delivery]) -> None:
+        start = 0
+        for chunk in chunks:
+            _commit(chunk, start, deliveries, self._settings.recipe.memory, self._momentum)
+            start += len(chunk.grad)
+
+    def _abort(self) -> None:
+        """Leave memory alone, and say by the gradients that there are none."""
+        for sent in self._sent:
+            with self._lane.on(sent.device):
+                for chunk in sent.chunks:
+                    chunk.grad.fill_(torch.nan)
 
     def abandon(self) -> None:
         """Give up a step that never came to its last chunk."""
@@ -180,6 +209,7 @@ class Transaction:
             for chunk in chunks:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
+                chunk.kept.reserve(recipe.memory.tensors)
             message = Message(chunks, self._plan(chunks, self._density), self._step, self._momentum)
             layout, setting = message.plan.layout_digest, partial(_setting, message, recipe)
             channel = Channel(self._comm, number, self._density, setting, layout, self._step)
@@ -197,15 +227,6 @@ class Transaction:
         before = self._sent[-1].running if self._sent else None
         after = before.future if isinstance(before, _InOrder) else None
         return _InOrder(self._worker.submit(exchange, channel, after))
-
-    def _settle(self, chunks: Sequence[Chunk], deliveries: list[Delivery] | None) -> None:
-        start = 0
-        for chunk in chunks:
-            if deliveries is None:
-                chunk.grad.fill_(torch.nan)
-            else:
-                _commit(chunk, start, deliveries, self._settings.recipe.memory, self._momentum)
-            start += len(chunk.grad)
 
 
 def _setting(message: Message, recipe: Recipe) -> object:
@@ -226,7 +247,7 @@ def _commit(
             memory.release(chunk, start, entries, delivery.exact)
         add_entries(chunk.grad, start, delivery.received, delivery.scale)
         for name, entries in delivery.writes.items():
-            entries.within(start, numel).write_to(chunk.kept[name])
+            chunk.kept.overwrite(name, entries.within(start, numel))
     if chunk.scale is not None:
         chunk.grad.mul_(chunk.scale)
         used_here(chunk.scale)  # it is of the backward's stream

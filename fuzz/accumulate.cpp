@@ -15,9 +15,10 @@ bool accepts(Input in) {
       struct {
         std::vector<G> grad;
         std::vector<A> residual, momentum;
-      } at{grad, residual, momentum};
-      ddp_compress::accumulate(at.residual.data(), at.grad.data(),
-                               has_momentum ? at.momentum.data() : nullptr, A(0.9), numel);
+      } at{grad, std::vector<A>(numel), std::vector<A>(numel)};
+      ddp_compress::accumulate(residual.data(), at.grad.data(),
+                               has_momentum ? momentum.data() : nullptr, A(0.9), at.residual.data(),
+                               has_momentum ? at.momentum.data() : nullptr, numel);
       return at;
     };
     const auto wide = portably(false, run), portable = portably(true, run);

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddp_compress.layout import Layout, Plan
 from ddp_compress.message import Chunk, Message, Selection
 from ddp_compress.select import AddDrop, TopK
+from ddp_compress.store import Arena
 
 SIZES = [[40, 3, 100], [0, 7], [61, 200, 2]]
 LAYOUTS = tuple(
@@ -40,7 +41,7 @@ class Rank:
         chunks = []
         for grad, layout, kept in zip(grads, LAYOUTS, self.kept, strict=True):
             mine, flags = flags[: len(layout.sizes)], flags[len(layout.sizes) :]
-            chunks.append(Chunk(grad.clone(), layout, kept))
+            chunks.append(Chunk(grad.clone(), layout, Arena(kept)))
             chunks[-1].idle = mine
         return Message(chunks, plan, step)
 

@@ -17,6 +17,7 @@ from ddp_compress.exchange.frame import HEADER_BYTES, Header, padded, seal, unse
 from ddp_compress.layout import Layout, Plan, Sparse
 from ddp_compress.message import Chunk, Message
 from ddp_compress.stats import Stats
+from ddp_compress.store import Arena
 from tests.make import ROOT, make
 from tests.table import ROWS, Row
 
@@ -127,7 +128,9 @@ def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
         chunks = []
         for layout in LAYOUTS:
             grad = torch.randn(layout.numel, generator=generator).to(dtype)
-            chunks.append(Chunk(grad, layout, {name: torch.zeros(layout.numel) for name in KEPT}))
+            chunks.append(
+                Chunk(grad, layout, Arena({name: torch.zeros(layout.numel) for name in KEPT}))
+            )
         yield Message(chunks, plan, step=0)
 
 

@@ -6,6 +6,7 @@ import torch
 from ddp_compress.layout import Layout, Plan
 from ddp_compress.message import Chunk, Message
 from ddp_compress.select import HeavierSide, TopK
+from ddp_compress.store import Arena
 
 SIZES = {"a": 300, "b": 500, "c": 200}
 
@@ -13,7 +14,9 @@ SIZES = {"a": 300, "b": 500, "c": 200}
 def chosen(select: TopK, step: int, order: str = "abc") -> set[tuple[str, int]]:
     """The places taken of a gradient of ones, its parameters in some order, one a chunk."""
     layouts = tuple(Layout((name,), (SIZES[name],)) for name in order)
-    chunks = [Chunk(torch.ones(x.numel), x, {"residual": torch.zeros(x.numel)}) for x in layouts]
+    chunks = [
+        Chunk(torch.ones(x.numel), x, Arena({"residual": torch.zeros(x.numel)})) for x in layouts
+    ]
     message = Message(chunks, Plan(layouts, "model", 0.1), step)
     places = [(name, i) for name in order for i in range(SIZES[name])]
     indices = select(message).entries.positions

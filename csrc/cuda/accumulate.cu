@@ -9,7 +9,8 @@ namespace {
 constexpr int kThreads = 256;
 
 template <int kPack, bool kMomentum, typename G, typename A>
-__device__ void move_pack(A* residual, G* grad, A* momentum, A mu) {
+__device__ void move_pack(const A* residual, G* grad, const A* momentum, A mu, A* next_residual,
+                          A* next_momentum) {
   const Pack<G, kPack> g = pack<kPack>(grad);
   Pack<A, kPack> r = pack<kPack>(residual), m;
   if constexpr (kMomentum) m = pack<kPack>(momentum);
@@ -19,44 +20,54 @@ __device__ void move_pack(A* residual, G* grad, A* momentum, A mu) {
     if constexpr (kMomentum) moved = m.at[i] = mu * m.at[i] + moved;
     r.at[i] += moved;
   }
-  pack<kPack>(residual) = r;
-  if constexpr (kMomentum) pack<kPack>(momentum) = m;
+  pack<kPack>(next_residual) = r;
+  if constexpr (kMomentum) pack<kPack>(next_momentum) = m;
   pack<kPack>(grad) = {};
 }
 
 // A pack a thread; the last one may hold fewer.
 template <int kPack, bool kMomentum, typename G, typename A>
-__global__ void move(A* residual, G* grad, A* momentum, A mu, int64_t numel) {
+__global__ void move(const A* residual, G* grad, const A* momentum, A mu, A* next_residual,
+                     A* next_momentum, int64_t numel) {
   int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kPack;
   if (at + kPack <= numel)
-    move_pack<kPack, kMomentum>(residual + at, grad + at, momentum + at, mu);
+    move_pack<kPack, kMomentum>(residual + at, grad + at, momentum + at, mu, next_residual + at,
+                                next_momentum + at);
   else
-    for (; at < numel; ++at) move_pack<1, kMomentum>(residual + at, grad + at, momentum + at, mu);
+    for (; at < numel; ++at)
+      move_pack<1, kMomentum>(residual + at, grad + at, momentum + at, mu, next_residual + at,
+                              next_momentum + at);
 }
 
 template <int kPack, typename G, typename A>
-void move_packs(const Device& device, A* residual, G* grad, A* momentum, A mu, int64_t numel) {
+void move_packs(const Device& device, const A* residual, G* grad, const A* momentum, A mu,
+                A* next_residual, A* next_momentum, int64_t numel) {
   launch(device, ceil_div(numel, kThreads * kPack), kThreads,
          momentum ? move<kPack, true, G, A> : move<kPack, false, G, A>, residual, grad, momentum,
-         mu, numel);
+         mu, next_residual, next_momentum, numel);
 }
 
 }  // namespace
 
 template <typename G, typename A>
-void accumulate(const Device& device, A* residual, G* grad, A* momentum, A mu, int64_t numel) {
+void accumulate(const Device& device, const A* residual, G* grad, const A* momentum, A mu,
+                A* next_residual, A* next_momentum, int64_t numel) {
   constexpr int kPack = 16 / sizeof(G);
-  if (is_aligned(residual) && is_aligned(grad) && is_aligned(momentum))
-    move_packs<kPack>(device, residual, grad, momentum, mu, numel);
-  else
-    move_packs<1>(device, residual, grad, momentum, mu, numel);
+  const bool aligned = is_aligned(residual) && is_aligned(grad) && is_aligned(momentum) &&
+                       is_aligned(next_residual) && is_aligned(next_momentum);
+  (aligned ? move_packs<kPack, G, A> : move_packs<1, G, A>)(device, residual, grad, momentum, mu,
+                                                            next_residual, next_momentum, numel);
 }
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-template void accumulate(const Device&, float*, float*, float*, float, int64_t);
-template void accumulate(const Device&, float*, BFloat16*, float*, float, int64_t);
-template void accumulate(const Device&, float*, Half*, float*, float, int64_t);
-template void accumulate(const Device&, double*, double*, double*, double, int64_t);
+template void accumulate(const Device&, const float*, float*, const float*, float, float*, float*,
+                         int64_t);
+template void accumulate(const Device&, const float*, BFloat16*, const float*, float, float*,
+                         float*, int64_t);
+template void accumulate(const Device&, const float*, Half*, const float*, float, float*, float*,
+                         int64_t);
+template void accumulate(const Device&, const double*, double*, const double*, double, double*,
+                         double*, int64_t);
 
 }  // namespace ddp_compress::cuda

@@ -43,7 +43,8 @@ void segment_means(const Device& device, const A* values, int64_t count, const i
 
 // accumulate.cu
 template <typename G, typename A>
-void accumulate(const Device& device, A* residual, G* grad, A* momentum, A mu, int64_t numel);
+void accumulate(const Device& device, const A* residual, G* grad, const A* momentum, A mu,
+                A* next_residual, A* next_momentum, int64_t numel);
 
 // scatter_add.cu
 template <typename G, typename A>

@@ -126,10 +126,7 @@ class Channel:
             ValueError: a message is corrupt.
         """
         self._phase += 1
-        flags, body = self._attempt(build)
-        fingerprint = (self._setting_digest + self._phase) & 0xFFFF
-        length = HEADER_BYTES + len(body)
-        mine = seal(Header(self._density, fingerprint, self._step, flags, length), body)
+        mine = self._attempt(build)
         self.stats.payload_bits += 8 * len(mine)
         try:
             opened = yield from self._meet(mine)
@@ -182,7 +179,8 @@ class Channel:
 
     def sum(self, build: Callable[[], Tensor], numel: int) -> Generator[Work, None, Tensor]:
         """The sum over ranks of counts [numel], int32. If a rank failed, the next phase tells."""
-        counts = torch.zeros(numel, dtype=torch.int32)
+        with self._comm.or_end():
+            counts = torch.zeros(numel, dtype=torch.int32)
         self._fill(counts, build)
         return (yield from self._comm.all_reduce(counts))
 
@@ -201,7 +199,8 @@ class Channel:
             PeerError: on every rank, where one failed.
         """
         limit = 0.99 * torch.finfo(dtype).max  # less than all of it: shares are rounded
-        share = torch.full((numel,), torch.nan, dtype=dtype)
+        with self._comm.or_end():
+            share = torch.full((numel,), torch.nan, dtype=dtype)
         # On the host: a GPU would multiply by 1 / W, which rounds otherwise.
         self._fill(share, lambda: on_host(build()).clamp(-limit, limit) / self.world_size)
         mean = yield from self._comm.all_reduce(share)
@@ -225,17 +224,23 @@ class Channel:
         self._failure = error
         yield from self.share(lambda: None)
 
-    def _attempt(self, build: Callable[[], Tensor | None]) -> tuple[int, Tensor]:
-        """Flags and body of the next frame."""
-        nothing = torch.empty(0, dtype=torch.uint8)
+    def _attempt(self, build: Callable[[], Tensor | None]) -> Tensor:
+        """The next frame."""
         try:
-            body = build() if self._failure is None else nothing
-            body = None if body is None else on_host(body)
+            if self._failure is None:
+                body = build()
+                nothing = torch.empty(0, dtype=torch.uint8)
+                return self._seal(*((NONFINITE, nothing) if body is None else (0, on_host(body))))
         except Exception as error:  # whatever it is, the other ranks must hear of it
             self._failure = error
-        if self._failure is not None:
-            return FAILED, text_body(f"{type(self._failure).__name__}: {self._failure}")
-        return (NONFINITE, nothing) if body is None else (0, body)
+        with self._comm.or_end():
+            text = f"{type(self._failure).__name__}: {self._failure}"
+            return self._seal(FAILED, text_body(text))
+
+    def _seal(self, flags: int, body: Tensor) -> Tensor:
+        fingerprint = (self._setting_digest + self._phase) & 0xFFFF
+        length = HEADER_BYTES + len(body)
+        return seal(Header(self._density, fingerprint, self._step, flags, length), body)
 
     def _meet(self, mine: Tensor) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
         """Exchange frames, in a second and larger collective where one does not fit."""
@@ -245,14 +250,17 @@ class Channel:
         slots = [(self._number, self._phase, rank == turn) for rank in range(self.world_size)]
         room = [comm.capacities.get(slot, HEADER_BYTES) for slot in slots]
         here = room[self.rank]
-        frame = padded(mine, here) if len(mine) <= here else announce(mine, here)
+        with comm.or_end():
+            frame = padded(mine, here) if len(mine) <= here else announce(mine, here)
         opened = yield from self._pass(frame, room)
         longest = dict.fromkeys(slots, 0)
         for slot, (header, _) in zip(slots, opened, strict=True):
             longest[slot] = max(longest[slot], header.length)
         if any(header.flags & ANNOUNCED for header, _ in opened):
             room = [longest[slot] for slot in slots]
-            opened = yield from self._pass(padded(mine, room[self.rank]), room)
+            with comm.or_end():
+                frame = padded(mine, room[self.rank])
+            opened = yield from self._pass(frame, room)
         for slot, length in longest.items():
             comm.plan_capacity(slot, length)
         return opened

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 from uuid import uuid4
 from weakref import WeakSet
@@ -36,8 +37,6 @@ class Comm:
             is alone.
         stats: where to count.
         device: of the model.
-        private: whether collectives run on a group of their own, made when the ranks first
-            meet, because a thread beside the caller's may launch them.
         rotates: see `recipe.Exchange`.
 
     Attributes:
@@ -54,7 +53,6 @@ class Comm:
         group: dist.ProcessGroup | None,
         stats: Stats,
         device: torch.device,
-        private: bool,
         rotates: bool,
     ) -> None:
         alone = not dist.is_initialized()
@@ -70,7 +68,9 @@ class Comm:
         self._alone = alone
         self._device = device
         self._wire = torch.device("cpu") if alone or "cpu" in _backends(group) else device
-        self._private = private and not alone
+        self._world = dist.group.WORLD
+        self._is_own = False  # whether the group is this state's own
+        self._ended = False
         self._rotates = rotates
         # Views of what collectives were given: as long as they live, Gloo's thread is not the last
         # in C++ to let go of a tensor that Python knows. It would need the GIL for that, which
@@ -80,8 +80,8 @@ class Comm:
 
     @property
     def outdated(self) -> bool:
-        """Whether torch.distributed was set up since this rank believed itself alone."""
-        return self._alone and dist.is_initialized()
+        """Whether torch.distributed was set up, or set up anew, since ranks have met."""
+        return dist.group.WORLD is not self._world
 
     def begin_step(self) -> None:
         """Let go of the last step's tensors; see whose turn it is."""
@@ -95,6 +95,9 @@ class Comm:
 
     def agree(self, description: str, density: float, step: int) -> None:
         """Compare a description of the setting, density and step included, before the first step.
+
+        From then on collectives run on a group of this state's own: a thread beside the caller's
+        may launch them, and to end it tells the other ranks where nothing else can (`close`).
 
         Raises:
             PeerError: on every rank, where one differs.
@@ -111,13 +114,23 @@ class Comm:
                     f"ranks must compress alike, but rank {rank} differs from rank 0:\n"
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
                 )
-        if self._private:
-            self.group = _twin(self.group, self._wire, names[0])
+        self.group, self._is_own = _twin(self.group, self._wire, names[0]), True
 
     def close(self) -> None:
-        """Destroy the private group. The ranks need not do it together."""
-        if self._private and self.group in dist.distributed_c10d._world.pg_map:
+        """End the group. The ranks need not do it together; those that go on get an error."""
+        self._ended = True
+        if self._is_own and self.group in dist.distributed_c10d._world.pg_map:
             dist.destroy_process_group(self.group)
+        self.group = None  # with the last reference to it, its connections end
+
+    @contextmanager
+    def or_end(self) -> Iterator[None]:
+        """For what may fail on this rank alone and cannot be told: nobody is to wait for us."""
+        try:
+            yield
+        except Exception:
+            self.close()
+            raise
 
     def plan_capacity(self, slot: object, longest: int) -> None:
         """Steady sizes get exactly what they need; varying ones 3 % of room, 64 bytes at least."""
@@ -141,23 +154,38 @@ class Comm:
 
         Returns:
             What every rank sent to this one.
+
+        Raises:
+            PeerError: a rank has ended, has closed its state, or came too late.
         """
         if self._alone:
             return list(bodies)
-        mine = torch.cat(list(bodies)).to(self._wire, non_blocking=True)
-        pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
-        theirs = mine.new_empty(sum(sizes), pin_memory=pinned)
+        if self._ended:
+            raise PeerError(
+                "the exchange with other ranks has ended: make a new state on all ranks"
+            )
+        with self.or_end():
+            mine, theirs = self._room(bodies, sum(sizes))
         lengths = [len(body) for body in bodies]
         self._views += [mine.view_as(mine), theirs.view_as(theirs)]
-        work = dist.all_to_all_single(
-            theirs, mine, list(sizes), lengths, group=self.group, async_op=True
-        )
+        with _no_answer():
+            work = dist.all_to_all_single(
+                theirs, mine, list(sizes), lengths, group=self.group, async_op=True
+            )
         self.stats.collective(
             sent=len(mine) - lengths[self.rank], received=len(theirs) - sizes[self.rank]
         )
         yield work
-        work.wait()
-        return list(on_host(theirs).split(list(sizes)))
+        with _no_answer():
+            work.wait()
+        with self.or_end():
+            return list(on_host(theirs).split(list(sizes)))
+
+    def _room(self, bodies: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+        """What is sent in one piece, and memory for what will come."""
+        mine = torch.cat(list(bodies)).to(self._wire, non_blocking=True)
+        pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
+        return mine, mine.new_empty(size, pin_memory=pinned)
 
     def all_reduce(self, tensor: Tensor) -> Generator[Work, None, Tensor]:
         """The sum over ranks of tensors [n], the same bits on every rank.
@@ -166,14 +194,29 @@ class Comm:
         of a ring. Half types are summed in fp32 and rounded once.
         """
         wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
-        parts = [
-            part.contiguous().view(torch.uint8) for part in tensor.tensor_split(self.world_size)
-        ]
+        with self.or_end():
+            parts = [
+                part.contiguous().view(torch.uint8) for part in tensor.tensor_split(self.world_size)
+            ]
         given = yield from self.all_to_all(parts, [len(parts[self.rank])] * self.world_size)
-        total = torch.stack([each.view(tensor.dtype) for each in given]).sum(0, dtype=wide)
-        mine = total.to(tensor.dtype).view(torch.uint8)
+        with self.or_end():
+            total = torch.stack([each.view(tensor.dtype) for each in given]).sum(0, dtype=wide)
+            mine = total.to(tensor.dtype).view(torch.uint8)
         sums = yield from self.all_to_all([mine] * self.world_size, [len(p) for p in parts])
-        return torch.cat(sums).view(tensor.dtype)
+        with self.or_end():
+            return torch.cat(sums).view(tensor.dtype)
+
+
+@contextmanager
+def _no_answer() -> Iterator[None]:
+    """What a process group says of ranks that do not answer, in words of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError(
+            f"a rank does not answer: it has ended, has closed its state, met an error outside the "
+            f"exchange, or took longer than the process group's timeout ({error})"
+        ) from error
 
 
 def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:

@@ -161,7 +161,7 @@ class _Part:
         # Perhaps no rank used the parameter: then DDP would throw away what is sent back.
         may_be_idle = self._message.idle is not None
         chunks = [
-            Chunk(grad, layout, {}, may_be_idle)
+            Chunk(grad, layout, may_be_idle=may_be_idle)
             for grad, layout in zip(mean.split(numels), plan.layouts, strict=True)
         ]
         if second is not None:

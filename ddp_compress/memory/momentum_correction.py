@@ -60,7 +60,12 @@ class MomentumCorrection:
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient into momentum and residual, leaving zeros."""
-        ops.accumulate(chunk.kept["residual"], chunk.grad, chunk.kept["momentum"], momentum)
+        kept = chunk.kept
+        after = {slot: kept.next(slot) for slot in self.tensors}
+        before = kept["residual"], chunk.grad, kept["momentum"]
+        ops.accumulate(*before, momentum, after["residual"], after["momentum"])
+        for slot, tensor in after.items():
+            kept.replace(slot, tensor)
 
     def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is exact."""

@@ -41,12 +41,15 @@ class Residual:
         return 0.0
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
-        """Move the gradient into the residual: ``r += g``, ``g = 0``."""
+        """Move the gradient into the residual: ``r = r + g``, ``g = 0``."""
+        kept = chunk.kept
         if chunk.sums is None:
-            ops.accumulate(chunk.kept["residual"], chunk.grad, None, 0.0)
+            after = kept.next("residual")
+            ops.accumulate(kept["residual"], chunk.grad, None, 0.0, after, None)
         else:
-            chunk.kept["residual"] = chunk.sums
+            after = chunk.sums
             chunk.grad.zero_()
+        kept.replace("residual", after)
 
     def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
         """Take out what was sent. What quantization lost stays."""

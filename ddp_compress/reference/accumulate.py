@@ -1,30 +1,41 @@
 """Twin of csrc/cpu/accumulate.cpp."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 
-def accumulate(residual: Tensor, grad: Tensor, momentum: Tensor | None, mu: float) -> None:
-    """Move a gradient into memory, in place, and leave zeros behind.
+def accumulate(
+    residual: Tensor,
+    grad: Tensor,
+    momentum: Tensor | None,
+    mu: float,
+    next_residual: Tensor,
+    next_momentum: Tensor | None,
+) -> None:
+    """Move a gradient into other memory than before, and leave zeros behind.
 
-    ``momentum = mu * momentum + grad; residual += momentum; grad = 0``; without a momentum tensor
-    the gradient itself is added.
+    ``next_momentum = mu * momentum + grad; next_residual = residual + next_momentum; grad = 0``;
+    without a momentum tensor the gradient itself is added. What was there before stays as it is.
 
     Args:
         residual: [N], fp32 (fp64 for an fp64 gradient).
         grad: [N], fp32, bf16, fp16 or fp64.
         momentum: [N] like ``residual``, or None.
         mu: factor of the old momentum.
+        next_residual: [N] like ``residual``, to be filled.
+        next_momentum: [N] like ``momentum``, to be filled; None where that is None.
 
     Example:
         >>> import torch
         >>> residual, grad = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
-        >>> accumulate(residual, grad, None, 0.0)
-        >>> residual, grad
-        (tensor([1.5000, 2.5000]), tensor([0., 0.]))
+        >>> after = torch.empty(2)
+        >>> accumulate(residual, grad, None, 0.0, after, None)
+        >>> residual, grad, after
+        (tensor([1., 2.]), tensor([0., 0.]), tensor([1.5000, 2.5000]))
     """
-    if momentum is None:
-        residual += grad
-    else:
-        momentum.mul_(mu).add_(grad)
-        residual += momentum
+    moved = grad.to(residual.dtype)
+    if momentum is not None and next_momentum is not None:
+        moved = next_momentum.copy_(momentum).mul_(mu).add_(moved)
+    next_residual.copy_(residual).add_(moved)
     grad.zero_()

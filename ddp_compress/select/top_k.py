@@ -63,14 +63,14 @@ class TopK:
         """Select from ``residual + (mu * momentum + grad)`` in one pass over memory.
 
         On a CUDA device that pass leaves the sum beside the residual, to become it when the step
-        commits: two thirds of the traffic that adding anew would cost, for 4 bytes a parameter
-        until then. On the host, where memory is not as fast, nothing is written.
+        commits: two thirds of the traffic that adding anew would cost. On the host, where memory is
+        not as fast, nothing is written.
         """
         kept, plan = message.kept, message.plan
         residuals = [tensors["residual"] for tensors in kept]
         momenta = [tensors["momentum"] for tensors in kept if "momentum" in tensors]
         on_device = message.device.type == "cuda" and not momenta
-        sums = [torch.empty_like(residual) for residual in residuals] if on_device else []
+        sums = [chunk.kept.next("residual") for chunk in message.chunks] if on_device else []
         indices, values, finite = ops.topk(
             message.grads,
             residuals,

@@ -475,7 +475,7 @@ def dies_in_phase(row: Row, phase: int) -> None:
 def test_the_death_of_a_rank_in_a_later_phase_ends_the_others(ranks, row):
     start = time.monotonic()
     outcomes = ranks.outcomes(3, dies_in_phase, row, 2, collective_timeout=5.0, limit=40)
-    assert [type(o.error) for o in outcomes] == [RuntimeError, ChildProcessError, RuntimeError]
+    assert [type(o.error) for o in outcomes] == [PeerError, ChildProcessError, PeerError]
     assert time.monotonic() - start < 40
 
 

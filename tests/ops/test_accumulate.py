@@ -16,11 +16,22 @@ on_a_gpu = pytest.mark.parametrize(
 
 
 def arguments(grad: Tensor, momentum: bool) -> Any:
-    """(residual, grad, momentum) with random memory."""
+    """(residual, grad, momentum, mu, next_residual, next_momentum) with random memory."""
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(1)
-    memory = torch.randn(2, grad.numel(), generator=generator).to(wide)
-    return [memory[0].clone(), grad.clone(), memory[1].clone() if momentum else None]
+    memory = list(torch.randn(4, grad.numel(), generator=generator).to(wide).unbind())
+    residual, next_residual, *momenta = (each.clone() for each in memory)
+    before, after = momenta if momentum else (None, None)
+    return [residual, grad.clone(), before, 0.9, next_residual, after]
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Bit for bit, all that was given and all that was written."""
+    for ours, theirs in zip(found, expected, strict=True):
+        if isinstance(theirs, Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert ours == theirs
 
 
 @every_dtype
@@ -29,40 +40,44 @@ def arguments(grad: Tensor, momentum: bool) -> Any:
 def test_twins_agree(dtype, momentum, numel):
     grad = torch.randn(numel, generator=torch.Generator().manual_seed(numel)).to(dtype)
     ours, theirs = arguments(grad, momentum), arguments(grad, momentum)
-    native.accumulate(*ours, 0.9)
-    reference.accumulate(theirs[0], theirs[1], theirs[2], 0.9)
-    for found, expected in zip(ours, theirs, strict=True):
-        assert found is expected is None or torch.equal(found, expected)
+    before = arguments(grad, momentum)
+    native.accumulate(*ours)
+    reference.accumulate(*theirs)
+    assert_same(ours, theirs)
+    assert_same([ours[0], ours[2]], [before[0], before[2]])  # what was there stays
 
 
 @pytest.mark.parametrize("momentum", [False, True])
 def test_twins_agree_on_numbers_that_are_not_finite(momentum):
     grad = torch.tensor([math.inf, -math.inf, math.nan, 3e38, -0.0])
     ours, theirs = arguments(grad, momentum), arguments(grad, momentum)
-    native.accumulate(*ours, 0.9)
-    reference.accumulate(theirs[0], theirs[1], theirs[2], 0.9)
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    native.accumulate(*ours)
+    reference.accumulate(*theirs)
+    assert_same(ours, theirs)
 
 
-def among_others(tensor: Tensor | None, offset: int) -> Any:
-    return None if tensor is None else torch.nn.functional.pad(tensor, (offset, 9), value=7.0)
+def among_others(tensor: Tensor, offset: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (offset, 9), value=7.0)
 
 
 def assert_device_agrees(on_device, device, grad: Tensor, momentum: bool, offsets) -> None:
     """With tensors that begin some elements behind an aligned address, among others."""
     expected = arguments(grad, momentum)
-    found = [among_others(t, offset) for t, offset in zip(expected, offsets, strict=True)]
+    offsets = (*offsets, None, *offsets[1:])
+    found = [
+        among_others(t, offset) if isinstance(t, Tensor) else t
+        for t, offset in zip(expected, offsets, strict=True)
+    ]
     if device == "cuda":
-        found = [t if t is None else t.cuda() for t in found]
+        found = [t.cuda() if isinstance(t, Tensor) else t for t in found]
     pieces = [
-        t if t is None else t[offset : offset + len(grad)]
+        t[offset : offset + len(grad)] if isinstance(t, Tensor) else t
         for t, offset in zip(found, offsets, strict=True)
     ]
-    on_device("accumulate", *pieces, 0.9)
-    native.accumulate(*expected, 0.9)
+    on_device("accumulate", *pieces)
+    native.accumulate(*expected)
     for whole, tensor, offset in zip(found, expected, offsets, strict=True):
-        if tensor is not None:
+        if isinstance(tensor, Tensor):
             wanted = among_others(tensor, offset)
             torch.testing.assert_close(whole.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
             numbers = ~wanted.isnan()
@@ -95,8 +110,9 @@ def test_the_gpu_agrees_on_large_tensors(on_device, device, dtype, momentum, off
 
 def test_the_gradient_is_moved():
     residual, grad, momentum = torch.tensor([1.0]), torch.tensor([4.0]), torch.tensor([2.0])
-    native.accumulate(residual, grad, momentum, 0.5)
-    assert [t.item() for t in (residual, grad, momentum)] == [6.0, 0.0, 5.0]
+    after = torch.empty(1), torch.empty(1)
+    native.accumulate(residual, grad, momentum, 0.5, *after)
+    assert [t.item() for t in (residual, grad, momentum, *after)] == [1.0, 0.0, 2.0, 6.0, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +126,19 @@ def test_the_gradient_is_moved():
     ],
 )
 def test_bad_arguments_are_named(residual, grad, momentum, words):
+    after = torch.zeros(4, dtype=residual.dtype)
     with pytest.raises(RuntimeError, match=words):
-        native.accumulate(residual, grad, momentum, 0.9)
+        native.accumulate(residual, grad, momentum, 0.9, after, momentum)
+
+
+def test_a_momentum_has_a_next_one():
+    given = torch.zeros(4), torch.zeros(4), torch.zeros(4), 0.9, torch.zeros(4), None
+    with pytest.raises(RuntimeError, match="must both be given or neither"):
+        native.accumulate(*given)
 
 
 @every_dtype
 @pytest.mark.parametrize("momentum", [False, True])
 def test_opcheck(dtype, momentum):
-    args = (*arguments(torch.ones(5, dtype=dtype), momentum), 0.9)
+    args = tuple(arguments(torch.ones(5, dtype=dtype), momentum))
     torch.library.opcheck(native.accumulate.default, args)

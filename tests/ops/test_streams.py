@@ -45,9 +45,9 @@ def given() -> SimpleNamespace:
 
 
 def accumulate(a: SimpleNamespace) -> tuple[Tensor, Tensor]:
-    residual, grad = a.memory.clone(), a.grad.clone()
-    native.accumulate(residual, grad, None, 0.0)
-    return residual, grad
+    after, grad = torch.empty_like(a.memory), a.grad.clone()
+    native.accumulate(a.memory, grad, None, 0.0, after, None)
+    return after, grad
 
 
 def scatter_add(a: SimpleNamespace) -> Tensor:
@@ -148,12 +148,13 @@ class Step:
         decoded = [
             native.elias_fano_decode(message, self.numel, self.k)[0] for _ in range(self.ranks)
         ]
-        native.accumulate(self.residual, self.grad, self.momentum, 0.9)
+        after = [torch.empty_like(each) for each in (self.residual, self.momentum)]
+        native.accumulate(self.residual, self.grad, self.momentum, 0.9, *after)
         native.scatter_add(self.grad, 0, decoded, [values] * self.ranks, 1 / self.ranks)
-        return [indices, values, finite, means, message, *decoded]
+        return [indices, values, finite, means, message, *decoded, *after]
 
     def result(self, outputs: list[Tensor]) -> list[Tensor]:
-        return [each.clone() for each in (*outputs, self.grad, self.residual, self.momentum)]
+        return [each.clone() for each in (*outputs, self.grad)]
 
 
 def test_a_captured_step_replays():

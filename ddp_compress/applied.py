@@ -1,0 +1,206 @@
+"""Error feedback assumes that every gradient that was sent is applied: watch whether it is.
+
+Between two passes of a model the gradients that the first has sent may be
+
+* applied, by an optimizer's step: nothing is amiss;
+* cleared, unused: what was sent has left memory and is lost, what was not sent will be applied;
+* summed with the next ones, where passes accumulate without ``no_sync``: what was sent is in the
+  gradients again, and would enter a momentum twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+
+class Applied:
+    """What became of the gradients that a model's latest pass has sent.
+
+    Args:
+        parameters: the model's, by name.
+        momentum: whether memory keeps one, so that gradients must not be summed with others.
+
+    Attributes:
+        by: the name of the optimizer that was the last to apply any of them; None for none.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> applied = Applied({"weight": weight}, momentum=False)
+        >>> applied.sent(["weight"], settle=lambda: None)
+        >>> weight.grad = torch.ones(2)
+        >>> torch.optim.SGD([weight], lr=0.1).step()
+        >>> applied.by
+        'SGD'
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], momentum: bool) -> None:
+        self.by: str | None = None
+        self._settle: Callable[[], None] = _do_nothing
+        self._parameters = parameters
+        self._ids = {id(p) for p in parameters.values()}
+        self._momentum = momentum
+        self._stepping: set[int] = set()  # by an optimizer that has not come back yet
+        self._stepped: set[int] = set()  # by any optimizer, ever
+        self._owed: set[int] = set()  # sent, and not stepped since
+        self._summing = _Accumulations(self._parameters)
+        self._warned = False
+        _watch_optimizers()
+        _watches.add(self)
+
+    def sent(self, names: Iterable[str], settle: Callable[[], None]) -> None:
+        """A pass has sent gradients of these parameters; what to do when all are applied."""
+        self.by, self._settle = None, settle
+        self._owed = {id(self._parameters[name]) for name in names} - self._stepping
+
+    def nothing_sent(self) -> None:
+        """The latest pass was aborted or discarded, or its gradients are none of a model's."""
+        self.sent((), _do_nothing)
+
+    def begin_step(self, optimizer: Optimizer) -> None:
+        """An optimizer takes a step, perhaps with passes of its own (a closure's)."""
+        self._stepping = self._of(optimizer) or self._stepping
+
+    def end_step(self, optimizer: Optimizer) -> None:
+        """It has taken it."""
+        ids = self._of(optimizer)
+        if ids:
+            self._stepping = set()
+            self._stepped |= ids
+        if self._owed & ids:
+            self._owed -= ids
+            self.by = type(optimizer).__name__
+            if not self._owed:
+                self._settle()
+
+    def before_forward(self) -> None:
+        """Where gradients are owed, see what they have become when the next are accumulated.
+
+        Before backward is too soon: they may be cleared between forward and backward.
+        """
+        if self._momentum or (not self._warned and self._owed & self._stepped):
+            self._summing.watch(self._owed)
+
+    def check_bucket(self, parameters: Sequence[Tensor]) -> None:
+        """Raise where gradients of a bucket are summed with those of a pass that was sent.
+
+        Raises:
+            ValueError: see above. A momentum would take in what was sent twice.
+        """
+        if self._momentum and any(id(p) in self._summing.summed for p in parameters):
+            raise ValueError(
+                "gradients are accumulated upon averaged ones, which the recipe's momentum has "
+                "taken in already: run all backward passes of a step but the last in "
+                "`with ddp_model.no_sync():`, or clear the gradients before the next pass"
+            )
+
+    def check_pass(self) -> None:
+        """Warn, once, where gradients that were sent were cleared unused; the pass is over."""
+        cleared = self._summing.cleared & self._owed & self._stepped
+        self._summing.stop()
+        if not cleared or self._warned:
+            return
+        self._warned = True
+        lost = [name for name, p in self._parameters.items() if id(p) in cleared]
+        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        warnings.warn(
+            f"gradients that were sent were cleared before an optimizer has applied them ({names}):"
+            " what was sent is lost, and what was not sent will be applied later. If they are not "
+            "to be applied, as those of a generator's loss or of a batch that is skipped, call "
+            "state.discard() before the next pass; or send none: call ddp_model.module, or "
+            "ddp_model in `with ddp_model.no_sync():`",
+            stacklevel=2,
+        )
+
+    def _of(self, optimizer: Optimizer) -> set[int]:
+        return {id(p) for group in optimizer.param_groups for p in group["params"]} & self._ids
+
+
+class _Accumulations:
+    """Sees, for some parameters, what their gradients were before the next is added.
+
+    Args:
+        parameters: by name.
+
+    Attributes:
+        summed: ids of those whose old gradient is still there.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+        self._handles: list[RemovableHandle] = []
+        self._unseen: set[int] = set()
+        self._gone: set[int] = set()
+        self._zero: set[int] = set()  # cleared in place; or all that came was zero
+        self.summed: set[int] = set()
+
+    @property
+    def cleared(self) -> set[int]:
+        """Ids of those whose old gradient is gone."""
+        return self._gone if self.summed else self._gone | self._zero
+
+    def watch(self, ids: set[int]) -> None:
+        """Look at these when the next gradient comes to them for the first time."""
+        if self._handles:
+            return  # since an earlier forward of this pass
+        for parameter in self._parameters.values():
+            if id(parameter) in ids and parameter.requires_grad:
+                node = torch.autograd.graph.get_gradient_edge(parameter).node
+                see = partial(self._see, parameter)
+                self._handles.append(node.register_prehook(see))
+                self._unseen.add(id(parameter))
+
+    def stop(self) -> None:
+        """Forget what was seen."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._unseen, self._gone, self._zero, self.summed = set(), set(), set(), set()
+
+    def _see(self, parameter: Tensor, _: object) -> None:
+        key = id(parameter)
+        if key not in self._unseen:
+            return
+        self._unseen.remove(key)
+        if parameter.grad is None:
+            self._gone.add(key)
+        elif parameter.grad.any():
+            self.summed.add(key)
+        else:
+            self._zero.add(key)
+
+
+def _do_nothing() -> None:
+    pass
+
+
+_watches: WeakSet[Applied] = WeakSet()
+
+
+@cache
+def _watch_optimizers() -> None:
+    """Once for the process: a hook must not remove itself while torch walks through them."""
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for watch in list(_watches):
+        watch.begin_step(optimizer)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for watch in list(_watches):
+        watch.end_step(optimizer)

@@ -1,0 +1,88 @@
+"""Weights that go back without memory: what was sent since is not what memory has given away."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Restored:
+    """Tells whether a model's weights were loaded between two passes, and memory was not.
+
+    Weights that are other ones for a while, such as averaged ones to evaluate, and then are back
+    are no matter.
+
+    Args:
+        parameters: the model's, by name.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> restored = Restored(dict(model.named_parameters()))
+        >>> restored.watch(model)
+        >>> _ = model.load_state_dict({name: 2 * p for name, p in model.named_parameters()})
+        >>> restored.weights_alone
+        True
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+        self._before: list[int] | None = None  # of the weights, when the first were loaded
+        self._with_memory = False
+
+    def watch(self, module: nn.Module) -> None:
+        """See what is loaded into a module: the model, or one that holds it."""
+        module.register_load_state_dict_pre_hook(BeforeLoading(self))
+
+    def weights(self) -> None:
+        """Weights are about to be loaded."""
+        if self._before is None:
+            self._before = self._hashes()
+
+    def memory(self) -> None:
+        """Memory was loaded."""
+        self._with_memory = True
+
+    @property
+    def weights_alone(self) -> bool:
+        """Whether weights are other ones than before they were loaded, and memory was not."""
+        loaded = self._before is not None and not self._with_memory
+        return loaded and self._before != self._hashes()
+
+    def begin_pass(self) -> None:
+        """Forget what was loaded before a pass."""
+        self._before, self._with_memory = None, False
+
+    def _hashes(self) -> list[int]:
+        return [
+            int(torch.hash_tensor(p.detach()).view(torch.int64))
+            for p in self._parameters.values()
+            if p.numel()
+        ]
+
+
+class BeforeLoading:
+    """A hook of a module that copies and pickles of it are free of, even without this package."""
+
+    def __init__(self, restored: Restored) -> None:
+        self._restored = restored
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        """Weights are about to be loaded into the module."""
+        self._restored.weights()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ("", "format")  # any builtin that takes these arguments and does nothing
+
+
+def warn_of_weights_alone() -> None:
+    """Say what is wrong, and the line that does it right."""
+    warnings.warn(
+        "the model's weights were loaded, but not the memory of its CompressionState, which still "
+        "holds what steps beyond these weights have left: save state.state_dict() with the model's "
+        "and load both, as after a search for a learning rate; or make a new state",
+        stacklevel=2,
+    )
