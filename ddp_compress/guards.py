@@ -6,15 +6,18 @@ import inspect
 import weakref
 from collections.abc import Collection, Iterable
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import Tensor, nn
+from torch.distributed._composable.contract import _get_registry  # noqa: TID251 - a look alone
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddp_compress import ops
+from ddp_compress.ddp_model import models_of
 from ddp_compress.exchange import members
 
 
@@ -47,6 +50,56 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
         raise ValueError(
             'torch._dynamo.config.optimize_ddp="python_reducer" calls no hook with buckets: make '
             "the DDP model with another setting"
+        )
+
+
+def refuse_no_ddp(model: object) -> None:
+    """Raise where a model is no DDP model, and name the line that does it right.
+
+    Raises:
+        TypeError: see above.
+
+    Example:
+        >>> refuse_no_ddp(nn.Linear(2, 1))
+        Traceback (most recent call last):
+        ...
+        TypeError: model must be a DistributedDataParallel, got Linear: wrap it first, as in ...
+    """
+    if isinstance(model, DistributedDataParallel):
+        return
+    cure = "wrap it first, as in attach(DistributedDataParallel(model), recipe)"
+    if isinstance(model, nn.Module):
+        inner = [n for n, m in model.named_modules() if isinstance(m, DistributedDataParallel)]
+        outer = [each for p in islice(model.parameters(), 1) for each in models_of(p)]
+        if inner:
+            cure = f"its .{inner[0]} is one, so attach(model.{inner[0]}, recipe)"
+        elif outer:
+            cure = "a DistributedDataParallel of it exists, so attach to that one"
+        elif hasattr(model, "set_requires_gradient_sync") or _is_replicated(model):
+            cure = (
+                "replicate() and fully_shard() average gradients by themselves. Leave them out and "
+                "wrap the bare model, as in attach(DistributedDataParallel(model), recipe)"
+            )
+    raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}: {cure}")
+
+
+def _is_replicated(model: nn.Module) -> bool:
+    return "replicate" in (_get_registry(model) or {})
+
+
+def refuse_optimizer_in_backward(model: DistributedDataParallel) -> None:
+    """Raise where optimizers step during backward.
+
+    Raises:
+        ValueError: see above. DDP then registers a hook of its own, and it takes one.
+    """
+    named = model.module.named_parameters()
+    names = [name for name, p in named if hasattr(p, "_in_backward_optimizers")]
+    if names:
+        raise ValueError(
+            f"_apply_optimizer_in_backward makes optimizers step {', '.join(names[:3])} during "
+            "backward, by a communication hook of DDP's own: leave it out and call "
+            "optimizer.step() after backward"
         )
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist  # noqa: TID251 - types alone
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
+from ddp_compress.guards import refuse_no_ddp
 from ddp_compress.recipe import Recipe
 from ddp_compress.state import FLUSH_BYTES, CompressionState
 
@@ -98,7 +99,8 @@ def attach(
     Args:
         model: the DDP model.
         recipe: a recipe, or its name in `ddp_compress.recipes`.
-        process_group: the ranks to exchange with; None for the model's own group.
+        process_group: a group of the model's ranks, such as one of another backend; None for the
+            model's own.
         start_step: see `CompressionState`.
         min_numel: see `CompressionState`.
         flush_bytes: see `CompressionState`.
@@ -109,16 +111,14 @@ def attach(
 
     Raises:
         TypeError: the model is no DDP model, or options stand beside a finished recipe.
-        ValueError: the recipe is unknown, the model has parameters that cannot be compressed, or
-            it has a communication hook.
+        ValueError: the recipe is unknown, the model has parameters that cannot be compressed or
+            options that go past a hook, it has a communication hook, or ``process_group`` is of
+            other ranks.
 
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
     """
-    if not isinstance(model, DistributedDataParallel):
-        raise TypeError(
-            f"model must be a DistributedDataParallel, got {type(model).__name__}: wrap it first"
-        )
+    refuse_no_ddp(model)
     if isinstance(recipe, str):
         recipe = recipes.by_name(recipe, **options)
     elif options:

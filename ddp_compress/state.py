@@ -30,6 +30,7 @@ from ddp_compress.ddp_model import BeforeForward, find_model, ignored_parameters
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
+    refuse_optimizer_in_backward,
     refuse_other_ranks,
     refuse_second_momentum,
     refuse_unsupported_ddp,
@@ -307,6 +308,7 @@ class CompressionState:
     def _bind_to(self, model: DistributedDataParallel) -> None:
         """Learn of a DDP model what its hook must know."""
         refuse_unsupported_ddp(model)
+        refuse_optimizer_in_backward(model)
         if self.process_group is not None or self._comm is not None:
             refuse_other_ranks(self.process_group, model)
         self._know_model(model.module)

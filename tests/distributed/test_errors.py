@@ -12,9 +12,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, PeerError, compress_hook, recipes
+from ddp_compress.exchange import Comm, all_gather, channel
+from ddp_compress.memory import Residual
 from ddp_compress.message import Message
 from ddp_compress.schedules import Schedule
 from ddp_compress.select import TopK
+from ddp_compress.store import Arena
+from tests.distributed.test_ddp_modes import convolutions
 from tests.distributed.training import (
     MANY_BUCKETS,
     backward,
@@ -24,7 +28,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_row
+from tests.table import ROWS, Row, every_family, every_row
 
 GOOD_STEPS = 5
 
@@ -293,6 +297,122 @@ def test_the_death_of_a_rank_ends_the_others(ranks):
     outcomes = ranks.outcomes(3, dies, collective_timeout=5.0, limit=40)
     assert [type(o.error) for o in outcomes] == [PeerError, ChildProcessError, PeerError]
     assert time.monotonic() - start < 40
+
+
+# ----------------------------------------------------- errors where a rank can hardly tell of them
+
+SOON = 5.0  # seconds; the others would wait for the group's timeout of 20
+
+
+def soon(act: Callable[[], object], error: type[Exception] | None = None) -> str:
+    """The error of something that must fail at once."""
+    start = time.monotonic()
+    with pytest.raises(error or PeerError) as caught:
+        act()
+    assert time.monotonic() - start < SOON
+    return str(caught.value)
+
+
+def converted_on_one_rank(row: Row, flush_bytes: int) -> str:
+    """It still takes part in as many messages as the others."""
+    ddp, state = wrap(convolutions(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    before = memory(state)
+    if unlucky():
+        ddp.module.to(memory_format=torch.channels_last)
+    message = soon(lambda: backward(ddp, 3))
+    assert memory(state) == before
+    still_in_step()
+    return message
+
+
+@pytest.mark.parametrize("flush_bytes", [1, 256 * 1024])
+@every_family
+def test_a_model_converted_on_one_rank_is_named_on_every_rank(ranks, row, flush_bytes):
+    for message in ranks.run(2, converted_on_one_rank, row, flush_bytes):
+        assert "rank 1 failed: ValueError: " in message
+        assert "Convert the model" in message
+
+
+def closed_on_one_rank(row: Row) -> str:
+    ddp, state = wrap(small_model(), row)
+    train(ddp, range(3))
+    before = memory(state)
+    if unlucky():
+        state.close()
+    message = soon(lambda: backward(ddp, 3), RuntimeError)
+    assert memory(state) == before
+    still_in_step()
+    return message
+
+
+@every_family
+def test_a_state_closed_on_one_rank_ends_the_step_of_every_rank(ranks, row):
+    first, second = ranks.run(2, closed_on_one_rank, row)
+    assert "a rank does not answer: it has ended, has closed its state" in first
+    assert "this state was closed" in second
+
+
+def out_of_memory(row: Row, where: str) -> str:
+    """On one rank there is none for what must be sent; all the others hear of it at once."""
+    ddp, state = wrap(small_model(), row)
+    train(ddp, range(3))
+    before = memory(state)
+    place, name = {
+        "buffer": (Comm, "_room"),
+        "frame": (channel, "padded"),
+        "header": (channel, "seal"),
+        "reserve": (Arena, "reserve"),
+    }[where]
+
+    def fails(*_: object) -> None:
+        raise MemoryError("no room")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if unlucky():
+            patch.setattr(place, name, fails)
+        message = soon(lambda: backward(ddp, 3), Exception)
+    assert memory(state) == before
+    still_in_step()
+    return message
+
+
+@pytest.mark.parametrize("where", ["buffer", "frame", "header", "reserve"])
+@pytest.mark.parametrize("row", [ROWS["topk"], ROWS["vote-sharded"]], ids=["topk", "vote"])
+def test_no_rank_waits_for_one_without_memory(ranks, row, where):
+    first, second = ranks.run(2, out_of_memory, row, where)
+    assert ("MemoryError: no room" if where == "reserve" else "a rank does not answer") in first
+    assert "no room" in second
+
+
+def commits_on_one_rank(where: str) -> str:
+    """What fails where no more is sent: that rank is a step behind, as the next one tells."""
+    state = CompressionState(small_model(), ROWS["topk"].recipe)
+    given = {name: torch.randn(p.shape) for name, p in small_model().named_parameters()}
+    state.reduce(given)
+    before = memory(state)
+    place, name = {"decode": (all_gather, "_decode"), "commit": (Residual, "release")}[where]
+
+    def fails(*_: object) -> None:
+        raise MemoryError("no room")
+
+    if unlucky():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, name, fails)
+            soon(lambda: state.reduce(given), MemoryError)
+        assert memory(state) == before
+    else:
+        state.reduce(given)
+    message = soon(lambda: state.reduce(given))
+    still_in_step()
+    return message
+
+
+@pytest.mark.parametrize("where", ["decode", "commit"])
+def test_a_rank_that_could_not_commit_is_named_in_the_next_step(ranks, where):
+    for message in ranks.run(2, commits_on_one_rank, where):
+        assert "step 2 (mod 256)" in message
+        assert "step 1 (mod 256)" in message
 
 
 # ------------------------------------------------------------------------------- bytes that change
