@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 from collections.abc import Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ddp_compress.devices import on_host
 from ddp_compress.stats import Stats
+
+R = TypeVar("R")
 
 
 class Work(Protocol):
@@ -174,6 +176,16 @@ class Comm:
         mine = total.to(tensor.dtype).view(torch.uint8)
         sums = yield from self.all_to_all([mine] * self.world_size, [len(p) for p in parts])
         return torch.cat(sums).view(tensor.dtype)
+
+
+def finished(talk: Generator[Work, None, R]) -> R:
+    """What an exchange comes to, driven to its end here and now."""
+    while True:
+        try:
+            next(talk)
+        except StopIteration as end:
+            outcome: R = end.value
+            return outcome
 
 
 def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
