@@ -47,9 +47,9 @@ class LocalUpdates(Optimizer):
     A step is counted when its backward pass is over, not by ``step()``, and passes in ``no_sync``
     are not counted, so that ranks meet even if some skip a step alone. Where DDP has seen no pass
     since the last ``step()``, because all were in ``no_sync`` or went through ``ddp_model.module``,
-    a ``step()`` that finds gradients counts for one. A round that is due runs at
-    the end of ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or,
-    where ``step()`` was not called, before the next training forward or in `synchronize`.
+    a ``step()`` that finds gradients counts for one. A round that is due runs at the end of
+    ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or, where
+    ``step()`` was not called, before the next training forward or in `synchronize`.
 
     Every meeting begins with a few bytes in which each rank says why it has come: for a round that
     is due, of which period and after how many steps, or to `synchronize`. Where ranks differ, as
@@ -83,9 +83,9 @@ class LocalUpdates(Optimizer):
             same on all ranks.
         outer: makes the optimizer of the anchor, from its tensors; None for ``a += mean``.
         buffers: what a round does to them. ``"average"``: floating-point ones are averaged, others
-            become rank 0's; 32 bits an element, uncompressed, counted in ``state.stats``. Those that
-            no rank has changed since the last round do not travel.
-            ``"keep"``: every rank keeps its own.
+            become rank 0's; 32 bits an element, uncompressed, counted in ``state.stats``. What no
+            rank has changed since the last round does not travel. ``"keep"``: every rank keeps its
+            own.
 
     Attributes:
         inner: the optimizer of the local steps.
