@@ -715,15 +715,20 @@ def refusals() -> None:
     attached["state"] = attach(hooked, recipes.sbc(0.1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch imports what it deprecates
-        from torch.distributed.optim import ZeroRedundancyOptimizer
+        from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+        from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
     zero = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
+    averaging = PostLocalSGDOptimizer(sgd(ddp), PeriodicModelAverager(period=2))
+    _, _, nested = wrap(small_model())
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
         ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
         ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
         ({"optimizer": torch.optim.LBFGS(ddp.parameters())}, ValueError, "LBFGS.*needs a closure"),
         ({"optimizer": sgd(small_model())}, ValueError, r"steps a parameter of shape \(24, 12\)"),
-        ({"optimizer": zero}, ValueError, "ZeroRedundancyOptimizer shares its state out"),
+        ({"optimizer": zero}, ValueError, r"ZeroRedundancyOptimizer meets .* \(broadcast\)"),
+        ({"optimizer": averaging}, ValueError, "PostLocalSGDOptimizer meets the other ranks by it"),
+        ({"optimizer": nested}, ValueError, r"LocalUpdates meets .* \(synchronize\)"),
         ({"period": 0}, ValueError, "period must be 1 or more, got 0"),
         ({"period": 2.0}, TypeError, "period must be an int, got 2.0"),
         ({"outer": 0.7}, TypeError, "outer must make an optimizer"),
