@@ -96,7 +96,7 @@ class LocalUpdates(Optimizer):
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
             another model or of other ranks, a momentum beside the recipe's, an optimizer that needs
-            a closure or has other parameters.
+            a closure, meets other ranks by itself or has other parameters.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -349,6 +349,8 @@ class LocalUpdates(Optimizer):
             _set_state(self.inner, self._fresh)
 
     def _answer(self) -> Answer:
+        """For the others, also what ``step()`` has refused on this rank alone."""
+        _refuse_strangers(self.inner, self._known, self._ddp_model.module)
         passes, period = self._local_steps, self._period_now()
         return Answer(period if passes >= period else 0, passes)
 

@@ -89,14 +89,20 @@ class Meeting:
             PeerError: on every rank, where ranks differ or one failed. Nothing has changed then.
         """
         state, comm, number = self._state, self._bind(), self._state.step
-        answers = call_roll(comm, number, lambda: replace(answer(), changed=self._changed()))
+        moved: dict[str, Tensor] = {}
+
+        def ready() -> Answer:  # all that may fail on this rank alone, for the others to hear of
+            moved.update(self.anchor.moved())
+            return replace(answer(), changed=self._changed())
+
+        answers = call_roll(comm, number, ready)
         if not any(each.passes for each in answers):
             return None
         self._agree(comm, setting)
         names = self._names([each.changed for each in answers])
         if names:
             going = meet_over_buffers(comm, number, self.buffers, names)
-        means = state.reduce(self.anchor.moved(), setting)
+        means = state.reduce(moved, setting)
         finite = state.step > number
         if finite:
             self._advance(means)

@@ -817,6 +817,47 @@ def test_what_no_round_would_meet_over_is_refused(ranks, adds):
     ranks.run(1, unfrozen, adds)
 
 
+def going_on_after_an_error(what: str) -> str:
+    """Rank 1 alone fails and stays alive."""
+    ddp, state, optimizer = wrap(small_model(), period=3)
+    train(ddp, optimizer, range(3))
+    if dist.get_rank() == 1 and what == "unfrozen":
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        with pytest.raises(ValueError, match=r"the optimizer steps a parameter of shape \(2,\)"):
+            optimizer.step()
+    before, began = memory(state), time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1 and what == "memory":
+            patch.setattr(optimizer._meeting.anchor, "moved", no_memory)
+        with pytest.raises(PeerError) as caught:
+            carelessly(ddp, optimizer, range(4))
+    assert time.monotonic() - began < 5
+    assert memory(state) == before
+    return str(caught.value)
+
+
+def carelessly(ddp: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        with contextlib.suppress(ValueError):
+            train(ddp, optimizer, range(number, number + 1))
+
+
+def no_memory() -> dict[str, Tensor]:
+    raise MemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("unfrozen", r"rank 1 failed: ValueError: the optimizer steps a parameter of shape \(2,\)"),
+        ("memory", "rank 1 failed: MemoryError: out of memory"),
+    ],
+)
+def test_what_one_rank_alone_cannot_do_is_told_when_ranks_meet(ranks, what, words):
+    for message in ranks.run(2, going_on_after_an_error, what):
+        assert re.search(words, message), message
+
+
 def loaded_late(saves: bool) -> str:
     """Weights and buffers, when the optimizer was made; perhaps it is saved at once."""
     trained = norms()
