@@ -39,10 +39,11 @@ class LocalUpdates(Optimizer):
     forward: ``ddp_model.broadcast_buffers`` is switched off. (With ``find_unused_parameters`` DDP
     still shares which parameters were used.)
 
-    The first anchor is what the weights are at the first forward pass, so they may be loaded until
-    then. Later `load_state_dict` must bring the anchor along: weights loaded without it count as
-    moved by the steps, and most of that stays in the residual. (So do edits that are meant as part
-    of a step, such as clamped weights, and a check could not tell them apart.)
+    The first anchor is what the weights are at the first forward pass of ``ddp_model``, or before
+    the first ``step()`` after passes that went past it, so they may be loaded until then. Later
+    `load_state_dict` must bring the anchor along: weights loaded without it count as moved by the
+    steps, and most of that stays in the residual. (So do edits that are meant as part of a step,
+    such as clamped weights, and a check could not tell them apart.)
 
     A step is counted when its backward pass is over, not by ``step()``, and passes in ``no_sync``
     are not counted, so that ranks meet even if some skip a step alone. Where DDP has seen no pass
