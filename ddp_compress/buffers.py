@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,10 @@ class Buffers:
         >>> norm = nn.BatchNorm1d(2)
         >>> buffers = Buffers(norm, ignored=())
         >>> _ = norm.running_mean.fill_(3.0)
-        >>> buffers.moved()
-        tensor([3., 3., 0., 0.])
-        >>> buffers.advance(torch.tensor([1.0, 2.0, 0.0, 0.0]), buffers.others())
+        >>> names = buffers.changed()
+        >>> names, buffers.moved(names)
+        (['running_mean'], tensor([3., 3.]))
+        >>> buffers.advance(torch.tensor([1.0, 2.0]), buffers.others(names), names)
         >>> buffers.write()
         >>> norm.running_mean
         tensor([1., 2.])
@@ -40,62 +41,66 @@ class Buffers:
         self.keep()
 
     @property
-    def _means(self) -> list[str]:
-        return [name for name, b in self.then.items() if b.is_floating_point()]
-
-    @property
-    def _rest(self) -> list[str]:
-        return [name for name, b in self.then.items() if not b.is_floating_point()]
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of means: fp32, or fp64 where a buffer is."""
-        return widest(self.then[name].dtype for name in self._means)
+        return widest(self.then[name].dtype for name in self.means_of(self.then))
 
-    @property
-    def numel(self) -> int:
-        """Elements of all floating-point buffers, N."""
-        return sum(self.then[name].numel() for name in self._means)
+    def means_of(self, names: Iterable[str]) -> list[str]:
+        """Those of some buffers that are averaged: the floating-point ones."""
+        return [name for name in names if self.then[name].is_floating_point()]
+
+    def others_of(self, names: Iterable[str]) -> list[str]:
+        """Those that become rank 0's: all others, such as counts."""
+        return [name for name in names if not self.then[name].is_floating_point()]
+
+    def numel(self, names: Iterable[str]) -> int:
+        """Elements of those that are averaged, N."""
+        return sum(self.then[name].numel() for name in self.means_of(names))
 
     @property
     def digest(self) -> int:
         """A number that ranks with equal buffers share."""
         parts = [on_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
-        return int(ops.checksum(torch.cat([torch.empty(0, dtype=torch.uint8), *parts])))
+        return int(ops.checksum(torch.cat([_nothing(torch.uint8), *parts])))
 
-    def moved(self) -> Tensor:
-        """Floating-point buffers now - then, [N] on the host; 0 where that is not finite.
-
-        So a mask of -inf stays, and one rank's NaN does not reach the others.
+    def changed(self) -> list[str]:
+        """Names of those that have anything to tell the other ranks.
 
         Raises:
             ValueError: the model's buffers have other names or shapes than then.
         """
-        ours, expected = _shapes(self._now()), _shapes(self.then)
+        now = self._now()
+        ours, expected = _shapes(now), _shapes(self.then)
         if ours != expected:
             raise ValueError(
                 f"buffers are now {ours}, expected as before {expected}: a model that changes them "
                 "needs buffers='keep'"
             )
-        now = self._now()
-        parts = [
-            on_host((now[name].to(self.dtype) - self.then[name].to(self.dtype)).flatten())
-            for name in self._means
-        ]
-        return torch.cat([torch.empty(0, dtype=self.dtype), *parts]).nan_to_num(0.0, 0.0, 0.0)
+        moved = {name: self._moved(now, name).any() for name in self.means_of(now)}
+        others = {name: (now[name] != self.then[name]).any() for name in self.others_of(now)}
+        return [name for name in self.then if (moved | others)[name]]
 
-    def others(self) -> Tensor:
-        """All other buffers now, such as counts, as bytes: uint8, on the host."""
-        now = self._now()
-        parts = [on_host(now[name].flatten().view(torch.uint8)) for name in self._rest]
-        return torch.cat([torch.empty(0, dtype=torch.uint8), *parts])
+    def moved(self, names: Sequence[str]) -> Tensor:
+        """Those of some that are averaged, now - then: [N] on the host; 0 where not finite.
 
-    def advance(self, mean: Tensor, others: Tensor) -> None:
-        """Move by a mean of `moved`, and to one rank's `others`."""
-        means = [self.then[name] for name in self._means]
+        So a mask of -inf stays, and one rank's NaN does not reach the others.
+        """
+        now = self._now()
+        parts = [on_host(self._moved(now, name).flatten()) for name in self.means_of(names)]
+        return torch.cat([_nothing(self.dtype), *parts])
+
+    def others(self, names: Sequence[str]) -> Tensor:
+        """Those of some that become rank 0's, now, as bytes: uint8, on the host."""
+        now = self._now()
+        parts = [on_host(now[name].flatten().view(torch.uint8)) for name in self.others_of(names)]
+        return torch.cat([_nothing(torch.uint8), *parts])
+
+    def advance(self, mean: Tensor, others: Tensor, names: Sequence[str]) -> None:
+        """Move some by a mean of `moved`, and to one rank's `others`."""
+        means = [self.then[name] for name in self.means_of(names)]
         for buffer, part in zip(means, mean.split([b.numel() for b in means]), strict=True):
             buffer.copy_(buffer.to(mean.dtype) + part.view(buffer.shape).to(buffer.device))
-        rest = [self.then[name] for name in self._rest]
+        rest = [self.then[name] for name in self.others_of(names)]
         for buffer, part in zip(rest, others.split([b.nbytes for b in rest]), strict=True):
             buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))
 
@@ -114,10 +119,18 @@ class Buffers:
         for name, buffer in self.then.items():
             buffer.copy_(values[name])
 
+    def _moved(self, now: Mapping[str, Tensor], name: str) -> Tensor:
+        difference = now[name].to(self.dtype) - self.then[name].to(self.dtype)
+        return difference.nan_to_num(0.0, 0.0, 0.0)
+
     def _now(self) -> dict[str, Tensor]:
         """The model's own. Modules may have put new tensors in their places."""
         named = self._module.named_buffers()
         return {name: b.detach() for name, b in named if name not in self._ignored}
+
+
+def _nothing(dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, dtype=dtype, device="cpu")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

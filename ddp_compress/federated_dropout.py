@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
-from ddp_compress.exchange import place
+from ddp_compress.exchange import Answer, place
 from ddp_compress.local_updates import LocalUpdates
 from ddp_compress.meeting import Meeting
 from ddp_compress.schedules import check_density
@@ -272,7 +272,7 @@ class FederatedDropout:
             else:
                 full[index] = part.to(full)
         try:
-            self._meeting.meet(self._description())
+            self._meeting.meet(lambda: Answer(period=1, passes=1), self._description())
         except BaseException:
             self._meeting.write()
             raise

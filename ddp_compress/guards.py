@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ddp_compress import ops
 from ddp_compress.ddp_model import models_of
 from ddp_compress.exchange import members
+from ddp_compress.optimizers import collective_in_step, layers, momentum_of
 
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
@@ -165,7 +166,8 @@ def refuse_steps_with_others(optimizer: Optimizer) -> None:
     """Raise for optimizers that cannot take a local step when told to.
 
     Raises:
-        ValueError: ``step()`` needs a closure, as LBFGS's, or other ranks, as ZeRO's.
+        ValueError: ``step()`` needs a closure, as LBFGS's; or it, or that of an optimizer which it
+            wraps, needs other ranks, as ZeRO's.
 
     Example:
         >>> import torch
@@ -180,25 +182,29 @@ def refuse_steps_with_others(optimizer: Optimizer) -> None:
         raise ValueError(
             f"{name}.step() needs a closure: take an optimizer whose step() needs none"
         )
-    if hasattr(optimizer, "consolidate_state_dict"):
-        raise ValueError(
-            f"{name} shares its state out over the ranks, which meet at every step: take the "
-            "optimizer that it wraps, whose steps are local"
-        )
+    for each in layers(optimizer):
+        called = "synchronize" if hasattr(each, "synchronize") else collective_in_step(each)
+        if called:
+            raise ValueError(
+                f"{type(each).__name__} meets the other ranks by itself ({called}), so that its "
+                "steps are not local, and a rank that skips one is waited for: give LocalUpdates "
+                "the optimizer that it wraps"
+            )
 
 
 def check_optimizer(optimizer: Optimizer, recipe: str) -> None:
     """Raise if an optimizer has a momentum of its own beside a recipe's.
 
     Raises:
-        ValueError: a parameter group has momentum or, like Adam, a first-moment average.
+        ValueError: a parameter group has momentum or, like Adam, a first-moment average; or one of
+            an optimizer that this one wraps has.
     """
-    for group in optimizer.param_groups:
-        momentum = group.get("momentum", 0.0) or (group.get("betas") or (0.0,))[0]
+    for each in layers(optimizer):
+        momentum = max(map(momentum_of, each.param_groups), default=0.0)
         if momentum:
             raise ValueError(
-                f"{recipe} keeps the momentum itself, but {type(optimizer).__name__} has a second "
-                f"one of {float(momentum)}: use torch.optim.SGD with momentum=0 and give the "
+                f"{recipe} keeps the momentum itself, but {type(each).__name__} has a second "
+                f"one of {momentum}: use torch.optim.SGD with momentum=0 and give the "
                 f"momentum to the recipe, or use recipes.topk with this optimizer"
             )
 

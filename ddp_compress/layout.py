@@ -1,10 +1,10 @@
-"""Where every parameter lies: in a flat tensor (`Layout`), and in a message (`Plan`)."""
+"""Where every parameter lies: in a flat tensor (`Layout`), in a message (`Tables`, `Plan`)."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -118,38 +118,30 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a message of several flat tensors may hold: known to every rank beforehand.
-
-    Positions count through the whole message. Parameters smaller than ``min_numel`` are *exact*:
-    all their elements travel, without positions.
+class Tables:
+    """What a message of several flat tensors holds, whatever the density; see `Plan`.
 
     Args:
         layouts: the message's chunks in order.
         scope: what one top-k runs over: every parameter, every chunk, or the whole message.
-        density: share of the elements to send, in (0, 1].
         min_numel: parameters with fewer elements are exact.
 
-    Raises:
-        ValueError: the message is too large for 32-bit positions.
-
     Example:
-        >>> plan = Plan((Layout(("weight", "bias"), (600, 2)),), "tensor", 0.01, min_numel=3)
-        >>> plan.numel, plan.k, plan.exact
-        (602, 6, tensor([600, 601], dtype=torch.int32))
+        >>> parts = Tables((Layout(("weight", "bias"), (600, 2)),), "tensor", min_numel=3)
+        >>> parts.bounds, parts.groups
+        (tensor([  0, 600, 602]), tensor([ 0, -1]))
     """
 
     layouts: tuple[Layout, ...]
     scope: Scope
-    density: float
     min_numel: int = 0
 
-    def __post_init__(self) -> None:
-        if self.numel > MAX_NUMEL:
-            raise ValueError(
-                f"a message of {self.numel} elements is too large: positions have 31 bits. "
-                "Lower DDP's bucket_cap_mb, or use scope='tensor' or scope='bucket'"
-            )
+    @cached_property
+    def at(self) -> Callable[[float], Plan]:
+        """The plan of a density. Two are kept: most steps repeat one, a warm-up repeats none."""
+        return lru_cache(maxsize=2)(
+            lambda density: Plan(self.layouts, self.scope, density, self.min_numel)
+        )
 
     @cached_property
     def numel(self) -> int:
@@ -158,12 +150,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> int:
-        """A number that ranks with equal plans share."""
-        return zlib.crc32(repr(self).encode())
-
-    @cached_property
-    def layout_digest(self) -> int:
-        """The same, whatever the density."""
+        """A number that ranks with equal tables share."""
         return zlib.crc32(repr((self.layouts, self.scope, self.min_numel)).encode())
 
     @cached_property
@@ -174,7 +161,7 @@ class Plan:
     @cached_property
     def bounds(self) -> Tensor:
         """Offsets of the P parameters, [P + 1] int64, from 0 to N."""
-        return torch.tensor(list(accumulate(self._sizes, initial=0)))
+        return _table(accumulate(self._sizes, initial=0), torch.int64)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -186,38 +173,32 @@ class Plan:
     def groups(self) -> Tensor:
         """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
         number = {group: i for i, group in enumerate(self._group_ends)}
-        return torch.tensor([number.get(g, -1) for g in self._owners], dtype=torch.int64)
+        return _table((number.get(owner, -1) for owner in self._owners), torch.int64)
 
     @cached_property
-    def ks(self) -> Tensor:
-        """The most entries every group may send, [G] int64: density of its elements, at least 1."""
+    def group_sizes(self) -> tuple[int, ...]:
+        """Elements of every group, [G]."""
         sizes = dict.fromkeys(self._group_ends, 0)
         for owner, size in zip(self._owners, self._sizes, strict=True):
             if owner >= 0:
                 sizes[owner] += size
-        ks = [entries(self.density, size) for size in sizes.values()]
-        return torch.tensor(ks, dtype=torch.int64)
-
-    @cached_property
-    def k(self) -> int:
-        """The most entries the message may hold, K."""
-        return int(self.ks.sum())
+        return tuple(sizes.values())
 
     @cached_property
     def group_ends(self) -> Tensor:
         """The position behind every group's last parameter, [G] int32."""
-        return torch.tensor(list(self._group_ends.values()), dtype=torch.int32)
+        return _table(self._group_ends.values(), torch.int32)
 
     @cached_property
     def exact(self) -> Tensor:
         """The positions that always travel, [D] int32."""
         ends = accumulate(self._sizes)
         spans = [
-            torch.arange(end - size, end, dtype=torch.int32)
+            torch.arange(end - size, end, dtype=torch.int32, device="cpu")
             for owner, size, end in zip(self._owners, self._sizes, ends, strict=True)
             if owner < 0
         ]
-        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int32)
+        return torch.cat(spans) if spans else _table([], torch.int32)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -237,16 +218,9 @@ class Plan:
         """The positions [K] int32 of all but the exact parameters; None where none is exact."""
         if not len(self.exact):
             return None
-        exact = torch.zeros(self.numel, dtype=torch.bool)
+        exact = torch.zeros(self.numel, dtype=torch.bool, device="cpu")
         exact[self.exact.long()] = True
         return (~exact).nonzero().flatten().int()
-
-    def counts(self, indices: Tensor | None) -> Tensor:
-        """How many of the ascending positions [K] lie in every group: [G] int64, on the host."""
-        if indices is None:
-            return self.ks
-        ends = on_host(torch.searchsorted(indices, beside(self.group_ends, indices)))
-        return ends.diff(prepend=ends.new_zeros(1))
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -270,9 +244,138 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
+def tables(layouts: tuple[Layout, ...], scope: Scope, min_numel: int = 0) -> Tables:
+    """The `Tables` for these arguments, kept between steps because all of them repeat it."""
+    return Tables(layouts, scope, min_numel)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a message of several flat tensors may hold: known to every rank beforehand.
+
+    Positions count through the whole message. Parameters smaller than ``min_numel`` are *exact*:
+    all their elements travel, without positions.
+
+    Args:
+        layouts: the message's chunks in order.
+        scope: what one top-k runs over: every parameter, every chunk, or the whole message.
+        density: share of the elements to send, in (0, 1].
+        min_numel: parameters with fewer elements are exact.
+
+    Attributes:
+        tables: all that does not depend on the density, shared with plans of other densities.
+
+    Raises:
+        ValueError: the message is too large for 32-bit positions.
+
+    Example:
+        >>> plan = Plan((Layout(("weight", "bias"), (600, 2)),), "tensor", 0.01, min_numel=3)
+        >>> plan.numel, plan.k, plan.exact
+        (602, 6, tensor([600, 601], dtype=torch.int32))
+    """
+
+    layouts: tuple[Layout, ...]
+    scope: Scope
+    density: float
+    min_numel: int = 0
+
+    def __post_init__(self) -> None:
+        if self.numel > MAX_NUMEL:
+            raise ValueError(
+                f"a message of {self.numel} elements is too large: positions have 31 bits. "
+                "Lower DDP's bucket_cap_mb, or use scope='tensor' or scope='bucket'"
+            )
+
+    @cached_property
+    def tables(self) -> Tables:
+        """See above."""
+        return tables(self.layouts, self.scope, self.min_numel)
+
+    @cached_property
+    def digest(self) -> int:
+        """A number that ranks with equal plans share."""
+        return zlib.crc32(repr((self.density, self.layout_digest)).encode())
+
+    @cached_property
+    def ks(self) -> Tensor:
+        """The most entries every group may send, [G] int64: density of its elements, at least 1."""
+        return _table((entries(self.density, n) for n in self.tables.group_sizes), torch.int64)
+
+    @cached_property
+    def k(self) -> int:
+        """The most entries the message may hold, K."""
+        return int(self.ks.sum())
+
+    def counts(self, indices: Tensor | None) -> Tensor:
+        """How many of the ascending positions [K] lie in every group: [G] int64, on the host."""
+        if indices is None:
+            return self.ks
+        ends = on_host(torch.searchsorted(indices, beside(self.group_ends, indices)))
+        return ends.diff(prepend=ends.new_zeros(1))
+
+    @property
+    def numel(self) -> int:
+        """Elements in all chunks, N."""
+        return self.tables.numel
+
+    @property
+    def layout_digest(self) -> int:
+        """A number that ranks share whose plans are equal but for the density."""
+        return self.tables.digest
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first position of every chunk."""
+        return self.tables.starts
+
+    @property
+    def bounds(self) -> Tensor:
+        """Offsets of the P parameters, [P + 1] int64, from 0 to N."""
+        return self.tables.bounds
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels of the P parameters."""
+        return self.tables.kernels
+
+    @property
+    def groups(self) -> Tensor:
+        """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
+        return self.tables.groups
+
+    @property
+    def group_ends(self) -> Tensor:
+        """The position behind every group's last parameter, [G] int32."""
+        return self.tables.group_ends
+
+    @property
+    def exact(self) -> Tensor:
+        """The positions that always travel, [D] int32."""
+        return self.tables.exact
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the P parameters."""
+        return self.tables.names
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The name of every group's first parameter, [G]."""
+        return self.tables.group_names
+
+    @property
+    def everything(self) -> Tensor | None:
+        """The positions [K] int32 of all but the exact parameters; None where none is exact."""
+        return self.tables.everything
+
+
 def plan(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: int) -> Plan:
     """The `Plan` for these arguments, kept between steps because most steps repeat it."""
-    return Plan(layouts, scope, density, min_numel)
+    return tables(layouts, scope, min_numel).at(density)
+
+
+def _table(values: Iterable[int], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(list(values), dtype=dtype, device="cpu")
 
 
 def entries(density: float, numel: int) -> int:

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.exchange import members
+from ddp_compress.ddp_model import BeforeForward
+from ddp_compress.exchange import Answer, members
 from ddp_compress.guards import (
     check_optimizer,
     refuse_steps_with_others,
@@ -39,15 +40,22 @@ class LocalUpdates(Optimizer):
     forward: ``ddp_model.broadcast_buffers`` is switched off. (With ``find_unused_parameters`` DDP
     still shares which parameters were used.)
 
-    The first anchor is what the weights are at the first forward pass, so they may be loaded until
-    then. Later `load_state_dict` must bring the anchor along: weights loaded without it count as
-    moved by the steps, and most of that stays in the residual. (So do edits that are meant as part
-    of a step, such as clamped weights, and a check could not tell them apart.)
+    The first anchor is what the weights are at the first forward pass of ``ddp_model``, or before
+    the first ``step()`` after passes that went past it, so they may be loaded until then. Later
+    `load_state_dict` must bring the anchor along: weights loaded without it count as moved by the
+    steps, and most of that stays in the residual. (So do edits that are meant as part of a step,
+    such as clamped weights, and a check could not tell them apart.)
 
     A step is counted when its backward pass is over, not by ``step()``, and passes in ``no_sync``
-    are not counted, so that ranks meet even if some skip a step alone. A round that is due runs at
-    the end of ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or,
-    where ``step()`` was not called, before the next training forward.
+    are not counted, so that ranks meet even if some skip a step alone. Where DDP has seen no pass
+    since the last ``step()``, because all were in ``no_sync`` or went through ``ddp_model.module``,
+    a ``step()`` that finds gradients counts for one. A round that is due runs at the end of
+    ``step()``, also of one that a ``torch.amp.GradScaler`` lets this optimizer skip; or, where
+    ``step()`` was not called, before the next training forward or in `synchronize`.
+
+    Every meeting begins with a few bytes in which each rank says why it has come: for a round that
+    is due, of which period and after how many steps, or to `synchronize`. Where ranks differ, as
+    with uneven numbers of batches, all of them raise at once.
 
     If any rank's weights are not finite, the round is lost on all of them: weights and buffers go
     back to what they were after the last one, and residuals and ``outer`` stay as they are. The
@@ -77,8 +85,9 @@ class LocalUpdates(Optimizer):
             same on all ranks.
         outer: makes the optimizer of the anchor, from its tensors; None for ``a += mean``.
         buffers: what a round does to them. ``"average"``: floating-point ones are averaged, others
-            become rank 0's; 32 bits an element, uncompressed, counted in ``state.stats``.
-            ``"keep"``: every rank keeps its own.
+            become rank 0's; 32 bits an element, uncompressed, counted in ``state.stats``. What no
+            rank has changed since the last round does not travel. ``"keep"``: every rank keeps its
+            own.
 
     Attributes:
         inner: the optimizer of the local steps.
@@ -89,7 +98,7 @@ class LocalUpdates(Optimizer):
         TypeError: an argument is of the wrong type.
         ValueError: an argument does not fit: a period below 1, a model with a hook, a state of
             another model or of other ranks, a momentum beside the recipe's, an optimizer that needs
-            a closure or has other parameters.
+            a closure, meets other ranks by itself or has other parameters.
         PeerError: from a round, on every rank, where ranks differ or one failed. Nothing has
             changed then.
 
@@ -158,9 +167,10 @@ class LocalUpdates(Optimizer):
         self._known = known
         self._begun = False
         self._passes = Passes()
+        self._met_at = self._stepped_at = 0  # passes at the last round, and at the last step()
         register(ddp_model, self._passes, local_hook)
         ddp_model.broadcast_buffers = False
-        ddp_model.register_forward_pre_hook(_BeforeForward(self._before_forward))
+        BeforeForward(ddp_model, self._before_forward)
 
     def __getattr__(self, name: str) -> Any:
         """What this optimizer does not have itself."""
@@ -201,6 +211,7 @@ class LocalUpdates(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._count()
         if self._unscale():
             self.inner.step()
         self._meet_if_due()
@@ -209,13 +220,16 @@ class LocalUpdates(Optimizer):
     def synchronize(self) -> None:
         """Meet the other ranks now, before the period is over; all of them must call it.
 
-        For the end of training, or to evaluate. Does nothing straight after a round.
+        For the end of training, or to evaluate. Ranks may have taken different numbers of steps
+        since the last round, and where none has taken any, nothing is done.
 
         Raises:
-            PeerError: see the class.
+            PeerError: on every rank, where another has a round due, because it had more batches;
+                and see the class.
         """
-        if self._passes.count:
-            self._meet()
+        self._follow()
+        self._meet_if_due()  # as the others did, where this rank alone skipped a step
+        self._meet()
 
     def restart(self) -> None:
         """Begin anew at the model's weights and buffers of now, which all ranks must share.
@@ -227,7 +241,7 @@ class LocalUpdates(Optimizer):
         self._meeting.restart()
         _set_state(self.inner, self._fresh)
         _set_state(self.outer, self._fresh_outer)
-        self._passes.count = 0
+        self._met_at = self._passes.count
 
     def state_dict(self) -> dict[str, Any]:
         """Both optimizers, the anchor, and how far this rank is in its period.
@@ -242,7 +256,7 @@ class LocalUpdates(Optimizer):
             "outer": self.outer.state_dict(),
             "anchor": {name: t.clone() for name, t in self._meeting.anchor.weights.items()},
             "buffers": {name: t.clone() for name, t in self._meeting.buffers.then.items()},
-            "passes": self._passes.count,
+            "passes": self._local_steps,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -257,9 +271,24 @@ class LocalUpdates(Optimizer):
         self._meeting.anchor.load(state_dict["anchor"])
         self._meeting.buffers.load(state_dict["buffers"])
         self._begun = True
-        self._passes.count = state_dict["passes"]
+        self._met_at = self._passes.count - state_dict["passes"]
 
     # ------------------------------------------------------------------------------------ rounds
+
+    @property
+    def _local_steps(self) -> int:
+        """Passes since the last round."""
+        return self._passes.count - self._met_at
+
+    def _count(self) -> None:
+        """Where DDP has seen no pass since the last ``step()``, gradients tell of one."""
+        has_gradients = (p.grad is not None for g in self.param_groups for p in g["params"])
+        if self._passes.count == self._stepped_at and any(has_gradients):
+            if not self._begun:
+                self._meeting.anchor.keep()  # of buffers the forward pass may have moved some
+                self._begun = True
+            self._passes.count += 1
+        self._stepped_at = self._passes.count
 
     def _unscale(self) -> bool:
         """Do as `torch.amp.GradScaler` would; whether this rank's gradients are good for a step."""
@@ -294,8 +323,15 @@ class LocalUpdates(Optimizer):
         self._meet_if_due()
 
     def _meet_if_due(self) -> None:
-        if self._passes.count >= self._period_now():
+        if self._is_due():
             self._meet()
+
+    def _is_due(self) -> bool:
+        """Also where the schedule fails: the other ranks must hear of it when they meet."""
+        try:
+            return self._local_steps >= self._period_now()
+        except Exception:
+            return True
 
     def _period_now(self) -> int:
         if not callable(self._period):
@@ -306,10 +342,19 @@ class LocalUpdates(Optimizer):
         return period
 
     def _meet(self) -> None:
-        finite = self._meeting.meet(f"period {self._period_now()}, {self._passes.count} passes")
+        finite = self._meeting.meet(self._answer)
+        if finite is None:
+            return
+        self._begun = True
+        self._met_at = self._passes.count
         if not finite and not _is_finite(list(self.inner.state.values())):
             _set_state(self.inner, self._fresh)
-        self._passes.count = 0
+
+    def _answer(self) -> Answer:
+        """For the others, also what ``step()`` has refused on this rank alone."""
+        _refuse_strangers(self.inner, self._known, self._ddp_model.module)
+        passes, period = self._local_steps, self._period_now()
+        return Answer(period if passes >= period else 0, passes)
 
     # ------------------------------------------------------------------------------- checkpoints
 
@@ -327,20 +372,6 @@ class LocalUpdates(Optimizer):
         for part in ("anchor", "outer"):
             if not _is_finite(dict(saved[part])):
                 raise ValueError(f"checkpoint's {part} is not finite")
-
-
-class _BeforeForward:
-    """A hook of the DDP model; copies of the model, and pickles, are free of it."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act: Callable[[], None] | None = torch.compiler.disable(act)
-
-    def __call__(self, model: nn.Module, _: object) -> None:
-        if self._act and torch.is_grad_enabled():
-            self._act()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_act": None}
 
 
 def _check_types(optimizer: object, ddp_model: object, state: object, outer: object) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from torch.optim import Optimizer
 
 from ddp_compress.anchor import Anchor
 from ddp_compress.buffers import Buffers
-from ddp_compress.exchange import Comm, meet_over_buffers
+from ddp_compress.exchange import Answer, Comm, call_roll, meet_over_buffers
 from ddp_compress.state import CompressionState
 
 Outer = Callable[[list[Tensor]], Optimizer]
@@ -62,6 +65,7 @@ class Meeting:
         self._state = state
         self._averages = averages
         self._comm: Comm | None = None
+        self._agreed = False
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -70,30 +74,42 @@ class Meeting:
         self.buffers.keep()
 
     @torch.no_grad()
-    def meet(self, setting: str) -> bool:
-        """Hold a round. Nothing is written before all ranks have gone through all of it.
+    def meet(self, answer: Callable[[], Answer], setting: str = "") -> bool | None:
+        """Hold a round, if any rank has moved. Nothing is written before all have gone through it.
 
         Args:
+            answer: why this rank has come, its buffers left out. If it raises, every rank raises.
             setting: what ranks must share besides.
 
         Returns:
-            Whether all ranks' weights were finite; if not, all are back at the last round.
+            Whether all ranks' weights were finite; if not, all are back at the last round. None
+            where no rank had taken a step, and nothing was done.
 
         Raises:
             PeerError: on every rank, where ranks differ or one failed. Nothing has changed then.
         """
-        state, comm = self._state, self._bind(setting)
-        number = state.step
-        if self._averages and self.buffers.then:
-            going = meet_over_buffers(comm, number, self.buffers)
-        means = state.reduce(self.anchor.moved(), setting)
+        state, comm, number = self._state, self._bind(), self._state.step
+        moved: dict[str, Tensor] = {}
+
+        def ready() -> Answer:  # all that may fail on this rank alone, for the others to hear of
+            moved.update(self.anchor.moved())
+            return replace(answer(), changed=self._changed())
+
+        answers = call_roll(comm, number, ready)
+        if not any(each.passes for each in answers):
+            return None
+        self._agree(comm, setting)
+        names = self._names([each.changed for each in answers])
+        if names:
+            going = meet_over_buffers(comm, number, self.buffers, names)
+        means = state.reduce(moved, setting)
         finite = state.step > number
         if finite:
             self._advance(means)
             if not self._averages:
                 self.buffers.keep()
-            elif self.buffers.then:
-                self.buffers.advance(*going)
+            elif names:
+                self.buffers.advance(*going, names)
         self.write()
         return finite
 
@@ -110,16 +126,31 @@ class Meeting:
         self.outer.step()
         self.outer.zero_grad()
 
-    def _bind(self, setting: str) -> Comm:
-        """The other ranks; when first met, they agree on what they do."""
+    def _changed(self) -> int:
+        """This rank's buffers that must travel, a bit each."""
+        changed = set(self.buffers.changed()) if self._averages else ()
+        return sum((name in changed) << bit for bit, name in enumerate(self.buffers.then))
+
+    def _names(self, changed: Iterable[int]) -> list[str]:
+        """The buffers that have changed on any rank."""
+        bits = reduce(or_, changed)
+        return [name for bit, name in enumerate(self.buffers.then) if bits >> bit & 1]
+
+    def _bind(self) -> Comm:
+        """The other ranks."""
         stats = self._state.stats
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
-            comm = Comm(self._state.process_group, stats, device, rotates=False)
-            comm.agree(f"{setting}, {self._description()}", 1.0, self._state.step)
-            self._comm = comm
+            group = self._state.process_group
+            self._comm = Comm(group, stats, device, rotates=False)
         self._comm.stats = stats
         return self._comm
+
+    def _agree(self, comm: Comm, setting: str) -> None:
+        """Before their first round, ranks compare what they do, in words."""
+        if not self._agreed:
+            comm.agree(f"{setting}, {self._description()}", 1.0, self._state.step)
+            self._agreed = True
 
     def _description(self) -> str:
         kinds = {name: (tuple(b.shape), b.dtype) for name, b in self.buffers.then.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ Tensors = Mapping[str, torch.dtype | None]
 """Tensors kept for every parameter, each as large as it: name and dtype, None for memory's."""
 
 
+@runtime_checkable
 class Memory(Protocol):
     """What a rank keeps of the gradients it has not sent."""
 
@@ -50,6 +51,7 @@ class Memory(Protocol):
         """
 
 
+@runtime_checkable
 class Select(Protocol):
     """Which entries of the accumulated gradient to send."""
 
@@ -65,10 +67,15 @@ class Select(Protocol):
     def tensors(self) -> Tensors:
         """What is kept from step to step."""
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """The tensors of memory that selecting reads, and does not do without."""
+
     def __call__(self, message: Message) -> Selection:
         """The entries to send. Writes nothing."""
 
 
+@runtime_checkable
 class Quantize(Protocol):
     """The values on the wire, for positions that the receiver knows.
 
@@ -117,6 +124,7 @@ class Quantize(Protocol):
         """
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Positions on the wire."""
 
@@ -130,6 +138,7 @@ class Codec(Protocol):
         """The positions again, and the bytes they took; ValueError where the bytes are bad."""
 
 
+@runtime_checkable
 class Exchange(Protocol):
     """The only part that knows of other ranks. It orders the other parts' work."""
 
@@ -172,6 +181,10 @@ class Recipe:
         codec: how their positions travel.
         exchange: how ranks share them.
 
+    Raises:
+        TypeError: a part is not of its slot, or a class in place of an instance.
+        ValueError: the selection reads what the memory does not keep.
+
     Example:
         >>> from ddp_compress import recipes
         >>> recipes.topk(density=0.01).codec
@@ -185,8 +198,42 @@ class Recipe:
     codec: Codec
     exchange: Exchange
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, got {self.name!r}")
+        for slot, kind in _SLOTS.items():
+            _check_part(slot, kind, getattr(self, slot))
+        missing = [name for name in self.select.needs if name not in self.memory.tensors]
+        if missing:
+            raise ValueError(
+                f"select={self.select!r} reads the {' and '.join(missing)}, which "
+                f"memory={self.memory!r} does not keep: take memory.Residual(), or "
+                "select.Everything(), which reads none"
+            )
+
     @property
     def tensors(self) -> Tensors:
         """What all parts together keep for every parameter."""
         parts = (self.memory, self.select, self.quantize, self.exchange)
         return {name: dtype for part in parts for name, dtype in part.tensors.items()}
+
+
+_SLOTS: dict[str, type] = {
+    "memory": Memory,
+    "select": Select,
+    "quantize": Quantize,
+    "codec": Codec,
+    "exchange": Exchange,
+}
+
+
+def _check_part(slot: str, kind: type, part: object) -> None:
+    if isinstance(part, type):
+        raise TypeError(
+            f"{slot} must be an instance, got the class {part.__name__}: write {part.__name__}(...)"
+        )
+    if not isinstance(part, kind):
+        raise TypeError(
+            f"{slot} must be one of the parts in ddp_compress.{slot}, or have all that "
+            f"recipe.{kind.__name__} has, got {part!r}"
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.devices import beside
-from ddp_compress.layout import Layout, Plan, Sparse
+from ddp_compress.layout import Layout, Plan, Sparse, Tables, tables
 
 T = TypeVar("T")
 
@@ -47,19 +47,19 @@ class Shards:
     @cached_property
     def plans(self) -> tuple[Plan, ...]:
         """What every shard may hold, [W]."""
-        return tuple(self._plan(rank) for rank in range(self.world_size))
+        return tuple(part.at(self.plan.density) for part in self._cuts.parts)
 
-    @cached_property
+    @property
     def offsets(self) -> Tensor:
         """Where every rank's range begins in its parameter, [W, P] int64."""
-        return (self._lengths.cumsum(1) - self._lengths)[:, :-1].T.contiguous()
+        return self._cuts.offsets
 
     def split(self, entries: Sparse) -> list[Sparse]:
         """The entries of every shard, as positions in it."""
         if entries.indices is None:
-            pieces = entries.values.split(self._pieces)
+            pieces = entries.values.split(self._cuts.pieces)
             return [Sparse(None, torch.cat(self._of(rank, pieces))) for rank in self._ranks]
-        edges, shifts = (beside(t, entries.indices) for t in (self._edges, self._shifts))
+        edges, shifts = (beside(t, entries.indices) for t in (self._cuts.edges, self._cuts.shifts))
         piece = torch.searchsorted(edges, entries.indices.long(), right=True) - 1
         owner = piece % self._owners
         local = (entries.indices + shifts[piece]).int()
@@ -71,9 +71,9 @@ class Shards:
         if parts[0].indices is not None:
             return [self.widen(part, rank) for rank, part in enumerate(parts)]
         whole = parts[0].values.new_zeros(self.plan.numel)
-        places = whole.split(self._pieces)
+        places = whole.split(self._cuts.pieces)
         for rank, part in enumerate(parts):
-            lengths = self._of(rank, self._pieces)
+            lengths = self._of(rank, self._cuts.pieces)
             for place, piece in zip(
                 self._of(rank, places), part.values.split(lengths), strict=True
             ):
@@ -89,7 +89,7 @@ class Shards:
         assert part.indices is not None
         bounds = beside(self.plans[rank].bounds, part.indices)
         param = torch.searchsorted(bounds, part.indices.long(), right=True) - 1
-        shifts = beside(self._shifts[rank :: self._owners], part.indices)
+        shifts = beside(self._cuts.shifts[rank :: self._owners], part.indices)
         return Sparse((part.indices - shifts[param]).int(), part.values)
 
     def take(self, flat: Iterable[Tensor], rank: int) -> Tensor:
@@ -97,20 +97,9 @@ class Shards:
         pieces, at = [], 0
         for layout, tensor in zip(self.plan.layouts, flat, strict=True):
             count = len(layout.names) * self._owners
-            pieces += self._of(rank, tensor.split(self._pieces[at : at + count]))
+            pieces += self._of(rank, tensor.split(self._cuts.pieces[at : at + count]))
             at += count
         return torch.cat(pieces)
-
-    def _plan(self, rank: int) -> Plan:
-        lengths = iter(self._lengths[:, rank].tolist())
-        layouts = tuple(
-            Layout(
-                tuple(f"{name}, part {rank}" for name in layout.names),
-                tuple(next(lengths) for _ in layout.names),
-            )
-            for layout in self.plan.layouts
-        )
-        return Plan(layouts, self.plan.scope, self.plan.density)
 
     def _of(self, rank: int, pieces: Sequence[T]) -> list[T]:
         return list(pieces[rank :: self._owners])
@@ -124,30 +113,74 @@ class Shards:
         return self.world_size + 1  # the last is nobody
 
     @cached_property
-    def _lengths(self) -> Tensor:
+    def _cuts(self) -> Cuts:
+        return cuts_of(self.plan.tables, self.world_size)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What `Shards` must know that does not depend on the density.
+
+    Args:
+        tables: of the whole message.
+        world_size: W.
+    """
+
+    tables: Tables
+    world_size: int
+
+    @cached_property
+    def parts(self) -> tuple[Tables, ...]:
+        """Every shard's tables, [W]."""
+        return tuple(self._part(rank) for rank in range(self.world_size))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where every rank's range begins in its parameter, [W, P] int64."""
+        return (self.lengths.cumsum(1) - self.lengths)[:, :-1].T.contiguous()
+
+    @cached_property
+    def lengths(self) -> Tensor:
         """Elements of every parameter that each rank owns, and that nobody does: [P, W + 1]."""
-        sizes = self.plan.bounds.diff()
-        exact = (self.plan.groups < 0) * sizes
+        sizes = self.tables.bounds.diff()
+        exact = (self.tables.groups < 0) * sizes
         owned = cuts(sizes - exact, self.world_size).diff(dim=1)
         return torch.cat([owned, exact[:, None]], dim=1)
 
     @cached_property
-    def _pieces(self) -> list[int]:
+    def pieces(self) -> list[int]:
         """The same, in the message's order."""
-        pieces: list[int] = self._lengths.flatten().tolist()
+        pieces: list[int] = self.lengths.flatten().tolist()
         return pieces
 
     @cached_property
-    def _edges(self) -> Tensor:
+    def edges(self) -> Tensor:
         """Where every piece begins in the message, [P (W + 1)]."""
-        lengths = self._lengths.flatten()
+        lengths = self.lengths.flatten()
         return lengths.cumsum(0) - lengths
 
     @cached_property
-    def _shifts(self) -> Tensor:
+    def shifts(self) -> Tensor:
         """What turns a piece's positions in the message into those of its shard."""
-        local = self._lengths.cumsum(0) - self._lengths
-        return local.flatten() - self._edges
+        local = self.lengths.cumsum(0) - self.lengths
+        return local.flatten() - self.edges
+
+    def _part(self, rank: int) -> Tables:
+        lengths = iter(self.lengths[:, rank].tolist())
+        layouts = tuple(
+            Layout(
+                tuple(f"{name}, part {rank}" for name in layout.names),
+                tuple(next(lengths) for _ in layout.names),
+            )
+            for layout in self.tables.layouts
+        )
+        return tables(layouts, self.tables.scope)
+
+
+@lru_cache(maxsize=256)
+def cuts_of(tables: Tables, world_size: int) -> Cuts:
+    """The `Cuts` for these arguments, kept between steps because all of them repeat it."""
+    return Cuts(tables, world_size)
 
 
 def cuts(sizes: Tensor, world_size: int) -> Tensor:
@@ -158,10 +191,4 @@ def cuts(sizes: Tensor, world_size: int) -> Tensor:
         tensor([[0, 2, 4, 6],
                 [0, 0, 1, 2]])
     """
-    return sizes[:, None] * torch.arange(world_size + 1) // world_size
-
-
-@lru_cache(maxsize=256)
-def shards(plan: Plan, world_size: int) -> Shards:
-    """The `Shards` for these arguments, kept between steps because most steps repeat it."""
-    return Shards(plan, world_size)
+    return sizes[:, None] * torch.arange(world_size + 1, device=sizes.device) // world_size

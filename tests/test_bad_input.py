@@ -5,13 +5,25 @@ import gc
 import math
 import re
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import optimizer as optimizers
 
-from ddp_compress import CompressionState, PeerError, PerRank, recipes
+from ddp_compress import (
+    CompressionState,
+    PeerError,
+    PerRank,
+    Recipe,
+    codec,
+    memory,
+    quantize,
+    recipes,
+    select,
+)
+from ddp_compress.exchange import AllGather, Sharded
 from ddp_compress.layout import Layout, Plan
 
 
@@ -160,6 +172,59 @@ def test_arguments_of_a_state(options, words):
 def test_a_name_is_no_recipe():
     with pytest.raises(TypeError, match=r"must be a ddp_compress Recipe .* got str"):
         CompressionState(model(), "sbc")
+
+
+PARTS: dict[str, Any] = {
+    "name": "mine",
+    "memory": memory.Residual(),
+    "select": select.TopK(0.5),
+    "quantize": quantize.Values(),
+    "codec": codec.EliasFano(),
+    "exchange": AllGather(),
+}
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [select.TopK(0.5), select.HeavierSide(0.5), select.AddDrop(0.5)],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_selection_needs_a_memory_that_keeps_what_it_reads(reads):
+    words = r"select=\w+\(.*\) reads the residual, which memory=Nothing\(\) does not keep: take"
+    for exchange in (AllGather(), Sharded(), Sharded("union")):
+        parts = PARTS | {"select": reads, "memory": memory.Nothing(), "exchange": exchange}
+        with pytest.raises(ValueError, match=words):
+            Recipe(**parts)
+
+
+@pytest.mark.parametrize("exchange", [AllGather(), Sharded(), Sharded("union")])
+@pytest.mark.parametrize("reads", [select.Everything(), select.WholeKernels(0.5)])
+def test_other_selections_do_without_a_memory(reads, exchange):
+    parts = PARTS | {"select": reads, "memory": memory.Nothing(), "exchange": exchange}
+    if isinstance(reads, select.Everything):
+        parts["codec"] = codec.Everything()
+    gradient = {"0.weight": torch.randn(4, 6)}
+    mean = CompressionState(model(), Recipe(**parts)).reduce(gradient)["0.weight"]
+    kept = mean != 0
+    assert kept.sum() == 24 * reads.density
+    assert torch.equal(mean[kept], gradient["0.weight"][kept])
+
+
+@pytest.mark.parametrize(
+    ("slot", "part", "words"),
+    [
+        ("select", select.TopK, r"select must be an instance, got the class TopK: write TopK\("),
+        ("memory", memory.Nothing, "memory must be an instance, got the class Nothing"),
+        ("exchange", "all_gather", "exchange must be one of the parts in ddp_compress.exchange"),
+        ("codec", None, r"codec .* or have all that recipe\.Codec has, got None"),
+        ("quantize", codec.EliasFano(), r"quantize must be .*, got EliasFano\(\)"),
+        ("memory", select.TopK(0.1), r"memory must be .*, got TopK\(density=0\.1"),
+        ("name", 3, "name must be a string, got 3"),
+    ],
+)
+def test_what_is_no_part_is_refused_by_name(slot, part, words):
+    with pytest.raises(TypeError, match=words):
+        Recipe(**PARTS | {slot: part})
 
 
 # -------------------------------------------------------------------------------------- parameters

@@ -19,7 +19,7 @@ from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.layout import Room, Sparse
 from ddp_compress.message import Message
 from ddp_compress.reference import salts, shift_salts
-from ddp_compress.shards import shards
+from ddp_compress.shards import Shards
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe
@@ -165,7 +165,7 @@ class _Sharded(_Poll):
 
     def __init__(self, message: Message, recipe: Recipe, channel: Channel, box: BallotBox) -> None:
         super().__init__(message, recipe, channel, box)
-        self._cut = shards(self.plan, channel.world_size)
+        self._cut = Shards(self.plan, channel.world_size)
         self._positions = self._keys = torch.empty(0)  # voted for, of those that this rank owns
 
     def run(self) -> Generator[Work, None, Mask | None]:

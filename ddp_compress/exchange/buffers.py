@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm, Work
+from ddp_compress.exchange.comm import Comm, Work, finished
 
 if TYPE_CHECKING:
     from ddp_compress.buffers import Buffers
 
 
-def meet_over_buffers(comm: Comm, step: int, buffers: Buffers) -> tuple[Tensor, Tensor]:
+def meet_over_buffers(
+    comm: Comm, step: int, buffers: Buffers, names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Learn from all ranks where a model's buffers go. Changes none.
 
     Args:
         comm: the other ranks.
         step: of the state that the weights travel through; ranks must agree.
         buffers: this rank's.
+        names: those that have changed on some rank, alike on all; the others stay where they are.
 
     Returns:
         The mean of `Buffers.moved`, [N], the same bits on every rank, and rank 0's
@@ -30,19 +33,20 @@ def meet_over_buffers(comm: Comm, step: int, buffers: Buffers) -> tuple[Tensor, 
     Raises:
         PeerError: on every rank, where one failed.
     """
-    comm.begin_step()
-    talk = _talk(Channel(comm, 0, comm.density, lambda: "buffers", 0, step), buffers)
-    while True:
-        try:
-            next(talk)
-        except StopIteration as end:
-            outcome: tuple[Tensor, Tensor] = end.value
-            return outcome
+    return finished(_talk(Channel(comm, 1, comm.density, lambda: names, 0, step), buffers, names))
 
 
-def _talk(channel: Channel, buffers: Buffers) -> Generator[Work, None, tuple[Tensor, Tensor]]:
-    nothing = torch.empty(0, dtype=torch.uint8)
-    bodies = yield from channel.share(lambda: nothing if channel.rank else buffers.others())
-    assert bodies is not None, "no rank calls its bytes non-finite"
-    _, mean = yield from channel.mean(buffers.moved, buffers.numel, buffers.dtype)
-    return mean, bodies[0]
+def _talk(
+    channel: Channel, buffers: Buffers, names: Sequence[str]
+) -> Generator[Work, None, tuple[Tensor, Tensor]]:
+    nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
+    mean, others, numel = nothing.to(buffers.dtype), nothing, buffers.numel(names)
+    if buffers.others_of(names):
+        bodies = yield from channel.share(
+            lambda: nothing if channel.rank else buffers.others(names)
+        )
+        assert bodies is not None, "no rank calls its bytes non-finite"
+        others = bodies[0]
+    if numel:
+        _, mean = yield from channel.mean(lambda: buffers.moved(names), numel, buffers.dtype)
+    return mean, others

@@ -6,7 +6,7 @@ import atexit
 import ctypes
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ddp_compress.devices import on_host
 from ddp_compress.stats import Stats
+
+R = TypeVar("R")
 
 
 class Work(Protocol):
@@ -217,6 +219,16 @@ def _no_answer() -> Iterator[None]:
             f"a rank does not answer: it has ended, has closed its state, met an error outside the "
             f"exchange, or took longer than the process group's timeout ({error})"
         ) from error
+
+
+def finished(talk: Generator[Work, None, R]) -> R:
+    """What an exchange comes to, driven to its end here and now."""
+    while True:
+        try:
+            next(talk)
+        except StopIteration as end:
+            outcome: R = end.value
+            return outcome
 
 
 def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ddp_compress.layout import Plan, Sparse, add_entries
 from ddp_compress.message import Chunk, Delivery, Message
 from ddp_compress.quantize import Values
 from ddp_compress.recipe import Recipe
-from ddp_compress.shards import shards
+from ddp_compress.shards import Shards
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Tensors
@@ -114,7 +114,7 @@ class _Part:
         self._recipe = recipe
         self._stats = channel.stats
         self._rank = channel.rank
-        self._cut = shards(message.plan, channel.world_size)
+        self._cut = Shards(message.plan, channel.world_size)
         self._plan = self._cut.plans[channel.rank]
         self._union = down == "union"
         if isinstance(down, str):
@@ -126,7 +126,7 @@ class _Part:
             density, scope = down.select.density, down.select.scope
             assert not callable(density)
             plan = replace(message.plan, scope=scope, density=density)
-            self._answers = shards(plan, channel.world_size)
+            self._answers = Shards(plan, channel.world_size)
         self.sent: list[Sparse] = []
         self.writes: dict[str, Sparse] = {}
 

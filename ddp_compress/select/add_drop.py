@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class AddDrop:
     change: float = 0.1
     scope: Scope = "model"
     seed: int = 0
+
+    needs: ClassVar[Sequence[str]] = TopK.needs
 
     def __post_init__(self) -> None:
         check_density(self.change, "change")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +28,7 @@ class Everything:
     density: ClassVar[float] = 1.0
     scope: ClassVar[Scope] = "tensor"
     tensors: ClassVar[Mapping[str, torch.dtype | None]] = {}
+    needs: ClassVar[Sequence[str]] = ()
 
     def __call__(self, message: Message) -> Selection:
         """The accumulated gradient, of all but the exact parameters; zeros where idle."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -46,6 +46,7 @@ class TopK:
     seed: int | None = None
 
     heavier: ClassVar[bool] = False
+    needs: ClassVar[Sequence[str]] = ("residual",)
 
     def __post_init__(self) -> None:
         if not callable(self.density):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,8 @@ class WholeKernels:
     density: float | Schedule
     scope: Scope = "model"
     patterns: int = 2
+
+    needs: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         if not callable(self.density):

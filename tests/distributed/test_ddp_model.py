@@ -107,7 +107,8 @@ def other_ranks() -> list[str]:
     half = halves[dist.get_rank() // 2]
     ddp = DistributedDataParallel(small_model())
     messages = []
-    for model in (ddp, DistributedDataParallel(small_model(), process_group=half)):
+    narrow = DistributedDataParallel(small_model(), process_group=half)
+    for model in (ddp, narrow):
         theirs = half if model is ddp else dist.group.WORLD
         with pytest.raises(ValueError, match="process_group is of ranks") as caught:
             attach(model, "topk", process_group=theirs)
@@ -174,9 +175,9 @@ def saved_whole(row: Row) -> None:
     file.seek(0)
     saved = torch.load(file, weights_only=False)
 
-    model = small_model()
-    model.load_state_dict(saved["model"])
-    again = DistributedDataParallel(model, bucket_cap_mb=SEVERAL_BUCKETS)
+    module = small_model()
+    module.load_state_dict(saved["model"])
+    again = DistributedDataParallel(module, bucket_cap_mb=SEVERAL_BUCKETS)
     again.register_comm_hook(saved["hook"], compress_hook)
     for each in (again, clean):
         train(each, range(3, 6))

@@ -1,11 +1,13 @@
 """Communication delay: local steps, rounds, and everything that may go wrong between two rounds."""
 
+import contextlib
 import copy
 import io
 import math
 import pickle
 import random
 import re
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -228,6 +230,67 @@ def test_accumulating_passes_do_not_count(ranks, use_closure):
     same_everywhere(ranks.run(2, accumulating, use_closure))
 
 
+def unseen(how: str, row: Row) -> str:
+    """Passes that DDP does not see train bit for bit like those that it sees."""
+    rank = dist.get_rank()
+    ddp, state, optimizer = wrap(norms(), row, sgd_without_momentum, period=3)
+    twin, other, beside = wrap(norms(), row, sgd_without_momentum, period=3)
+    trained = norms()
+    with torch.no_grad():
+        next(trained.parameters()).mul_(2.0)
+    for number in range(11):
+        for each, steps in ((ddp, optimizer), (twin, beside)):
+            if number == 0:
+                each.module.load_state_dict(trained.state_dict())
+            steps.zero_grad()
+            hidden = each is ddp and (how != "now and then" or number % 2 != rank)
+            model = each.module if hidden and how == "module" else each
+            with each.no_sync() if hidden else contextlib.nullcontext():
+                loss(model, rank, number).backward()
+            steps.step()
+        assert state.step == other.step == (number + 1) // 3
+        assert weights(ddp) == weights(twin)
+    for steps in (optimizer, beside):
+        steps.synchronize()
+    assert state.step == other.step == 4
+    assert digest(ddp.buffers()) == digest(twin.buffers())
+    assert memory(state) == memory(other)
+    assert weights(ddp) == weights(twin)
+    return weights(ddp)
+
+
+@pytest.mark.parametrize("how", ["no_sync", "module", "now and then"])
+def test_a_step_counts_though_ddp_saw_no_pass(ranks, how):
+    same_everywhere(ranks.run(2, unseen, how, TOPK))
+
+
+def stepping_without_gradients() -> None:
+    """Nothing to count; an overflow counts, as does a pass that DDP saw, once."""
+    ddp, state, optimizer = wrap(small_model(), period=2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        optimizer.step()
+    assert optimizer.state_dict()["passes"] == 0
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number in range(2):
+        optimizer.zero_grad()
+        with ddp.no_sync():
+            scaler.scale(loss(ddp, dist.get_rank(), number)).backward()
+        if dist.get_rank() == number:
+            gradient(ddp).view(-1)[0] = math.inf
+        scaler.step(optimizer)
+        scaler.update()
+    assert state.step == 1
+    loss(ddp, 0, 0).backward()
+    loss(ddp, 0, 0)  # straight after a round too
+    optimizer.step()
+    assert optimizer.state_dict()["passes"] == 1
+
+
+def test_a_step_without_gradients_counts_for_nothing(ranks):
+    ranks.run(2, stepping_without_gradients)
+
+
 def with_scaler(overflows: dict[int, list[int]]) -> tuple[str, list[float]]:
     """Ranks overflow on their own; a collective of the user's follows every step."""
     ddp, state, optimizer = wrap(small_model(), period=3)
@@ -250,7 +313,7 @@ def with_scaler(overflows: dict[int, list[int]]) -> tuple[str, list[float]]:
         if not bad:
             same.step()
         elif number % 3 == 2:
-            same.synchronize()
+            loss(plain, rank, number)  # catches up
         else:
             assert weights(ddp) == local, "the step was skipped"
         dist.all_reduce(value.detach())
@@ -294,6 +357,46 @@ def test_a_rank_that_skipped_a_step_catches_up(ranks):
     same_everywhere(ranks.run(2, skipped_by_hand))
 
 
+def uneven(batches: list[int]) -> tuple[str, float, str]:
+    """Ranks that have different numbers of batches, then synchronize; plain SGD beside it."""
+    rank = dist.get_rank()
+    ddp, state, optimizer = wrap(small_model(), DENSE, sgd_without_momentum, period=4)
+    train(ddp, optimizer, range(8))
+    plain = copy.deepcopy(ddp.module)
+    start = [p.detach().clone() for p in plain.parameters()]
+    rounds, began = state.step, time.monotonic()
+    error = ""
+    try:
+        train(ddp, optimizer, range(8, batches[rank]))
+        optimizer.synchronize()
+        optimizer.synchronize()
+    except PeerError as caught:
+        error = str(caught)
+        return weights(ddp), time.monotonic() - began, error
+    train(plain, sgd_without_momentum(plain), range(8, batches[rank]))
+    for ours, theirs, then in zip(ddp.parameters(), plain.parameters(), start, strict=True):
+        moved = theirs.detach() - then
+        dist.all_reduce(moved)
+        torch.testing.assert_close(ours, then + moved / dist.get_world_size())
+    assert state.step == rounds + (batches != [8, 8])
+    return weights(ddp), time.monotonic() - began, error
+
+
+@pytest.mark.parametrize("batches", [[9, 8], [8, 11], [8, 8]])
+def test_uneven_batches_may_end_in_synchronize(ranks, batches):
+    (one, took, _), (other, _, _) = ranks.run(2, uneven, batches)
+    assert one == other
+    assert took < 5, "a rank waited for another that had nothing to say"
+
+
+def test_a_round_that_others_do_not_come_to_is_told_at_once(ranks):
+    for _, took, error in ranks.run(2, uneven, [12, 8]):
+        assert took < 5
+        assert "rank 0: a round of period 4 is due, 4 passes after the last one" in error
+        assert "rank 1: synchronize(), 0 passes after the last round" in error
+        assert "as many batches" in error
+
+
 def at_the_end() -> str:
     ddp, state, optimizer = wrap(small_model(), period=5)
     optimizer.synchronize()
@@ -321,7 +424,8 @@ def copied() -> str:
     loss(ddp, rank, 1).backward()  # due from here on
     for twin in (copy.deepcopy(ddp), pickle.loads(pickle.dumps(ddp))):
         loss(twin.module, rank, 2).backward()
-        assert next(iter(twin._forward_pre_hooks.values()))(twin, ()) is None
+        with pytest.warns(UserWarning, match="this copy of a DDP model trains by plain all-reduce"):
+            assert not any(hook(twin, ()) for hook in twin._forward_pre_hooks.values())
         assert state.step == 0
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(optimizer)
@@ -357,6 +461,49 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T
+
+
+class Masked(nn.Module):
+    """With a mask of 1 MB and a table of counts that stay as they are, mostly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 12))
+        self.register_buffer("mask", torch.full((512, 512), -math.inf).triu(1))
+        self.register_buffer("table", torch.arange(1000))
+        self.register_buffer("nan", torch.tensor([math.nan, -0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+def bytes_of_rounds() -> tuple[list[int], dict[str, Tensor]]:
+    """Of six rounds: in one the table changes, on rank 0; in the next the mask, on rank 1."""
+    ddp, state, optimizer = wrap(Masked(), period=1)
+    rank, module, sent = dist.get_rank(), ddp.module, []
+    for number in range(6):
+        if number == 3 and rank == 0:
+            module.table[5] = 7
+        if number == 4 and rank == 1:
+            module.mask[3, 1] = 4.0
+        before = state.stats.sent_bytes
+        train(ddp, optimizer, range(1))
+        sent.append(state.stats.sent_bytes - before)
+    return sent, dict(module.named_buffers())
+
+
+def test_buffers_that_no_rank_has_changed_do_not_travel(ranks):
+    for sent, buffers in ranks.run(2, bytes_of_rounds):
+        for quiet in (0, 1, 2, 5):
+            assert sent[quiet] < 400, sent
+        assert 8000 < sent[3] < 9000, "the table alone"
+        assert sent[4] > 2**20, "the mask"
+        fresh = dict(Masked().named_buffers())
+        fresh["table"][5] = 7
+        fresh["mask"][3, 1] = 2.0
+        for name, buffer in buffers.items():
+            torch.testing.assert_close(buffer, fresh[name], rtol=0, atol=0, equal_nan=True)
+        assert math.copysign(1, buffers["nan"][1]) == -1
 
 
 def filled(buffers: str) -> dict[str, Tensor]:
@@ -511,14 +658,18 @@ def test_law_8_in_every_family(ranks, row):
 
 def failing_on_one_rank(what: str) -> str:
     rank = dist.get_rank()
-    periods = {"period": 2 + rank, "schedule": lambda number: 2 + rank * number}
+    periods: dict[str, Any] = {
+        "period": 2 + rank,
+        "schedule": lambda number: 2 + rank * number,
+        "failing schedule": lambda number: 2 - 2 * rank * number,
+    }
     period = periods.get(what, 2)
     ddp, state, optimizer = wrap(Counting(), period=period)
     if what == "weights" and rank == 1:
         ddp.module.weight.data.add_(1)
     if what == "first buffers" and rank == 1:
         ddp.module.mean.add_(1)
-    if what in ("buffers", "schedule"):
+    if what in ("buffers", "schedule", "failing schedule"):
         train(ddp, optimizer, range(2))
         if what == "buffers" and rank == 1:
             ddp.module.mean = torch.zeros(4)
@@ -533,7 +684,8 @@ def failing_on_one_rank(what: str) -> str:
     ("what", "words"),
     [
         ("period", "rank 0: .*period 2.* rank 1: .*period 3"),
-        ("schedule", "ranks must compress alike.* local steps #"),
+        ("schedule", "rank 0: .*period 2 .* rank 1: .*period 3 .*as many batches"),
+        ("failing schedule", r"rank 1 failed: ValueError: period schedule .* at round 1 must be 1"),
         ("weights", "rank 0: .*anchor #.* rank 1: .*anchor #"),
         ("first buffers", "averaged from #.* rank 1: .*averaged from #"),
         ("buffers", r"rank 1 failed: ValueError: buffers .*mean.*, expected .*buffers='keep'"),
@@ -564,15 +716,20 @@ def refusals() -> None:
     attached["state"] = attach(hooked, recipes.sbc(0.1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch imports what it deprecates
-        from torch.distributed.optim import ZeroRedundancyOptimizer
+        from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+        from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
     zero = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
+    averaging = PostLocalSGDOptimizer(sgd(ddp), PeriodicModelAverager(period=2))
+    _, _, nested = wrap(small_model())
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
         ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
         ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
         ({"optimizer": torch.optim.LBFGS(ddp.parameters())}, ValueError, "LBFGS.*needs a closure"),
         ({"optimizer": sgd(small_model())}, ValueError, r"steps a parameter of shape \(24, 12\)"),
-        ({"optimizer": zero}, ValueError, "ZeroRedundancyOptimizer shares its state out"),
+        ({"optimizer": zero}, ValueError, r"ZeroRedundancyOptimizer meets .* \(broadcast\)"),
+        ({"optimizer": averaging}, ValueError, "PostLocalSGDOptimizer meets the other ranks by it"),
+        ({"optimizer": nested}, ValueError, r"LocalUpdates meets .* \(synchronize\)"),
         ({"period": 0}, ValueError, "period must be 1 or more, got 0"),
         ({"period": 2.0}, TypeError, "period must be an int, got 2.0"),
         ({"outer": 0.7}, TypeError, "outer must make an optimizer"),
@@ -659,6 +816,47 @@ def unfrozen(adds: bool) -> None:
 @pytest.mark.parametrize("adds", [False, True])
 def test_what_no_round_would_meet_over_is_refused(ranks, adds):
     ranks.run(1, unfrozen, adds)
+
+
+def going_on_after_an_error(what: str) -> str:
+    """Rank 1 alone fails and stays alive."""
+    ddp, state, optimizer = wrap(small_model(), period=3)
+    train(ddp, optimizer, range(3))
+    if dist.get_rank() == 1 and what == "unfrozen":
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        with pytest.raises(ValueError, match=r"the optimizer steps a parameter of shape \(2,\)"):
+            optimizer.step()
+    before, began = memory(state), time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1 and what == "memory":
+            patch.setattr(optimizer._meeting.anchor, "moved", no_memory)
+        with pytest.raises(PeerError) as caught:
+            carelessly(ddp, optimizer, range(4))
+    assert time.monotonic() - began < 5
+    assert memory(state) == before
+    return str(caught.value)
+
+
+def carelessly(ddp: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        with contextlib.suppress(ValueError):
+            train(ddp, optimizer, range(number, number + 1))
+
+
+def no_memory() -> dict[str, Tensor]:
+    raise MemoryError("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("unfrozen", r"rank 1 failed: ValueError: the optimizer steps a parameter of shape \(2,\)"),
+        ("memory", "rank 1 failed: MemoryError: out of memory"),
+    ],
+)
+def test_what_one_rank_alone_cannot_do_is_told_when_ranks_meet(ranks, what, words):
+    for message in ranks.run(2, going_on_after_an_error, what):
+        assert re.search(words, message), message
 
 
 def loaded_late(saves: bool) -> str:
