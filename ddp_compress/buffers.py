@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.anchor import widest
 from ddp_compress.devices import on_host
 
@@ -61,7 +61,7 @@ class Buffers:
     def digest(self) -> int:
         """A number that ranks with equal buffers share."""
         parts = [on_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
-        return int(ops.checksum(torch.cat([torch.empty(0, dtype=torch.uint8), *parts])))
+        return int(ops.checksum(torch.cat([host.empty(0, dtype=torch.uint8), *parts])))
 
     def moved(self) -> Tensor:
         """Floating-point buffers now - then, [N] on the host; 0 where that is not finite.
@@ -82,13 +82,13 @@ class Buffers:
             on_host((now[name].to(self.dtype) - self.then[name].to(self.dtype)).flatten())
             for name in self._means
         ]
-        return torch.cat([torch.empty(0, dtype=self.dtype), *parts]).nan_to_num(0.0, 0.0, 0.0)
+        return torch.cat([host.empty(0, dtype=self.dtype), *parts]).nan_to_num(0.0, 0.0, 0.0)
 
     def others(self) -> Tensor:
         """All other buffers now, such as counts, as bytes: uint8, on the host."""
         now = self._now()
         parts = [on_host(now[name].flatten().view(torch.uint8)) for name in self._rest]
-        return torch.cat([torch.empty(0, dtype=torch.uint8), *parts])
+        return torch.cat([host.empty(0, dtype=torch.uint8), *parts])
 
     def advance(self, mean: Tensor, others: Tensor) -> None:
         """Move by a mean of `moved`, and to one rank's `others`."""

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.conv_kernels import Kernel, Kernels
 from ddp_compress.devices import beside, on_host
 
@@ -174,7 +174,7 @@ class Plan:
     @cached_property
     def bounds(self) -> Tensor:
         """Offsets of the P parameters, [P + 1] int64, from 0 to N."""
-        return torch.tensor(list(accumulate(self._sizes, initial=0)))
+        return host.tensor(list(accumulate(self._sizes, initial=0)), dtype=torch.int64)
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -186,7 +186,7 @@ class Plan:
     def groups(self) -> Tensor:
         """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
         number = {group: i for i, group in enumerate(self._group_ends)}
-        return torch.tensor([number.get(g, -1) for g in self._owners], dtype=torch.int64)
+        return host.tensor([number.get(g, -1) for g in self._owners], dtype=torch.int64)
 
     @cached_property
     def ks(self) -> Tensor:
@@ -196,7 +196,7 @@ class Plan:
             if owner >= 0:
                 sizes[owner] += size
         ks = [entries(self.density, size) for size in sizes.values()]
-        return torch.tensor(ks, dtype=torch.int64)
+        return host.tensor(ks, dtype=torch.int64)
 
     @cached_property
     def k(self) -> int:
@@ -206,18 +206,18 @@ class Plan:
     @cached_property
     def group_ends(self) -> Tensor:
         """The position behind every group's last parameter, [G] int32."""
-        return torch.tensor(list(self._group_ends.values()), dtype=torch.int32)
+        return host.tensor(list(self._group_ends.values()), dtype=torch.int32)
 
     @cached_property
     def exact(self) -> Tensor:
         """The positions that always travel, [D] int32."""
         ends = accumulate(self._sizes)
         spans = [
-            torch.arange(end - size, end, dtype=torch.int32)
+            host.arange(end - size, end, dtype=torch.int32)
             for owner, size, end in zip(self._owners, self._sizes, ends, strict=True)
             if owner < 0
         ]
-        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int32)
+        return torch.cat(spans) if spans else host.empty(0, dtype=torch.int32)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ class Plan:
         """The positions [K] int32 of all but the exact parameters; None where none is exact."""
         if not len(self.exact):
             return None
-        exact = torch.zeros(self.numel, dtype=torch.bool)
+        exact = host.zeros(self.numel, dtype=torch.bool)
         exact[self.exact.long()] = True
         return (~exact).nonzero().flatten().int()
 
@@ -292,7 +292,7 @@ def span(indices: Tensor, start: int, numel: int) -> slice:
         >>> span(torch.tensor([1, 4, 5, 9]), start=4, numel=3)
         slice(1, 3, None)
     """
-    edges = torch.tensor([start, start + numel], dtype=torch.int64)
+    edges = host.tensor([start, start + numel], dtype=torch.int64)
     begin, end = torch.searchsorted(indices, beside(edges, indices)).tolist()
     return slice(begin, end)
 

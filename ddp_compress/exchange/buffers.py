@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Comm, Work
 
@@ -41,7 +42,7 @@ def meet_over_buffers(comm: Comm, step: int, buffers: Buffers) -> tuple[Tensor, 
 
 
 def _talk(channel: Channel, buffers: Buffers) -> Generator[Work, None, tuple[Tensor, Tensor]]:
-    nothing = torch.empty(0, dtype=torch.uint8)
+    nothing = host.empty(0, dtype=torch.uint8)
     bodies = yield from channel.share(lambda: nothing if channel.rank else buffers.others())
     assert bodies is not None, "no rank calls its bytes non-finite"
     _, mean = yield from channel.mean(buffers.moved, buffers.numel, buffers.dtype)
