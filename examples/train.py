@@ -97,9 +97,10 @@ def meeting_place() -> tuple[dist.Store, int, int]:
     must be told to open a new place.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=SILENCE))
+    restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
     if os.environ["GROUP_WORLD_SIZE"] == "1":
-        store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    elif rank == 0 and keeps_the_place():
+        store = dist.PrefixStore(f"restart {restarts}", store)
+    elif rank == 0 and restarts == "0" and keeps_the_place():
         print(
             "train.py: restarts may find the addresses of dead ranks and fail. Give torchrun "
             "--rdzv-backend=c10d --rdzv-endpoint=HOST:PORT in place of --master-addr and "
