@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FUZZ   := $(wildcard fuzz/*.cpp fuzz/*.h)
 
-.PHONY: help train test lint cuda ptx fuzz libfuzzer format bench clean
+.PHONY: help train test package lint cuda ptx fuzz libfuzzer format bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density
 test: lint  ## lint, types and every test: make test ARGS='-k golomb'
 	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) ptx build/emulated.so build/fuzz/main
 	$(BIN)/pytest -n 2 $(ARGS)
+	$(if $(ARGS),,$(MAKE) package)
+
+package: $(READY)  ## README's own lines, source distribution and wheel, where torch is all there is
+	$(BIN)/python -m tests.package
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
 	$(BIN)/ruff format --check

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.anchor import widest
 from ddp_compress.devices import on_host
 
@@ -61,7 +61,7 @@ class Buffers:
     def digest(self) -> int:
         """A number that ranks with equal buffers share."""
         parts = [on_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
-        return int(ops.checksum(torch.cat([_nothing(torch.uint8), *parts])))
+        return int(ops.checksum(torch.cat([host.empty(0, dtype=torch.uint8), *parts])))
 
     def changed(self) -> list[str]:
         """Names of those that have anything to tell the other ranks.
@@ -87,13 +87,13 @@ class Buffers:
         """
         now = self._now()
         parts = [on_host(self._moved(now, name).flatten()) for name in self.means_of(names)]
-        return torch.cat([_nothing(self.dtype), *parts])
+        return torch.cat([host.empty(0, dtype=self.dtype), *parts])
 
     def others(self, names: Sequence[str]) -> Tensor:
         """Those of some that become rank 0's, now, as bytes: uint8, on the host."""
         now = self._now()
         parts = [on_host(now[name].flatten().view(torch.uint8)) for name in self.others_of(names)]
-        return torch.cat([_nothing(torch.uint8), *parts])
+        return torch.cat([host.empty(0, dtype=torch.uint8), *parts])
 
     def advance(self, mean: Tensor, others: Tensor, names: Sequence[str]) -> None:
         """Move some by a mean of `moved`, and to one rank's `others`."""
@@ -127,10 +127,6 @@ class Buffers:
         """The model's own. Modules may have put new tensors in their places."""
         named = self._module.named_buffers()
         return {name: b.detach() for name, b in named if name not in self._ignored}
-
-
-def _nothing(dtype: torch.dtype) -> Tensor:
-    return torch.empty(0, dtype=dtype, device="cpu")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ddp_compress import host
 from ddp_compress.devices import beside
 
 CONVOLUTIONS = (
@@ -91,7 +92,7 @@ class Kernels:
     @cached_property
     def numels(self) -> Tensor:
         """Elements of a kernel, [P] int64."""
-        return torch.tensor([kernel.numel for kernel in self.kernels], dtype=torch.int64)
+        return host.tensor([kernel.numel for kernel in self.kernels], dtype=torch.int64)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -147,7 +148,7 @@ class Kernels:
 
     def _around(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the parameter that each position or place lies in: start, kernel size, stride."""
-        strides = torch.tensor([kernel.stride for kernel in self.kernels], dtype=torch.int64)
+        strides = host.tensor([kernel.stride for kernel in self.kernels], dtype=torch.int64)
         owner = torch.searchsorted(beside(self.bounds, positions), positions.long(), right=True) - 1
         tables = (self.bounds[:-1], self.numels, strides)
         start, numel, stride = (beside(table, positions)[owner] for table in tables)

@@ -38,7 +38,8 @@ def on_host(data: Tensor) -> Tensor:
     """
     if not data.is_cuda:
         return data
-    pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)  # twice as fast a copy
+    # Twice as fast a copy.
+    pinned = torch.empty(data.shape, dtype=data.dtype, device="cpu", pin_memory=True)
     pinned.copy_(data, non_blocking=True)
     torch.cuda.current_stream(data.device).synchronize()
     return pinned

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_compress import host
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
 from ddp_compress.exchange import Answer, place
@@ -332,12 +333,13 @@ class FederatedDropout:
         """The units that a round keeps of every group."""
         own = f" {rank}" if self.per_rank else ""
         return {
-            group: torch.tensor(
+            group: host.tensor(
                 sorted(
                     random.Random(f"{self.seed} {number}{own} {group}").sample(
                         range(units), max(1, round(self.rate * units))
                     )
-                )
+                ),
+                dtype=torch.int64,
             )
             for group, units in self._units.sizes.items()
         }

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.conv_kernels import Kernel, Kernels
 from ddp_compress.devices import beside, on_host
 
@@ -194,7 +194,7 @@ class Tables:
         """The positions that always travel, [D] int32."""
         ends = accumulate(self._sizes)
         spans = [
-            torch.arange(end - size, end, dtype=torch.int32, device="cpu")
+            host.arange(end - size, end, dtype=torch.int32)
             for owner, size, end in zip(self._owners, self._sizes, ends, strict=True)
             if owner < 0
         ]
@@ -218,7 +218,7 @@ class Tables:
         """The positions [K] int32 of all but the exact parameters; None where none is exact."""
         if not len(self.exact):
             return None
-        exact = torch.zeros(self.numel, dtype=torch.bool, device="cpu")
+        exact = host.zeros(self.numel, dtype=torch.bool)
         exact[self.exact.long()] = True
         return (~exact).nonzero().flatten().int()
 
@@ -375,7 +375,7 @@ def plan(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: i
 
 
 def _table(values: Iterable[int], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(list(values), dtype=dtype, device="cpu")
+    return host.tensor(list(values), dtype=dtype)
 
 
 def entries(density: float, numel: int) -> int:
@@ -395,7 +395,7 @@ def span(indices: Tensor, start: int, numel: int) -> slice:
         >>> span(torch.tensor([1, 4, 5, 9]), start=4, numel=3)
         slice(1, 3, None)
     """
-    edges = torch.tensor([start, start + numel], dtype=torch.int64)
+    edges = host.tensor([start, start + numel], dtype=torch.int64)
     begin, end = torch.searchsorted(indices, beside(edges, indices)).tolist()
     return slice(begin, end)
 

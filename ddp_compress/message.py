@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.devices import beside
 from ddp_compress.layout import Layout, Plan, Sparse, span
 from ddp_compress.store import Arena
@@ -87,7 +88,7 @@ class Message:
     def idle(self) -> Tensor | None:
         """Which of the P parameters are idle on this rank, bool; None where none is."""
         flags = [flag for chunk in self.chunks for flag in chunk.idle]
-        return torch.tensor(flags) if any(flags) else None
+        return host.tensor(flags, dtype=torch.bool) if any(flags) else None
 
     @property
     def groups(self) -> Tensor:

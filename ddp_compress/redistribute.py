@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.checkpoint import check_form, check_whole, checksum
 from ddp_compress.checks import check_count
 from ddp_compress.devices import on_host
@@ -136,7 +137,8 @@ def _shared_out(parts: Sequence[Tensor], rank: int, world_size: int) -> Tensor:
 def _cut_anew(parts: Sequence[Tensor], rank: int, world_size: int) -> Tensor:
     """The new rank's range of what was spread over its old owners; zero elsewhere."""
     total = _sum(parts, like=parts[0])
-    start, end = cuts(torch.tensor([len(total)]), world_size)[0, rank : rank + 2].tolist()
+    size = host.tensor([len(total)], dtype=torch.int64)
+    start, end = cuts(size, world_size)[0, rank : rank + 2].tolist()
     total[:start] = total[end:] = 0
     return total.to(parts[0].dtype)
 
@@ -160,7 +162,7 @@ _RULES: Mapping[str, Callable[[Sequence[Tensor], int, int], Tensor]] = {
 
 def _sum(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """In fp64, so that nothing is rounded twice."""
-    total = torch.zeros(like.shape, dtype=torch.float64)
+    total = host.zeros(*like.shape, dtype=torch.float64)
     for part in parts:
         total += on_host(part)
     return total

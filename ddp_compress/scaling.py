@@ -18,7 +18,8 @@ def scale_of(scaler: GradScaler, device: torch.device) -> Tensor | None:
         >>> scale_of(GradScaler("cpu", init_scale=1024.0), torch.device("cpu"))
         tensor(1024.)
     """
-    return scaler.scale(torch.ones((), device=device)) if scaler.is_enabled() else None
+    one = torch.ones((), dtype=torch.float32, device=device)
+    return scaler.scale(one) if scaler.is_enabled() else None
 
 
 def unscale(grad: Tensor, scale: Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.devices import beside
 from ddp_compress.layout import Layout, Plan, Sparse, Tables, tables
 
@@ -191,4 +192,4 @@ def cuts(sizes: Tensor, world_size: int) -> Tensor:
         tensor([[0, 2, 4, 6],
                 [0, 0, 1, 2]])
     """
-    return sizes[:, None] * torch.arange(world_size + 1, device=sizes.device) // world_size
+    return sizes[:, None] * host.arange(world_size + 1) // world_size

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
+from ddp_compress import host
 from ddp_compress.units import WIDTHS, Axis, Units
 
 Index = tuple[Tensor, ...]
@@ -30,6 +30,7 @@ def indices(model: nn.Module, units: Units, kept: Mapping[str, Tensor]) -> dict[
 
     Example:
         >>> from ddp_compress.units import hidden_units
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
         >>> index = indices(model, hidden_units(model), {"0": torch.tensor([0, 2])})
         >>> [each.tolist() for each in index["1.weight"]]
@@ -69,8 +70,8 @@ def shrunk(model: nn.Module, units: Units, index: Mapping[str, Index]) -> nn.Mod
 def _entries(axis: Axis, size: int, kept: Mapping[str, Tensor]) -> Tensor:
     """The entries of a dimension that belong to kept units."""
     if axis.group is None:
-        return torch.arange(size)
-    return (kept[axis.group].unsqueeze(1) * axis.block + torch.arange(axis.block)).flatten()
+        return host.arange(size)
+    return (kept[axis.group].unsqueeze(1) * axis.block + host.arange(axis.block)).flatten()
 
 
 def _mesh(dimensions: Sequence[Tensor]) -> Index:

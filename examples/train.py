@@ -10,6 +10,7 @@ This is an ordinary DistributedDataParallel script. What compression adds to it 
 import itertools
 import math
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
@@ -78,11 +80,40 @@ def process_group() -> Iterator[torch.device]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=SILENCE)
+    store, rank, world_size = meeting_place()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=SILENCE)
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def meeting_place() -> tuple[dist.Store, int, int]:
+    """Where ranks tell each other their addresses, this rank's number, and how many there are.
+
+    torchrun may keep that place from restart to restart, with the addresses of the dead in it. So
+    every restart takes a corner of its own. Several torchruns do not count restarts alike: they
+    must be told to open a new place.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=SILENCE))
+    restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    if os.environ["GROUP_WORLD_SIZE"] == "1":
+        store = dist.PrefixStore(f"restart {restarts}", store)
+    elif rank == 0 and restarts == "0" and keeps_the_place():
+        print(
+            "train.py: restarts may find the addresses of dead ranks and fail. Give torchrun "
+            "--rdzv-backend=c10d --rdzv-endpoint=HOST:PORT in place of --master-addr and "
+            "--master-port, and export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
+            file=sys.stderr,
+        )
+    return store, rank, world_size
+
+
+def keeps_the_place() -> bool:
+    """Whether torchrun has one place for all restarts, and may restart."""
+    shared = os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+    return shared and os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0"
 
 
 def train(args: Namespace, recipe: object, data: Split, device: torch.device) -> Report:

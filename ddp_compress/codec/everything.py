@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.devices import beside
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Everything:
 
     def encode(self, indices: Any, space: Space) -> Tensor:
         """uint8 [0]."""
-        return torch.empty(0, dtype=torch.uint8)
+        return host.empty(0, dtype=torch.uint8)
 
     def decode(self, data: Tensor, space: Space) -> tuple[Any, int]:
         """The positions, and no bytes that they took."""

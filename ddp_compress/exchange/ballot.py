@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.devices import on_host
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
 from ddp_compress.layout import Room
@@ -39,7 +39,7 @@ def encode(ballot: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) ->
     single = positions[votes == 1]
     place = torch.searchsorted(last, single).clamp_(max=max(0, len(last) - 1))
     is_drop = last[place] == single if len(last) else torch.zeros_like(single, dtype=torch.bool)
-    drops = ops.golomb_encode(place[is_drop].int(), torch.tensor([0, len(last)]))
+    drops = ops.golomb_encode(place[is_drop].int(), host.tensor([0, len(last)], dtype=torch.int64))
     return torch.cat([_counted(CHANGES, single[~is_drop], bounds, codec), on_host(drops)])
 
 
@@ -63,7 +63,7 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
             "rank at the same step, or on none"
         )
     places, status = ops.golomb_decode(
-        body[COUNT_BYTES + used :], torch.tensor([0, len(last)]), len(last)
+        body[COUNT_BYTES + used :], host.tensor([0, len(last)], dtype=torch.int64), len(last)
     )
     if int(status) < 0:
         raise ValueError("ballot: the places to drop are corrupt")
@@ -76,5 +76,5 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
 
 
 def _counted(form: int, positions: Tensor, bounds: Tensor, codec: Codec) -> Tensor:
-    head = torch.tensor([2 * len(positions) + form], dtype=torch.int32).view(torch.uint8)
+    head = host.tensor([2 * len(positions) + form], dtype=torch.int32).view(torch.uint8)
     return torch.cat([head, on_host(codec.encode(positions, Room(bounds, len(positions))))])

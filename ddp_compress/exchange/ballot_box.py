@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.devices import on_host
 from ddp_compress.exchange import ballot, entries
@@ -166,7 +166,8 @@ class _Sharded(_Poll):
     def __init__(self, message: Message, recipe: Recipe, channel: Channel, box: BallotBox) -> None:
         super().__init__(message, recipe, channel, box)
         self._cut = Shards(self.plan, channel.world_size)
-        self._positions = self._keys = torch.empty(0)  # voted for, of those that this rank owns
+        # Voted for, of those that this rank owns.
+        self._positions = self._keys = host.empty(0, dtype=torch.int32)
 
     def run(self) -> Generator[Work, None, Mask | None]:
         channel = self.channel
@@ -205,7 +206,7 @@ class _Sharded(_Poll):
         encode = self.recipe.codec.encode
         return torch.cat(
             [
-                torch.tensor([len(sure), len(near)], dtype=torch.int32).view(torch.uint8),
+                host.tensor([len(sure), len(near)], dtype=torch.int32).view(torch.uint8),
                 on_host(encode(sure, Room(bounds, len(sure)))),
                 on_host(encode(near, Room(bounds, len(near)))),
                 on_host(rests.view(torch.uint8)),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Comm, Work, finished
 
@@ -39,7 +40,7 @@ def meet_over_buffers(
 def _talk(
     channel: Channel, buffers: Buffers, names: Sequence[str]
 ) -> Generator[Work, None, tuple[Tensor, Tensor]]:
-    nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
+    nothing = host.empty(0, dtype=torch.uint8)
     mean, others, numel = nothing.to(buffers.dtype), nothing, buffers.numel(names)
     if buffers.others_of(names):
         bodies = yield from channel.share(

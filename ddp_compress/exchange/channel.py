@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.devices import on_host
 from ddp_compress.exchange.comm import Comm, PeerError, Work
 from ddp_compress.exchange.frame import (
@@ -107,7 +107,7 @@ class Channel:
             return work()
         except Exception as error:
             self._failure = error
-            return torch.empty(0, dtype=torch.int32)
+            return host.empty(0, dtype=torch.int32)
 
     def share(
         self, build: Callable[[], Tensor | None]
@@ -162,7 +162,7 @@ class Channel:
             bodies.extend(map(on_host, built))
             lines = [(len(body), int(ops.checksum(body))) for body in bodies]
             return (
-                torch.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
+                host.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
             )
 
         manifests = yield from self.share(manifest)
@@ -180,7 +180,7 @@ class Channel:
     def sum(self, build: Callable[[], Tensor], numel: int) -> Generator[Work, None, Tensor]:
         """The sum over ranks of counts [numel], int32. If a rank failed, the next phase tells."""
         with self._comm.or_end():
-            counts = torch.zeros(numel, dtype=torch.int32)
+            counts = host.zeros(numel, dtype=torch.int32)
         self._fill(counts, build)
         return (yield from self._comm.all_reduce(counts))
 
@@ -200,7 +200,7 @@ class Channel:
         """
         limit = 0.99 * torch.finfo(dtype).max  # less than all of it: shares are rounded
         with self._comm.or_end():
-            share = torch.full((numel,), torch.nan, dtype=dtype)
+            share = host.full((numel,), torch.nan, dtype=dtype)
         # On the host: a GPU would multiply by 1 / W, which rounds otherwise.
         self._fill(share, lambda: on_host(build()).clamp(-limit, limit) / self.world_size)
         mean = yield from self._comm.all_reduce(share)
@@ -229,7 +229,7 @@ class Channel:
         try:
             if self._failure is None:
                 body = build()
-                nothing = torch.empty(0, dtype=torch.uint8)
+                nothing = host.empty(0, dtype=torch.uint8)
                 return self._seal(*((NONFINITE, nothing) if body is None else (0, on_host(body))))
         except Exception as error:  # whatever it is, the other ranks must hear of it
             self._failure = error

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_compress.devices import on_host
+from ddp_compress.exchange.frame import body_text, text_body
 from ddp_compress.stats import Stats
 
 R = TypeVar("R")
@@ -107,16 +108,32 @@ class Comm:
         self.density, self.step = density, step
         if self._alone:
             return
-        answers: list[tuple[str, str]] = [("", "")] * self.world_size
-        dist.all_gather_object(answers, (description, uuid4().hex), group=self.group)
-        every, names = zip(*answers, strict=True)
+        name = uuid4().hex
+        answers = self._share(name + description)
+        every = [answer[len(name) :] for answer in answers]
         for rank, other in enumerate(every):
             if other != every[0]:
                 raise PeerError(
                     f"ranks must compress alike, but rank {rank} differs from rank 0:\n"
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
                 )
-        self.group, self._is_own = _twin(self.group, self._wire, names[0]), True
+        self.group, self._is_own = _twin(self.group, self._wire, answers[0][: len(name)]), True
+
+    def _share(self, text: str) -> list[str]:
+        """Every rank's text, in rank order; `all_gather_object` needs numpy, which torch lacks."""
+        mine = text_body(text).to(self._wire)
+        length = torch.tensor([len(mine)], dtype=torch.int64, device=self._wire)
+        sizes = self._swap(length, [1] * self.world_size).tolist()
+        return [body_text(body) for body in self._swap(mine, sizes).split(sizes)]
+
+    def _swap(self, mine: Tensor, sizes: list[int]) -> Tensor:
+        """Everything to all, waited for and not counted; so many elements come from every rank."""
+        given, theirs = mine.repeat(self.world_size), mine.new_empty(sum(sizes))
+        self._views += [given.view_as(given), theirs.view_as(theirs)]
+        lengths = [len(mine)] * self.world_size
+        with _no_answer():
+            dist.all_to_all_single(theirs, given, sizes, lengths, group=self.group)
+        return on_host(theirs)
 
     def close(self) -> None:
         """End the group. The ranks need not do it together; those that go on get an error."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.devices import beside, on_host
 from ddp_compress.draw import Draw
 from ddp_compress.layout import Plan, Room, Space, Sparse
@@ -65,7 +66,7 @@ def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message, draw: Dra
 def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats, draw: Draw) -> Tensor:
     """Bytes of any number of entries in the plan's groups; their count comes first."""
     stats.position_bits += 8 * COUNT_BYTES
-    count = torch.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
+    count = host.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
     space = Room(plan.bounds, len(entries))
     return torch.cat([count, on_host(_encode(entries, plan, space, recipe, stats, draw))])
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 
 VERSION = 1
 NONFINITE = 1  # the sender has a non-finite gradient: the step aborts
@@ -91,7 +91,7 @@ def body_text(body: Tensor) -> str:
 
 
 def _from_bytes(data: bytes) -> Tensor:
-    return torch.tensor(list(data), dtype=torch.uint8)
+    return host.tensor(list(data), dtype=torch.uint8)
 
 
 def _to_bytes(data: Tensor) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
@@ -43,7 +44,7 @@ class RotatingOwner:
 
         def build() -> Tensor | None:
             if channel.rank != owner:
-                return torch.empty(0, dtype=torch.uint8) if message.is_finite() else None
+                return host.empty(0, dtype=torch.uint8) if message.is_finite() else None
             selection = entries.select(message, recipe)
             if not selection.finite:
                 return None

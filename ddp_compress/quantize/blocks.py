@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.layout import entries
 
 LARGEST, SMALLEST = 8192, 32  # coefficients of a block, powers of two
@@ -59,7 +60,7 @@ class Blocks:
     @cached_property
     def per_group(self) -> Tensor:
         """How many blocks every group has, [G] int64."""
-        return torch.tensor([len(sizes) for sizes in self.by_group], dtype=torch.int64)
+        return host.tensor([len(sizes) for sizes in self.by_group], dtype=torch.int64)
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -95,10 +96,10 @@ class Blocks:
     def places(self, pattern: Callable[[int], Tensor]) -> Tensor:
         """Positions among all coefficients, int64: in every block those of its size's pattern."""
         patterns = {size: pattern(size) for size in set(self.sizes)}
-        start, places = 0, [torch.empty(0, dtype=torch.int64)]
+        start, places = 0, [host.empty(0, dtype=torch.int64)]
         for size, run in groupby(self.sizes):
             end = start + size * len(list(run))
-            places.append((torch.arange(start, end, size)[:, None] + patterns[size]).flatten())
+            places.append((host.arange(start, end, size)[:, None] + patterns[size]).flatten())
             start = end
         return torch.cat(places)
 
@@ -109,7 +110,7 @@ class Blocks:
 
 
 def _bounds(sizes: list[int]) -> Tensor:
-    return torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
+    return host.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
 
 
 @lru_cache(maxsize=256)

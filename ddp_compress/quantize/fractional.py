@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.devices import on_host
 from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import (
@@ -75,7 +75,7 @@ class Fractional(NoGuess):
         values = on_host(values)
         magnitudes = values.abs()
         levels = [_intervals(part, self._levels) for part in magnitudes.split(counts.tolist())]
-        level = torch.cat([torch.empty(0, dtype=torch.int64), *levels])
+        level = torch.cat([host.empty(0, dtype=torch.int64), *levels])
         means = cell_means(magnitudes, level, counts, self._levels + 1)[:, 1:]
         symbols = (2 * level - (values > 0).long()).byte()
         stream = ops.rans_encode(symbols, self._alphabet)
@@ -104,7 +104,7 @@ def _intervals(magnitudes: Tensor, count: int) -> Tensor:
     wide = magnitudes.double()
     logs = wide[wide > 0].log()
     if not len(logs):
-        return torch.zeros(len(wide), dtype=torch.int64)
-    steps = torch.arange(1, count, dtype=torch.float64) / count
+        return host.zeros(len(wide), dtype=torch.int64)
+    steps = host.arange(1, count, dtype=torch.float64) / count
     edges = torch.lerp(logs.min(), logs.max(), steps).exp()
     return torch.bucketize(wide, edges, right=True).add_(1).mul_(wide > 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.checks import check_int, check_number
 from ddp_compress.devices import on_host
 from ddp_compress.quantize.one_package import OnePackage
@@ -125,7 +125,7 @@ class Levels(OnePackage):
     def _guessed(self, guess: Tensor | None, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Which positions were seen before, and the codes of their guesses, 0 elsewhere."""
         if guess is None or self.predictor is None:
-            codes = torch.zeros(int(counts.sum()), dtype=torch.int64)
+            codes = host.zeros(int(counts.sum()), dtype=torch.int64)
             return codes.bool(), codes
         codes = self._codes(on_host(guess), counts)
         seen = codes != self._zero
@@ -141,7 +141,7 @@ class Levels(OnePackage):
         order = _ranked(values.abs(), cells)
         sizes = torch.bincount(cells)
         starts = sizes.cumsum(0) - sizes
-        ranks = torch.arange(len(values)) - starts.repeat_interleave(sizes)
+        ranks = host.arange(len(values)) - starts.repeat_interleave(sizes)
         ranked = ranks * levels // sizes.repeat_interleave(sizes)
         codes = sides * levels + torch.empty_like(order).scatter_(0, order, ranked)
         return codes.clamp_(max=self._zero)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.devices import beside, on_host
 from ddp_compress.layout import Package, Room, Sparse
 from ddp_compress.quantize.signs import Signs
@@ -97,10 +97,10 @@ class Packages(Signs):
         """The packages of these kernels [n], whose elements are among places and values [K]."""
         owners, sizes = _facts(whole, plan)
         begins = torch.searchsorted(places, plan.kernels.first_places(whole))
-        shared, streams = torch.zeros(len(whole), dtype=torch.bool), []
+        shared, streams = host.zeros(len(whole), dtype=torch.bool), []
         for m in plan.kernels.sizes:
             mine = (sizes == m).nonzero().flatten()
-            signs = values[begins[mine][:, None] + torch.arange(m)].signbit()
+            signs = values[begins[mine][:, None] + host.arange(m)].signbit()
             stream, chosen = _encode_patterns(signs)
             streams.append(stream)
             shared[mine[chosen]] = True
@@ -149,12 +149,13 @@ def _decode_kernels(data: Tensor, shared: Tensor, plan: Plan) -> tuple[Tensor, i
     owners, sizes = _facts(shared, plan)
     used = _used(owners, plan)
     means = read_means("packages", data, int(used.sum()))
-    values = torch.zeros(len(used)).masked_scatter_(used, means)[owners].repeat_interleave(sizes)
+    of_all = host.zeros(len(used), dtype=torch.float32).masked_scatter_(used, means)
+    values = of_all[owners].repeat_interleave(sizes)
     at, ends = means.nbytes, sizes.cumsum(0)
     for m in plan.kernels.sizes:
         mine = (sizes == m).nonzero().flatten()
         minus, read = _decode_patterns(data[at:], len(mine), m)
-        elements = (ends[mine] - m)[:, None] + torch.arange(m)
+        elements = (ends[mine] - m)[:, None] + host.arange(m)
         values[elements] = torch.where(minus, -values[elements], values[elements])
         at += read
     return values, at
@@ -181,7 +182,7 @@ def _facts(kernels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 def _entries_within(owners: Tensor, sizes: Tensor, plan: Plan) -> Tensor:
     """Entries of every parameter, [P] int64, where kernels have these owners and sizes [n]."""
-    counts = torch.zeros(len(plan.bounds) - 1, dtype=torch.int64)
+    counts = host.zeros(len(plan.bounds) - 1, dtype=torch.int64)
     return counts.index_add_(0, owners, sizes)
 
 
@@ -198,7 +199,7 @@ def _used(owners: Tensor, plan: Plan) -> Tensor:
 def _ranges(begins: Tensor, sizes: Tensor) -> Tensor:
     """``begin .. begin + size`` one after another: [sum of sizes] int64."""
     ends = sizes.cumsum(0)
-    return torch.arange(int(sizes.sum())) + (begins - ends + sizes).repeat_interleave(sizes)
+    return host.arange(int(sizes.sum())) + (begins - ends + sizes).repeat_interleave(sizes)
 
 
 def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +213,7 @@ def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
         is shared; and indices into ``signs``.
     """
     n, m = signs.shape
-    nothing = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    nothing = host.empty(0, dtype=torch.uint8), host.empty(0, dtype=torch.int64)
     if not n:
         return nothing
     turned = signs[:, 0]
@@ -225,12 +226,12 @@ def _encode_patterns(signs: Tensor) -> tuple[Tensor, Tensor]:
     ][:MOST_PATTERNS]
     if not shared:
         return nothing
-    symbol = torch.full((len(patterns),), -1).index_copy_(
-        0, torch.tensor(shared), 2 * torch.arange(len(shared))
+    symbol = host.full((len(patterns),), -1, dtype=torch.int64).index_copy_(
+        0, host.tensor(shared, dtype=torch.int64), 2 * host.arange(len(shared))
     )[number]
     chosen = (symbol >= 0).nonzero().flatten()
     symbols = (symbol + turned)[chosen].byte()
-    head = torch.tensor([len(shared) - 1], dtype=torch.uint8)
+    head = host.tensor([len(shared) - 1], dtype=torch.uint8)
     bits = pack(patterns[shared].long().flatten())
     return torch.cat([head, bits, ops.rans_encode(symbols, 2 * len(shared))]), chosen
 
@@ -240,9 +241,9 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Words are sorted in place of rows: many times faster than `unique` in a dimension.
     """
-    number = torch.zeros(len(rows), dtype=torch.int64)
+    number = host.zeros(len(rows), dtype=torch.int64)
     for part in rows.split(WORD_BITS, dim=1):
-        weights = 2 ** torch.arange(part.shape[1]).flip(0)
+        weights = 2 ** host.arange(part.shape[1]).flip(0)
         words = (number << WORD_BITS) + (part * weights).sum(1)
         number = words.unique(return_inverse=True)[1]
     distinct = rows.new_empty(int(number.max()) + 1, rows.shape[1])
@@ -252,7 +253,7 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _decode_patterns(data: Tensor, n: int, m: int) -> tuple[Tensor, int]:
     """The signs [n, m] and the bytes they took: `_encode_patterns` undone, trusting nothing."""
     if not n:
-        return torch.empty(0, m, dtype=torch.bool), 0
+        return host.empty(0, m, dtype=torch.bool), 0
     count = int(data[0]) + 1 if len(data) else 0
     if not 1 <= count <= MOST_PATTERNS:
         raise ValueError(f"packages: {count} patterns, expected 1 to {MOST_PATTERNS}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.checks import check_count, check_int, check_one_of
 from ddp_compress.devices import beside
 from ddp_compress.layout import entries
@@ -102,10 +102,9 @@ class Rotated(NoGuess):
         if self.keep < 1:
             coefficients = coefficients[beside(self._sent(cut, draw), values)]
             if self.unbiased:
-                weights = [
-                    size / kept for size, kept in zip(cut.sizes, cut.kept_sizes, strict=True)
-                ]
-                coefficients = coefficients * _each(torch.tensor(weights), cut.kept_sizes, values)
+                both = zip(cut.sizes, cut.kept_sizes, strict=True)
+                weights = host.tensor([size / kept for size, kept in both], dtype=torch.float32)
+                coefficients = coefficients * _each(weights, cut.kept_sizes, values)
         salts = block_salts(draw.own(self.seed), cut.per_group)
         codes, levels = ops.uniform_encode(coefficients, cut.kept_bounds, salts, self.bits)
         return torch.cat([left_over.view(torch.uint8), levels.view(torch.uint8), codes])
@@ -172,7 +171,7 @@ class Rotated(NoGuess):
         salt = draw.whole(self.seed)
 
         def some_of(size: int) -> Tensor:
-            order = random_words(torch.arange(size), salt).argsort(stable=True)
+            order = random_words(host.arange(size), salt).argsort(stable=True)
             return order[: entries(self.keep, size)].sort().values
 
         return cut.places(some_of)
@@ -186,9 +185,14 @@ class Rotated(NoGuess):
         salt = draw.whole(self.seed)
 
         def all_but_free(size: int) -> Tensor:
-            starts = torch.arange(0, size, SMALLEST)
+            starts = host.arange(0, size, SMALLEST)
             free = starts + random_words(starts, salt) % SMALLEST
-            return torch.ones(size).index_fill_(0, free, 0).nonzero().flatten()
+            return (
+                host.full((size,), True, dtype=torch.bool)
+                .index_fill_(0, free, 0)
+                .nonzero()
+                .flatten()
+            )
 
         return cut.places(all_but_free)
 
@@ -200,7 +204,7 @@ def _kashin(values: Tensor, places: Tensor, cut: Blocks, salts: Tensor, iteratio
     turned back, and what that left out comes into the next iteration. The last one cuts off
     nothing, so that the representation is exact.
     """
-    sizes = torch.tensor(cut.sizes, dtype=torch.int64)
+    sizes = host.tensor(cut.sizes, dtype=torch.int64)
     total = values.new_zeros(sum(cut.sizes))
     for _ in range(iterations - 1):
         coefficients = torch.zeros_like(total).index_copy_(0, places, values)
@@ -218,5 +222,5 @@ def _kashin(values: Tensor, places: Tensor, cut: Blocks, salts: Tensor, iteratio
 
 def _each(of_blocks: Tensor, sizes: list[int], like: Tensor) -> Tensor:
     """What a block has, for every one of its coefficients, beside another tensor."""
-    counts = torch.tensor(sizes, dtype=torch.int64)
+    counts = host.tensor(sizes, dtype=torch.int64)
     return beside(of_blocks, like).repeat_interleave(beside(counts, like), output_size=sum(sizes))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.reference.wire_format import DecodeError
 
 WORDS = {
@@ -102,4 +102,4 @@ def groups_of(counts: Tensor) -> Tensor:
         >>> groups_of(torch.tensor([2, 0, 1]))
         tensor([0, 0, 2])
     """
-    return torch.arange(len(counts)).repeat_interleave(counts)
+    return host.arange(len(counts)).repeat_interleave(counts)

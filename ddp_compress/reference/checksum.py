@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ddp_compress import host
+
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
 
@@ -40,6 +42,6 @@ def checksum(data: Tensor) -> Tensor:
     size = data.numel()
     count = size // 4 + 1  # there always is a last word, of 0 to 3 bytes of data
     padded = torch.nn.functional.pad(data, (0, 4 * count - size)).view(count, 4).long()
-    words = (padded << torch.arange(0, 32, 8)).sum(1)
-    salt = torch.arange(1, count + 1) * _GOLDEN & _MASK
-    return (_mix(torch.tensor([size & _MASK])) + _mix(words ^ salt).sum()) & _MASK
+    words = (padded << host.arange(0, 32, 8)).sum(1)
+    salt = host.arange(1, count + 1) * _GOLDEN & _MASK
+    return (_mix(host.tensor([size & _MASK], dtype=torch.int64)) + _mix(words ^ salt).sum()) & _MASK

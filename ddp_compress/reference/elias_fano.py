@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.wire_format import (
     DecodeError,
     decoded,
@@ -69,13 +70,13 @@ def elias_fano_encode(indices: Tensor, numel: int, k: int) -> Tensor:
         tensor([74,  1], dtype=torch.uint8)
     """
     if numel <= 0 or k <= 0:
-        return torch.empty(0, dtype=torch.uint8)
+        return host.empty(0, dtype=torch.uint8)
     low = _low_bits(numel, k)
     count = indices.numel()
-    lows = torch.zeros(k, low, dtype=torch.int64)
+    lows = host.zeros(k, low, dtype=torch.int64)
     lows[:count] = to_bits(indices & (2**low - 1), low)
-    upper = torch.zeros(_end(numel, k, low) - k * low, dtype=torch.int64)
-    upper[torch.arange(count) + (indices >> low)] = 1
+    upper = host.zeros(_end(numel, k, low) - k * low, dtype=torch.int64)
+    upper[host.arange(count) + (indices >> low)] = 1
     return pack(torch.cat([lows.flatten(), upper]))
 
 
@@ -119,7 +120,7 @@ def elias_fano_decode(data: Tensor, numel: int, k: int) -> tuple[Tensor, Tensor]
     lows = bits[: k * low].view(k, low)
     if lows[count:].any():
         return decoded([], DecodeError.DIRTY_PADDING)
-    indices = (upper - torch.arange(count)) << low | from_bits(lows[:count])
+    indices = (upper - host.arange(count)) << low | from_bits(lows[:count])
     if not (indices.diff() > 0).all():
         return decoded([], DecodeError.NOT_ASCENDING)
     if (indices[-1:] >= numel).any():

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.wire_format import DecodeError, decoded, pack, to_bits
 
 PARAMETER_BITS = 5
@@ -22,19 +23,19 @@ def _codes(gaps: Tensor, b: int) -> Tensor:
     ends = lengths.cumsum(0)
     zeros = ends - b - 1
     # Everything is one at first: then the unary parts are done.
-    bits = torch.ones(int(lengths.sum()), dtype=torch.int64)
+    bits = host.full((int(lengths.sum()),), 1, dtype=torch.int64)
     bits[zeros] = 0
-    bits[zeros[:, None] + 1 + torch.arange(b)] = to_bits(gaps & (2**b - 1), b)
+    bits[zeros[:, None] + 1 + host.arange(b)] = to_bits(gaps & (2**b - 1), b)
     return bits
 
 
 def _section(indices: Tensor, numel: int) -> list[Tensor]:
-    header = to_bits(torch.tensor(indices.numel()), numel.bit_length())
+    header = to_bits(host.tensor(indices.numel(), dtype=torch.int64), numel.bit_length())
     if indices.numel() == 0:
         return [header]
-    gaps = indices.diff(prepend=torch.tensor([-1])) - 1
+    gaps = indices.diff(prepend=host.tensor([-1], dtype=torch.int64)) - 1
     b = _best_parameter(gaps)
-    return [header, to_bits(torch.tensor(b), PARAMETER_BITS), _codes(gaps, b)]
+    return [header, to_bits(host.tensor(b, dtype=torch.int64), PARAMETER_BITS), _codes(gaps, b)]
 
 
 def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
     """
     edges = bounds.tolist()
     cuts = torch.searchsorted(indices.long(), bounds).tolist()
-    bits = [torch.empty(0, dtype=torch.int64)]
+    bits = [host.empty(0, dtype=torch.int64)]
     for p, (start, end) in enumerate(pairwise(edges)):
         if end > start:
             bits += _section(indices[cuts[p] : cuts[p + 1]].long() - start, end - start)

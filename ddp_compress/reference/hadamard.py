@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.random_words import random_words
 from ddp_compress.reference.wire_format import to_bits
 
@@ -78,7 +79,7 @@ def _inverse(block: Tensor, salt: Tensor) -> Tensor:
 
 def _flipped(block: Tensor, salt: Tensor) -> Tensor:
     """A block with its signs turned, scaled."""
-    words = random_words(torch.arange((len(block) + 63) // 64), salt)
+    words = random_words(host.arange((len(block) + 63) // 64), salt)
     signs = 1.0 - 2.0 * to_bits(words, 64).flatten()[: len(block)].float()
     return block * (signs * (1 / math.sqrt(max(1, len(block)))))
 

@@ -7,6 +7,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from ddp_compress import host
+
 
 def _signed(word: int) -> int:
     """The int64 with the bits of an unsigned 64-bit number."""
@@ -33,7 +35,8 @@ def _mixed(z: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _name_salts(names: tuple[str, ...], seed: int) -> Tensor:
     digests = [blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in names]
-    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests]).long()
+    words = [int.from_bytes(d, "little", signed=True) for d in digests]
+    return host.tensor(words, dtype=torch.int64)
 
 
 def random_words(offsets: Tensor, salts: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ def block_salts(salts: Tensor, counts: Tensor) -> Tensor:
         tensor([                   5,                    6, -3335678366873096951])
     """
     firsts = counts.cumsum(0) - counts
-    number = torch.arange(int(counts.sum())) - firsts.repeat_interleave(counts)
+    number = host.arange(int(counts.sum())) - firsts.repeat_interleave(counts)
     return salts.repeat_interleave(counts) + number * _BY_DRAW
 
 
@@ -79,7 +82,8 @@ def salts(names: Sequence[str], seed: int, step: int) -> Tensor:
         >>> salts(["weight", "bias"], seed=0, step=7)
         tensor([ 8839963487921152740, -5312563469278568483])
     """
-    return _mixed(_name_salts(tuple(names), seed) + torch.tensor(step) * _BY_OFFSET)
+    number = host.tensor(step, dtype=torch.int64)
+    return _mixed(_name_salts(tuple(names), seed) + number * _BY_OFFSET)
 
 
 def shift_salts(salts: Tensor, offsets: Tensor) -> Tensor:
@@ -119,5 +123,6 @@ def hashes(positions: Tensor, bounds: Tensor, salts: Tensor, draw: int = 0) -> T
     """
     places = positions.long()
     owners = torch.searchsorted(bounds, places, right=True) - 1
-    z = salts[owners] + (places - bounds[owners]) * _BY_OFFSET + draw * torch.tensor(_BY_DRAW)
+    later = draw * host.tensor(_BY_DRAW, dtype=torch.int64)
+    z = salts[owners] + (places - bounds[owners]) * _BY_OFFSET + later
     return _shifted(_mixed(z), 32)

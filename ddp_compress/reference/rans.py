@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.wire_format import DecodeError, from_bits, pack, to_bits, unpack
 
 MAX_ALPHABET = 65  # two signs of 32 levels, and zero
@@ -64,7 +65,7 @@ def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
     """
     _check_alphabet(alphabet)
     if not len(symbols):
-        return torch.empty(0, dtype=torch.uint8)
+        return host.empty(0, dtype=torch.uint8)
     if int(symbols.max()) >= alphabet:
         raise RuntimeError(
             f"symbols must lie below the alphabet, {alphabet}, got {int(symbols.max())}"
@@ -81,7 +82,7 @@ def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
             state //= 256
         state = TOTAL * (state // frequency) + state % frequency + starts[symbol]
     stream += state.to_bytes(4, "big")
-    return torch.cat([_table(table), torch.tensor(stream[::-1], dtype=torch.uint8)])
+    return torch.cat([_table(table), host.tensor(stream[::-1], dtype=torch.uint8)])
 
 
 def _read_table(data: Tensor, alphabet: int) -> tuple[Tensor, int] | DecodeError:
@@ -96,7 +97,7 @@ def _read_table(data: Tensor, alphabet: int) -> tuple[Tensor, int] | DecodeError
     end = alphabet + TOTAL_BITS * (len(occurring) - 1)
     if len(bits) < end:
         return DecodeError.TRUNCATED
-    frequencies = torch.zeros(alphabet, dtype=torch.int64)
+    frequencies = host.zeros(alphabet, dtype=torch.int64)
     frequencies[occurring[:-1]] = from_bits(bits[alphabet:end].view(-1, TOTAL_BITS)) + 1
     left = TOTAL - int(frequencies.sum())
     if left <= 0:
@@ -113,7 +114,7 @@ def _read_symbols(
 ) -> tuple[list[int], int] | DecodeError:
     """The symbols and the bytes that they took."""
     frequencies, starts = table.tolist(), (table.cumsum(0) - table).tolist()
-    slots = torch.arange(len(table)).repeat_interleave(table).tolist()
+    slots = host.arange(len(table)).repeat_interleave(table).tolist()
     if len(data) < 4:
         return DecodeError.TRUNCATED
     state, used = int.from_bytes(data[:4], "little"), 4
@@ -134,7 +135,7 @@ def _read_symbols(
 
 
 def _decoded(symbols: list[int], status: int) -> tuple[Tensor, Tensor]:
-    return torch.tensor(symbols, dtype=torch.uint8), torch.tensor([int(status)])
+    return host.tensor(symbols, dtype=torch.uint8), host.tensor([int(status)], dtype=torch.int64)
 
 
 def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor]:

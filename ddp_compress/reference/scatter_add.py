@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddp_compress import host
+
 
 def scatter_add(
     out: Tensor, start: int, indices: Sequence[Tensor], values: Sequence[Tensor], scale: float
@@ -38,5 +40,5 @@ def scatter_add(
         if (positions[1:] <= positions[:-1]).any() or (positions[:1] < 0).any():
             raise RuntimeError("indices must ascend strictly from 0 or more")
         here = (positions >= start) & (positions < start + out.numel())
-        total[positions[here].long() - start] += entries[here] * torch.tensor(scale, dtype=wide)
+        total[positions[here].long() - start] += entries[here] * host.tensor(scale, dtype=wide)
     out.copy_(total)

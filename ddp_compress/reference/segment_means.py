@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ddp_compress import host
+
 
 def exact_mean(values: Tensor) -> float:
     """Mean of [K] values through an exact integer sum, the same in any order of summation.
@@ -49,4 +51,4 @@ def segment_means(values: Tensor, counts: Tensor) -> Tensor:
     sizes = counts.tolist()
     if sum(sizes) != len(values) or min(sizes, default=0) < 0:
         raise RuntimeError(f"counts sum to {sum(sizes)}, expected {len(values)}")
-    return torch.tensor([exact_mean(part) for part in values.split(sizes)], dtype=torch.float32)
+    return host.tensor([exact_mean(part) for part in values.split(sizes)], dtype=torch.float32)

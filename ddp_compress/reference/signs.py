@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.segment_means import exact_mean
 from ddp_compress.reference.wire_format import pack, unpack
 
@@ -50,8 +51,8 @@ def sign_encode(values: Tensor, bounds: Tensor, block: int) -> tuple[Tensor, Ten
     blocks = [part for segment in segments if len(segment) for part in segment.split(block)]
     scales = [exact_mean(part.abs()) for part in blocks]
     return (
-        torch.cat([torch.empty(0, dtype=torch.uint8), *bits]),
-        torch.tensor(scales, dtype=torch.float32),
+        torch.cat([host.empty(0, dtype=torch.uint8), *bits]),
+        host.tensor(scales, dtype=torch.float32),
     )
 
 

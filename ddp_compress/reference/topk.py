@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.random_words import hashes
 from ddp_compress.reference.segment_means import exact_mean
 
@@ -66,16 +67,16 @@ def topk(
     edges, of_param = bounds.tolist(), groups.tolist()
     found, finite = [], True
     for group, k in enumerate(ks.tolist()):
-        spans = [torch.arange(edges[p], edges[p + 1]) for p, g in enumerate(of_param) if g == group]
-        positions = torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+        spans = [host.arange(edges[p], edges[p + 1]) for p, g in enumerate(of_param) if g == group]
+        positions = torch.cat(spans) if spans else host.empty(0, dtype=torch.int64)
         values = accumulated[positions]
         ranks = hashes(positions, bounds, salts) if len(salts) else torch.zeros_like(positions)
         finite = finite and bool(values.isfinite().all())
         pick = _heavier_side if heavier else _largest
         chosen = pick(values, ranks, k)
         found.append(positions[chosen])
-    indices = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
-    return indices.int(), accumulated[indices], torch.tensor([finite])
+    indices = torch.cat(found) if found else host.empty(0, dtype=torch.int64)
+    return indices.int(), accumulated[indices], host.tensor([finite], dtype=torch.bool)
 
 
 def _accumulated(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddp_compress import host
 from ddp_compress.reference.hadamard import check_blocks
 from ddp_compress.reference.random_words import random_words
 from ddp_compress.reference.wire_format import from_bits, pack, to_bits, unpack
@@ -44,7 +45,7 @@ def uniform_encode(
     """
     _check_bits(bits)
     sizes = check_blocks(values, bounds, salts)
-    codes, levels = [torch.empty(0, dtype=torch.uint8)], [torch.empty(0)]
+    codes, levels = [host.empty(0, dtype=torch.uint8)], [host.empty(0, dtype=torch.float32)]
     for block, salt in zip(values.split(sizes), salts, strict=True):
         lowest, step = _levels(block, bits)
         codes.append(pack(to_bits(_codes(block, lowest, step, salt, bits), bits).flatten()))
@@ -73,7 +74,8 @@ def uniform_decode(codes: Tensor, levels: Tensor, bounds: Tensor, bits: int) -> 
         tensor([0., 1., 3.])
     """
     _check_bits(bits)
-    sizes = check_blocks(torch.empty(int(bounds[-1:].sum())), bounds, bounds[1:])
+    coefficients = host.empty(int(bounds[-1:].sum()), dtype=torch.float32)
+    sizes = check_blocks(coefficients, bounds, bounds[1:])
     in_bytes = [(size * bits + 7) // 8 for size in sizes]
     if len(codes) != sum(in_bytes):
         raise RuntimeError(f"codes has {len(codes)} elements, expected {sum(in_bytes)}")
@@ -93,16 +95,15 @@ def _check_bits(bits: int) -> None:
 
 
 def _levels(block: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    if not len(block):
-        return torch.zeros(()), torch.zeros(())
-    if not block.isfinite().all():
-        return torch.tensor(torch.nan), torch.tensor(torch.nan)
+    if not len(block) or not block.isfinite().all():
+        same = host.tensor(torch.nan if len(block) else 0.0, dtype=torch.float32)
+        return same, same
     return block.min() + 0.0, (block.max() - block.min()) / (2**bits - 1)
 
 
 def _codes(block: Tensor, lowest: Tensor, step: Tensor, salt: Tensor, bits: int) -> Tensor:
     if not (step > 0 and step.isfinite()):
-        return torch.zeros(len(block), dtype=torch.int64)
+        return host.zeros(len(block), dtype=torch.int64)
     steps = (block - lowest) / step
     below = steps.long()
     up = steps - below.float() + _noise(len(block), salt) >= 1
@@ -110,6 +111,6 @@ def _codes(block: Tensor, lowest: Tensor, step: Tensor, salt: Tensor, bits: int)
 
 
 def _noise(count: int, salt: Tensor) -> Tensor:
-    words = random_words(torch.arange((count + DRAWS - 1) // DRAWS), salt)
-    draws = words[:, None] >> 16 * torch.arange(DRAWS) & 0xFFFF
+    words = random_words(host.arange((count + DRAWS - 1) // DRAWS), salt)
+    draws = words[:, None] >> 16 * host.arange(DRAWS) & 0xFFFF
     return ((draws.flatten()[:count].float() + 0.5) / 2**16).float()

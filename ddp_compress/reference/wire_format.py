@@ -5,6 +5,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from ddp_compress import host
+
 
 class DecodeError(IntEnum):
     """Why a decoder gave up: its status instead of the bytes read."""
@@ -33,7 +35,8 @@ def to_bits(numbers: Tensor, width: int) -> Tensor:
         tensor([[0, 1, 1],
                 [1, 0, 0]])
     """
-    return numbers.unsqueeze(-1) >> torch.arange(width, device=numbers.device) & 1
+    places = torch.arange(width, dtype=torch.int64, device=numbers.device)
+    return numbers.unsqueeze(-1) >> places & 1
 
 
 def from_bits(bits: Tensor) -> Tensor:
@@ -43,7 +46,8 @@ def from_bits(bits: Tensor) -> Tensor:
         >>> from_bits(torch.tensor([[0, 1, 1], [1, 0, 0]]))
         tensor([6, 1])
     """
-    return (bits << torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
+    places = torch.arange(bits.shape[-1], dtype=torch.int64, device=bits.device)
+    return (bits << places).sum(-1)
 
 
 def pack(bits: Tensor) -> Tensor:
@@ -80,4 +84,5 @@ def decoded(indices: Tensor | list[int], status: int) -> tuple[Tensor, Tensor]:
         >>> decoded([], DecodeError.TRUNCATED)
         (tensor([], dtype=torch.int32), tensor([-1]))
     """
-    return torch.as_tensor(indices, dtype=torch.int32), torch.tensor([int(status)])
+    found = torch.as_tensor(indices, dtype=torch.int32, device="cpu")
+    return found, host.tensor([int(status)], dtype=torch.int64)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.checks import check_int
 from ddp_compress.devices import beside
 from ddp_compress.layout import Scope, Sparse, entries
@@ -85,7 +85,8 @@ class AddDrop:
         new = (~held).nonzero().flatten()
         old = (ballot & (lists == 1)).nonzero().flatten()
         news, olds = plan.counts(positions[new]), plan.counts(positions[old])  # [G]
-        limits = torch.tensor([entries(self.change, k) for k in plan.ks.tolist()]).long()
+        changes = [entries(self.change, k) for k in plan.ks.tolist()]
+        limits = host.tensor(changes, dtype=torch.int64)
         # What one list is longer than the other comes or goes at once.
         adds = news.minimum(limits + (news - olds).clamp(min=0))
         drops = olds - (news - adds)

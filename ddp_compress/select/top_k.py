@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.layout import SCOPES, Scope, Sparse
 from ddp_compress.message import Selection
@@ -90,5 +90,5 @@ class TopK:
 
     def _salts(self, message: Message) -> Tensor:
         if self.seed is None:
-            return torch.empty(0, dtype=torch.int64)
+            return host.empty(0, dtype=torch.int64)
         return salts(message.plan.names, self.seed, message.step)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
+from ddp_compress import host, ops
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.devices import beside, on_host
 from ddp_compress.layout import SCOPES, Scope, Sparse
@@ -190,13 +190,13 @@ class _Ranking:
             worth = self._values[self._part(parameter)].abs() / price
             if parameter in self._ways:
                 m = self._numels[parameter]
-                signs = torch.tensor(self._signs[m], dtype=torch.float64)
+                signs = host.tensor(self._signs[m], dtype=torch.float64)
                 way, carried = self._ways[parameter].best(self._gaps[parameter] + signs)
                 self._best[parameter] = way, carried
                 worth = worth.view(-1, m).maximum(carried[:, None]).flatten()
             worths.append(worth)
         worth = torch.cat(worths)
-        plan, none = self._plan, torch.empty(0, dtype=torch.int64)
+        plan, none = self._plan, host.empty(0, dtype=torch.int64)
         places, _, _ = ops.topk(
             [worth], [torch.zeros_like(worth)], [], 0.0, plan.bounds, self._groups, plan.ks, none,
             heavier=False,
@@ -205,7 +205,7 @@ class _Ranking:
 
     def learn_prices(self, places: Tensor) -> None:
         """Set prices to what the entries at these places cost."""
-        taken = {m: torch.zeros(len(signs)) for m, signs in self._signs.items()}
+        taken = {m: host.zeros(len(signs), dtype=torch.float32) for m, signs in self._signs.items()}
         for parameter, within in enumerate(self._within(places)):
             m, n = self._numels[parameter], self._bounds[parameter + 1] - self._bounds[parameter]
             whole, singles = self._split(parameter, within)
@@ -229,7 +229,7 @@ class _Ranking:
             if parameter in self._ways:
                 way, _ = self._best[parameter]
                 m = self._numels[parameter]
-                at = whole[:, None] * m + torch.arange(m, device=whole.device)
+                at = whole[:, None] * m + torch.arange(m, device=whole.device, dtype=torch.int64)
                 sent = self._ways[parameter].sent(whole, way[whole])
                 found.append((start + at.flatten(), sent.flatten()))
         return torch.cat([at for at, _ in found]), torch.cat([values for _, values in found])

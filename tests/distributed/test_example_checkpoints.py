@@ -1,6 +1,7 @@
 """What `examples/checkpoints.py` leaves behind, wherever a rank dies."""
 
 import os
+import resource
 import signal
 from argparse import Namespace
 from pathlib import Path
@@ -119,25 +120,139 @@ def test_other_ranks_start_with_the_same_weights_and_owe_as_much(ranks, tmp_path
         torch.testing.assert_close(mean, means[3], rtol=0.0, atol=1e-6 * largest)
 
 
-def torn(folder: Path) -> str:
-    ddp, _, checkpoints = begin(folder)
-    train(ddp, range(2))
-    checkpoints.save(2)
-    train(ddp, range(2, 4))
-    checkpoints.save(4)
-    file = folder / "step-4-of-1" / "rank-0.pt"
-    file.write_bytes(file.read_bytes()[:1000])
+def two_saved(folder: Path) -> tuple[torch.nn.Module, CompressionState, Checkpoints]:
+    """Checkpoints after steps 2 and 4, of as many ranks as there are."""
+    ddp, state, checkpoints = begin(folder)
+    for step in (2, 4):
+        train(ddp, range(step - 2, step))
+        checkpoints.save(step)
+    return ddp, state, checkpoints
+
+
+def failed_load(checkpoints: Checkpoints) -> str:
+    dist.barrier()  # all have done the damage that is theirs
     with pytest.raises(RuntimeError) as caught:
         checkpoints.load(torch.device("cpu"))
-    (folder / "latest").write_text("step-2-of-1")
-    assert checkpoints.load(torch.device("cpu")) == 2
     return str(caught.value)
 
 
-def test_a_damaged_file_is_named(ranks, tmp_path):
-    for message in ranks.run(1, torn, tmp_path):
-        assert f"{tmp_path}/step-4-of-1/rank-0.pt cannot be read" in message
+def torn(folder: Path) -> str:
+    _, _, checkpoints = two_saved(folder)
+    file = folder / "step-4-of-2" / "rank-1.pt"
+    if dist.get_rank() == 1:
+        file.write_bytes(file.read_bytes()[:1000])
+    words = failed_load(checkpoints)
+    if dist.get_rank() == 1:
+        (folder / "latest").write_text("step-2-of-2\n")  # as an editor does
+    dist.barrier()
+    assert checkpoints.load(torch.device("cpu")) == 2
+    return words
+
+
+def test_a_damaged_file_is_named_on_every_rank(ranks, tmp_path):
+    for message in ranks.run(2, torn, tmp_path):
+        assert message.startswith(f"rank 1: {tmp_path}/step-4-of-2/rank-1.pt cannot be read")
         assert f"write the name of its folder into {tmp_path}/latest" in message
+
+
+def flipped(folder: Path) -> list[str]:
+    """A bit in each of many bytes of rank 1's file, one after another; what all ranks say."""
+    ddp, state, checkpoints = two_saved(folder)
+    expected = weights(ddp), memory(state)
+    file = folder / "step-4-of-2" / "rank-1.pt"
+    whole, said = file.read_bytes(), []
+    for number in range(0, len(whole), len(whole) // 100):
+        if dist.get_rank() == 1:
+            file.write_bytes(
+                whole[:number] + bytes([whole[number] ^ 1 << number % 8]) + whole[number + 1 :]
+            )
+        dist.barrier()
+        try:
+            checkpoints.load(torch.device("cpu"))
+            assert (weights(ddp), memory(state)) == expected, "a bit that nothing is read from"
+            said.append("")
+        except RuntimeError as error:
+            said.append(str(error))
+        dist.barrier()
+    return said
+
+
+def test_a_flipped_bit_is_an_error_on_every_rank(ranks, tmp_path):
+    """Or changes nothing: some bytes of a zip file only fill it up."""
+    here, there = ranks.run(2, flipped, tmp_path)
+    assert here == there
+    damaged = [each for each in here if each]
+    assert len(damaged) > 50
+    file = tmp_path / "step-4-of-2" / "rank-1.pt"
+    assert all(each.startswith(f"rank 1: {file} cannot be read") for each in damaged)
+    assert any("checksum of archive/data/0" in each for each in damaged), "in the model, too"
+
+
+def marked(folder: Path, mark: str) -> str:
+    _, _, checkpoints = two_saved(folder)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        (folder / "latest").write_text(mark)
+    return failed_load(checkpoints)
+
+
+@pytest.mark.parametrize("mark", ["", "step-4-of-", "step-9-of-2", "../elsewhere", "\0"])
+def test_a_foreign_mark_is_named_with_what_could_stand_there(ranks, tmp_path, mark):
+    for message in ranks.run(2, marked, tmp_path, mark):
+        assert message.startswith(f"rank 0: {tmp_path}/latest says {mark!r}, expected")
+        assert "Write one of these into it: step-2-of-2, step-4-of-2." in message
+
+
+def without_key(folder: Path) -> str:
+    _, _, checkpoints = two_saved(folder)
+    file = folder / "step-4-of-2" / "rank-1.pt"
+    if dist.get_rank() == 1:
+        saved = torch.load(file, weights_only=True)
+        del saved["compression"]
+        torch.save(saved, file)
+    return failed_load(checkpoints)
+
+
+def test_a_missing_part_is_named_on_every_rank(ranks, tmp_path):
+    for message in ranks.run(2, without_key, tmp_path):
+        assert message.startswith(f"rank 1: {tmp_path}/step-4-of-2/rank-1.pt lacks compression")
+        assert "Train with those, or into another folder" in message
+
+
+def other_model(folder: Path) -> str:
+    _, _, checkpoints = two_saved(folder)
+    if dist.get_rank() == 1:
+        checkpoints.parts = {"model": torch.nn.Linear(3, 1)}
+    return failed_load(checkpoints)
+
+
+def test_a_part_that_does_not_fit_is_named_on_every_rank(ranks, tmp_path):
+    for message in ranks.run(2, other_model, tmp_path):
+        assert message.startswith(f"rank 1: {tmp_path}/step-4-of-2/rank-1.pt: 'model' cannot")
+
+
+def on_a_full_disk(folder: Path) -> str:
+    """Rank 1 may write no more than 1000 bytes a file."""
+    ddp, _, checkpoints = two_saved(folder)
+    train(ddp, [4, 5])
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            checkpoints.save(6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert checkpoints.load(torch.device("cpu")) == 4
+    checkpoints.save(6)
+    assert checkpoints.load(torch.device("cpu")) == 6
+    return str(caught.value)
+
+
+def test_a_full_disk_is_named_on_every_rank(ranks, tmp_path):
+    for message in ranks.run(2, on_a_full_disk, tmp_path):
+        assert message.startswith(f"rank 1: {tmp_path}/step-6-of-2/rank-1.pt cannot be written")
+        assert "make room" in message
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -148,6 +263,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         f.write(b"ne")
         raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RuntimeError, match=f"^{file} cannot be written.*OSError: no space left"):
         write(file, fails)
     assert file.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["latest"]
