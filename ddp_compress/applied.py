@@ -69,19 +69,19 @@ class Applied:
         """The latest pass was aborted or discarded, or its gradients are none of a model's."""
         self.sent((), _do_nothing)
 
-    def begin_step(self, optimizer: Optimizer) -> None:
-        """An optimizer takes a step, perhaps with passes of its own (a closure's)."""
-        self._stepping = self._of(optimizer) or self._stepping
+    def begin_step(self, ids: set[int]) -> None:
+        """An optimizer of these parameters takes a step, in which a closure runs passes."""
+        self._stepping = (ids & self._ids) or self._stepping
 
-    def end_step(self, optimizer: Optimizer) -> None:
-        """It has taken it."""
-        ids = self._of(optimizer)
+    def end_step(self, ids: set[int], optimizer: str) -> None:
+        """An optimizer of these parameters has taken a step."""
+        ids = ids & self._ids
         if ids:
             self._stepping = set()
             self._stepped |= ids
         if self._owed & ids:
             self._owed -= ids
-            self.by = type(optimizer).__name__
+            self.by = optimizer
             if not self._owed:
                 self._settle()
 
@@ -123,9 +123,6 @@ class Applied:
             "ddp_model in `with ddp_model.no_sync():`",
             stacklevel=2,
         )
-
-    def _of(self, optimizer: Optimizer) -> set[int]:
-        return {id(p) for group in optimizer.param_groups for p in group["params"]} & self._ids
 
 
 class _Accumulations:
@@ -197,10 +194,17 @@ def _watch_optimizers() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for watch in list(_watches):
-        watch.begin_step(optimizer)
+    if len(args) > 1 or kwargs:  # a closure
+        ids = _ids(optimizer)
+        for watch in list(_watches):
+            watch.begin_step(ids)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    ids = _ids(optimizer)
     for watch in list(_watches):
-        watch.end_step(optimizer)
+        watch.end_step(ids, type(optimizer).__name__)
+
+
+def _ids(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}

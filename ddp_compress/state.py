@@ -278,7 +278,6 @@ class CompressionState:
                 would take in twice.
         """
         parameters, flat = bucket.parameters(), bucket.buffer()
-        chunk = Chunk(flat, self._stand_in(parameters), alike=self.alike)
         failure = None
         try:
             if bucket.index() == 0:
@@ -286,11 +285,10 @@ class CompressionState:
             self._applied.check_bucket(parameters)
             if bucket.is_last():
                 self._applied.check_pass()
-            chunk.layout = self.layout(parameters)
-            chunk.scale = self.loss_scale(flat.device)
-            chunk.may_be_idle = self._find_unused
+            layout, scale = self.layout(parameters), self.loss_scale(flat.device)
         except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
-            failure = error
+            failure, layout, scale = error, self._stand_in(parameters), None
+        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
         future = self._take(chunk, bucket.is_last(), self._buckets, failure)
         if bucket.is_last() and self._undo is not None:
             self._applied.sent(self._undo.sent, self._undo.settle)

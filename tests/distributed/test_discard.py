@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, PeerError, recipes
+from ddp_compress import CompressionState, PeerError, attach, recipes
 from ddp_compress.schedules import exponential_warmup
 from tests.distributed.training import (
     MANY_BUCKETS,
@@ -387,3 +387,36 @@ def finds_a_learning_rate() -> None:
 
 def test_a_search_for_a_learning_rate_leaves_no_trace(ranks):
     ranks.run(2, finds_a_learning_rate)
+
+
+# ------------------------------------------------------------------------------------------- SAM
+
+
+def sharpness_aware(compressed: bool) -> list[torch.Tensor]:
+    """The first pass says in which direction to look, and is not applied."""
+    ddp = DistributedDataParallel(small_model())
+    state = attach(ddp, "topk", density=1.0) if compressed else None
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
+    for number in range(4):
+        loss(ddp, dist.get_rank(), number).backward()
+        with torch.no_grad():
+            moved = [0.05 * grad / grad.norm() for grad in grads(ddp)]
+            for p, by in zip(ddp.parameters(), moved, strict=True):
+                p.add_(by)
+        optimizer.zero_grad()
+        if state is not None:
+            state.discard()
+        loss(ddp, dist.get_rank(), number).backward()
+        with torch.no_grad():
+            for p, by in zip(ddp.parameters(), moved, strict=True):
+                p.sub_(by)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in ddp.parameters()]
+
+
+def test_sharpness_aware_minimization_trains_as_with_dense_gradients(ranks):
+    for ours, dense in zip(
+        ranks.run(2, sharpness_aware, True), ranks.run(2, sharpness_aware, False), strict=True
+    ):
+        torch.testing.assert_close(ours, dense)
