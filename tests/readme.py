@@ -30,6 +30,7 @@ def main() -> None:
     warnings.simplefilter("error")
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    torch.manual_seed(rank)  # data and first weights differ between ranks
     names: dict[str, Any] = {
         "DistributedDataParallel": DistributedDataParallel,
         "model": network(),
@@ -65,7 +66,6 @@ def run(names: dict[str, Any], section: str) -> None:
 
 
 def network() -> nn.Module:
-    """Other weights on every rank, until DDP broadcasts rank 0's."""
     return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
 
 
