@@ -301,7 +301,7 @@ def change(path: list[str], value: object):
     ("damage", "words"),
     [
         (lambda saved: saved.pop("step"), "checkpoint lacks step"),
-        (change(["format"], 1), "format 1, expected 2"),
+        (change(["format"], 1), "format 1, expected 3"),
         (change(["recipe"], "sbc"), "of recipe 'sbc', expected 'dgc'"),
         (change(["step"], -1), "step -1, expected an int of 0 or more"),
         (change(["step"], 1.5), "step 1.5, expected an int"),
@@ -552,7 +552,7 @@ def test_nothing_is_left_behind_when_the_model_is_gone():
     gc.collect()
     assert parameter() is None
     assert its_state() is None
-    assert len(optimizers._global_optimizer_pre_hooks) <= 1
+    assert len(optimizers._global_optimizer_pre_hooks) <= 2  # of the process, whatever it makes
     other = model()
     other(torch.ones(6)).sum().backward()
     again = torch.optim.Adam(other.parameters())

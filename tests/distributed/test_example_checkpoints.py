@@ -161,6 +161,7 @@ def flipped(folder: Path) -> list[str]:
     expected = weights(ddp), memory(state)
     file = folder / "step-4-of-2" / "rank-1.pt"
     whole, said = file.read_bytes(), []
+    dist.barrier()
     for number in range(0, len(whole), len(whole) // 100):
         if dist.get_rank() == 1:
             file.write_bytes(
