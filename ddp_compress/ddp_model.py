@@ -9,21 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-
-
-def ignored_parameters(module: nn.Module) -> set[str]:
-    """Names of a bare model's parameters that DDP is told to leave alone.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-        >>> ignore(model, ["bias"])
-        >>> ignored_parameters(model)
-        {'bias'}
-    """
-    return set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
 
 
 def models_of(parameter: Tensor) -> list[DistributedDataParallel]:

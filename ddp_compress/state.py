@@ -25,8 +25,7 @@ from ddp_compress.checkpoint import (
     dim_orders,
 )
 from ddp_compress.checks import check_count
-from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
-from ddp_compress.ddp_model import BeforeForward, find_model, ignored_parameters
+from ddp_compress.ddp_model import BeforeForward, find_model
 from ddp_compress.devices import Lane
 from ddp_compress.exchange import Comm, Worker
 from ddp_compress.guards import (
@@ -37,8 +36,9 @@ from ddp_compress.guards import (
     refuse_unsupported_parameters,
 )
 from ddp_compress.layout import Layout
-from ddp_compress.memory_format import dim_order, flatten, unflatten
+from ddp_compress.memory_format import flatten, unflatten
 from ddp_compress.message import Chunk
+from ddp_compress.parameters import Parameters, ignored_parameters
 from ddp_compress.rebucket import Buckets, Regrouped
 from ddp_compress.recipe import Recipe
 from ddp_compress.restored import Restored, warn_of_weights_alone
@@ -113,15 +113,13 @@ class CompressionState:
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
-        ignored = ignored_parameters(bare)
-        refuse_unsupported_parameters(bare, ignored)
+        refuse_unsupported_parameters(bare, ignored_parameters(bare))
         self.recipe = recipe
         self.process_group = process_group
         self.step = start_step
         self.stats = Stats()
-        self._parameters = {n: p for n, p in bare.named_parameters() if n not in ignored}
-        convs = convolutions(bare)
-        self._convolutions = {name for name, p in self._parameters.items() if id(p) in convs}
+        self._given_group = process_group
+        self._parameters = Parameters(bare)
         self._store = ParameterStore(recipe.tensors)
         self._settings = Settings(recipe, min_numel, flush_bytes)
         self._find_unused = False
@@ -132,6 +130,7 @@ class CompressionState:
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
         self._loaded_density: float | None = None
         self._buckets = Buckets()
+        self._left_memory = False  # behind, with the DDP model that this is a copy's of
         self.alike: object = None
         self._start()
         self._restored.watch(bare)
@@ -146,25 +145,26 @@ class CompressionState:
         self._undo: Undo | None = None
         self._passed = False  # whether there was a pass since, perhaps an aborted one
         self._before_forward: BeforeForward | None = None
-        self._know_parameters()
+        self._watch_parameters()
 
-    def _know_parameters(self) -> None:
-        self._names = {id(p): name for name, p in self._parameters.items()}
-        self._strides = {name: p.stride() for name, p in self._parameters.items()}
-        self._kernels = {
-            name: kernel_of(p) if name in self._convolutions else Kernel()
-            for name, p in self._parameters.items()
-        }
-        has_momentum = "momentum" in self.recipe.memory.tensors
-        self._applied = Applied(self._parameters, has_momentum)
-        self._restored = Restored(self._parameters)
+    def _watch_parameters(self) -> None:
+        named, has_momentum = self._parameters.named, "momentum" in self.recipe.memory.tensors
+        self._applied = Applied(named, has_momentum)
+        self._restored = Restored(named)
         if has_momentum:
-            refuse_second_momentum(self, self._parameters.values(), self.recipe.name)
+            refuse_second_momentum(self, named.values(), self.recipe.name)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone: tuple[str, ...] = ("_comm", "_transaction", "_names", "_worker", "_lane", "_scaler")
-        gone += ("process_group", "_undo", "_before_forward", "_applied", "_restored")
+        gone: tuple[str, ...] = ("_comm", "_transaction", "_worker", "_lane", "_scaler")
+        gone += (
+            "process_group",
+            "_given_group",
+            "_undo",
+            "_before_forward",
+            "_applied",
+            "_restored",
+        )
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
         kept["_had_scaler"] = self._scaler is not None
         return self.__dict__ | dict.fromkeys(gone) | kept
@@ -190,14 +190,14 @@ class CompressionState:
         saved = self.__getstate__()
         if self._before_forward is not None and id(self._before_forward.model) in memo:
             saved |= {"_store": ParameterStore(self.recipe.tensors), "_buckets": Buckets()}
+            saved["_left_memory"] = self.stats.steps > 0
         twin.__setstate__(copy.deepcopy(saved, memo))
         return twin
 
     def __repr__(self) -> str:
-        elements = sum(p.numel() for p in self._parameters.values())
         return (
             f"CompressionState(recipe={self.recipe!r}, step={self.step}, "
-            f"parameters={len(self._parameters)} of {elements} elements, "
+            f"parameters={len(self._parameters.named)} of {self._parameters.numel} elements, "
             f"ratio={self.stats.ratio:.1f})"
         )
 
@@ -285,9 +285,9 @@ class CompressionState:
             self._applied.check_bucket(parameters)
             if bucket.is_last():
                 self._applied.check_pass()
-            layout, scale = self.layout(parameters), self.loss_scale(flat.device)
+            layout, scale = self._parameters.layout(parameters), self.loss_scale(flat.device)
         except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
-            failure, layout, scale = error, self._stand_in(parameters), None
+            failure, layout, scale = error, self._parameters.stand_in(parameters), None
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
         future = self._take(chunk, bucket.is_last(), self._buckets, failure)
         if bucket.is_last() and self._undo is not None:
@@ -302,38 +302,29 @@ class CompressionState:
         if self._restored.weights_alone and self.stats.steps:
             warn_of_weights_alone()
         self._restored.begin_pass()
+        if self._left_memory:
+            self._left_memory = False
+            warnings.warn(
+                "this state came along with a copy of a DDP model, without the memory of the "
+                "original, which is owed to the model: load_state_dict the original's state_dict()",
+                stacklevel=2,
+            )
 
     def _bind_to(self, model: DistributedDataParallel) -> None:
         """Learn of a DDP model what its hook must know."""
         refuse_unsupported_ddp(model)
         refuse_optimizer_in_backward(model)
-        if self.process_group is not None or self._comm is not None:
+        if self._given_group is not None or (self._comm and not self._comm.outdated):
             refuse_other_ranks(self.process_group, model)
-        self._know_model(model.module)
-        self.process_group = self.process_group or model.process_group
+        theirs = Parameters(model.module)
+        if theirs.is_copy_of(self._parameters):  # this state came from a file, or of another copy
+            self._parameters = theirs
+            self._watch_parameters()
+            self._restored.watch(model.module)
+        self.process_group = self._given_group or model.process_group
         self._find_unused = model.find_unused_parameters
         if self._before_forward is None or self._before_forward.model is not model:
             self._before_forward = BeforeForward(model, self._applied.before_forward)
-
-    def _know_model(self, module: nn.Module) -> None:
-        """Take the parameters of this model where the state was made of, or with, a copy of it."""
-        ignored = ignored_parameters(module)
-        theirs = {n: p for n, p in module.named_parameters() if n not in ignored}
-        if theirs.keys() != self._parameters.keys():
-            return  # parts of a model, or a strange one: then its bucket is refused
-        if all(p is self._parameters[name] for name, p in theirs.items()):
-            return
-        for name, parameter in theirs.items():
-            ours = self._parameters[name]
-            if parameter.shape != ours.shape or dim_order(parameter) != dim_order(ours):
-                raise ValueError(
-                    f"{name} has shape {tuple(parameter.shape)} and lies in memory by its "
-                    f"dimensions {dim_order(parameter)}; this state was made for "
-                    f"{tuple(ours.shape)} and {dim_order(ours)}"
-                )
-        self._parameters = theirs
-        self._know_parameters()
-        self._restored.watch(module)
 
     def _take(
         self, chunk: Chunk, last: bool, buckets: Buckets, failure: Exception | None = None
@@ -367,8 +358,8 @@ class CompressionState:
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
         try:
-            layout = self._layout_of(tensors)
-            flat = torch.cat([flatten(t.detach(), self._parameters[n]) for n, t in tensors.items()])
+            layout, named = self._parameters.layout_of_given(tensors), self._parameters.named
+            flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
         except Exception as error:
             transaction = self._under_way(alone)
             transaction.fail(error)
@@ -378,21 +369,7 @@ class CompressionState:
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
         parts = layout.split(mean)
-        return {n: unflatten(parts[n], self._parameters[n], t) for n, t in tensors.items()}
-
-    def _layout_of(self, tensors: Mapping[str, Tensor]) -> Layout:
-        if not tensors:
-            raise ValueError("tensors must hold at least one tensor")
-        for name, tensor in tensors.items():
-            if name not in self._parameters:
-                raise KeyError(f"{name} is no parameter of the model")
-            expected = self._parameters[name].numel()
-            if tensor.numel() != expected:
-                raise ValueError(f"{name} has {tensor.numel()} elements, expected {expected}")
-        dtypes = {tensor.dtype for tensor in tensors.values()}
-        if len(dtypes) > 1:
-            raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
-        return self._layout(list(tensors))
+        return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -401,31 +378,7 @@ class CompressionState:
             ValueError: a parameter is not the model's, or lies otherwise in memory than when this
                 state was made.
         """
-        unknown = [p for p in parameters if id(p) not in self._names]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
-                "not of the model that this state was made for"
-            )
-        names = [self._names[id(p)] for p in parameters]
-        for name, parameter in zip(names, parameters, strict=True):
-            if parameter.stride() != self._strides[name]:
-                raise ValueError(
-                    f"{name} has strides {parameter.stride()}, and had {self._strides[name]} when "
-                    "this state was made: DDP and residuals would permute its gradient. Convert "
-                    "the model, as to channels_last, before wrapping it"
-                )
-        return self._layout(names)
-
-    def _layout(self, names: Sequence[str]) -> Layout:
-        sizes = tuple(self._parameters[name].numel() for name in names)
-        return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names))
-
-    def _stand_in(self, parameters: Sequence[Tensor]) -> Layout:
-        """A layout of the right sizes, whatever may be wrong with the parameters."""
-        names = [self._names.get(id(p), f"unknown {i}") for i, p in enumerate(parameters)]
-        kernels = tuple(self._kernels.get(name, Kernel()) for name in names)
-        return Layout(tuple(names), tuple(p.numel() for p in parameters), kernels)
+        return self._parameters.layout(parameters)
 
     def discard(self) -> None:
         """Take the latest backward pass back out of memory: its gradient will not be applied.
@@ -539,7 +492,7 @@ class CompressionState:
         if self._comm is None or self._comm.outdated:
             exchange = self.recipe.exchange
             # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-            device = next((p.device for p in self._parameters.values()), torch.device("cpu"))
+            device = next((p.device for p in self._parameters.named.values()), torch.device("cpu"))
             if exchange.many_phase or device.type == "cuda":
                 self._worker = self._worker or Worker(device)
             comm = Comm(self.process_group, self.stats, device, exchange.rotates)
@@ -554,7 +507,7 @@ class CompressionState:
 
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
-        recipe, settings = self.recipe, self._settings
+        recipe, settings, parameters = self.recipe, self._settings, self._parameters.named
         options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
         select = ", ".join(f"{name}={value}" for name, value in options)
         return (
@@ -564,7 +517,7 @@ class CompressionState:
             f"{type(recipe.select).__name__}({select}), "
             f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(self._parameters):08x}, "
+            f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(parameters):08x}, "
             f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
         )
 
@@ -579,6 +532,7 @@ class CompressionState:
         self.abandon_step()  # a backward that raised may have left half a step behind
         self._undo, self._passed = None, False
         self._restored.memory()
+        self._left_memory = False
         self._store.load(tensors)
         if self._comm is not None:
             self._comm.known.clear()
@@ -601,11 +555,11 @@ class CompressionState:
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
-            "parameters": digest_of(self._parameters),
+            "parameters": digest_of(self._parameters.named),
             "saved_by": self._here(),
             "step": self.step,
             "density": self._latest_density(),
-            "dim_orders": dim_orders(self._parameters),
+            "dim_orders": dim_orders(self._parameters.named),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
             "tensors": tensors,
@@ -636,14 +590,14 @@ class CompressionState:
             ValueError: the checkpoint does not fit. Nothing has changed then.
         """
         check_form(saved)
-        check_fits(saved, self.recipe, self._parameters)
+        check_fits(saved, self.recipe, self._parameters.named)
         check_whole(saved)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self._stepped_without_scaler = False
         self._saved_by = saved["saved_by"]
         self._loaded_density = saved["density"]
-        self._buckets = Buckets([self._layout(names) for names in saved["buckets"]])
+        self._buckets = Buckets([self._parameters.layout_of(names) for names in saved["buckets"]])
         self.stats = Stats.of(saved["stats"])
         if self._comm is not None:
             self._buckets.settle()

@@ -274,3 +274,11 @@ def test_a_checkpoint_of_another_memory_format_is_refused():
         state.load_state_dict(saved.state_dict())
     with pytest.raises(ValueError, match=r"by its dimensions in order; now it lies by \[0, 2, 3"):
         saved.load_state_dict(state.state_dict())
+
+
+def test_reduce_refuses_a_model_converted_since():
+    model = channels_last()
+    state = CompressionState(model, recipes.topk(0.1))
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with pytest.raises(PeerError, match="Convert the model, as to channels_last, before"):
+        state.reduce({"1.weight": torch.ones_like(model.get_parameter("1.weight"))})

@@ -392,6 +392,21 @@ def copied(how: str) -> None:
     assert kept.stats.steps == state.stats.steps == 6
 
 
+def copied_without_memory() -> None:
+    ddp, _ = wrap(small_model(), TOPK)
+    train(ddp, range(2))
+    twin = copy.deepcopy(ddp)
+    kept: Any = twin._comm_hooks[0][1]
+    twin.register_comm_hook(kept, compress_hook)
+    with pytest.warns(UserWarning, match="without the memory of the original"):
+        backward(twin, 2)
+    backward(twin, 3)
+
+
+def test_a_copied_hook_tells_that_it_has_no_memory(ranks):
+    ranks.run(2, copied_without_memory)
+
+
 def trained_as_a_copy(how: str) -> None:
     """Silent as long as it is copied and evaluated; told of, once, when it trains."""
     ddp, _ = wrap(small_model(), TOPK)

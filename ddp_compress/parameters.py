@@ -1,0 +1,136 @@
+"""The parameters that a state is made for: their names, and how their gradients lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
+from ddp_compress.layout import Layout
+from ddp_compress.memory_format import dim_order
+
+
+class Parameters:
+    """A bare model's parameters, but for those that DDP is told to leave alone.
+
+    Args:
+        module: the bare model.
+
+    Attributes:
+        named: by name.
+
+    Example:
+        >>> linear = nn.Linear(3, 2)
+        >>> Parameters(linear).layout([linear.bias, linear.weight])
+        Layout(names=('bias', 'weight'), sizes=(2, 6), kernels=(Kernel(...), Kernel(...)))
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        ignored = ignored_parameters(module)
+        self.named = {n: p for n, p in module.named_parameters() if n not in ignored}
+        convs = convolutions(module)
+        self._kernels = {
+            name: kernel_of(p) if id(p) in convs else Kernel() for name, p in self.named.items()
+        }
+        self._strides = {name: p.stride() for name, p in self.named.items()}
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {id(p): name for name, p in self.named.items()}
+
+    def __getstate__(self) -> dict[str, object]:
+        """All but names by id, which are another copy's."""
+        return {name: value for name, value in self.__dict__.items() if name != "_names"}
+
+    @property
+    def numel(self) -> int:
+        """Elements in all."""
+        return sum(p.numel() for p in self.named.values())
+
+    def layout(self, parameters: Sequence[Tensor]) -> Layout:
+        """The layout of a bucket that holds these parameters.
+
+        Raises:
+            ValueError: a parameter is not the model's, or lies otherwise in memory than it did.
+        """
+        unknown = [p for p in parameters if id(p) not in self._names]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} parameters, the first of shape {tuple(unknown[0].shape)}, are "
+                "not of the model that this state was made for"
+            )
+        names = [self._names[id(p)] for p in parameters]
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.stride() != self._strides[name]:
+                raise ValueError(
+                    f"{name} has strides {parameter.stride()}, and had {self._strides[name]} when "
+                    "this state was made: DDP and residuals would permute its gradient. Convert "
+                    "the model, as to channels_last, before wrapping it"
+                )
+        return self.layout_of(names)
+
+    def layout_of(self, names: Sequence[str]) -> Layout:
+        """The layout of parameters with these names."""
+        sizes = tuple(self.named[name].numel() for name in names)
+        return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names))
+
+    def layout_of_given(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """The layout of tensors for some parameters, by name.
+
+        Raises:
+            KeyError: a name is no parameter's.
+            ValueError: there are none, one has another number of elements, or dtypes differ; or
+                see `layout`.
+        """
+        if not tensors:
+            raise ValueError("tensors must hold at least one tensor")
+        for name, tensor in tensors.items():
+            if name not in self.named:
+                raise KeyError(f"{name} is no parameter of the model")
+            expected = self.named[name].numel()
+            if tensor.numel() != expected:
+                raise ValueError(f"{name} has {tensor.numel()} elements, expected {expected}")
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        if len(dtypes) > 1:
+            raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
+        return self.layout([self.named[name] for name in tensors])
+
+    def stand_in(self, parameters: Sequence[Tensor]) -> Layout:
+        """A layout of the right sizes, whatever may be wrong with the parameters."""
+        names = [self._names.get(id(p), f"unknown {i}") for i, p in enumerate(parameters)]
+        kernels = tuple(self._kernels.get(name, Kernel()) for name in names)
+        return Layout(tuple(names), tuple(p.numel() for p in parameters), kernels)
+
+    def is_copy_of(self, others: Parameters) -> bool:
+        """Whether these are other tensors of the same names, as in a copy of the model.
+
+        Raises:
+            ValueError: they are, but of other shapes or memory formats.
+        """
+        named, theirs = self.named, others.named
+        if named.keys() != theirs.keys() or all(p is theirs[n] for n, p in named.items()):
+            return False
+        for name, parameter in named.items():
+            here, there = ((tuple(p.shape), dim_order(p)) for p in (parameter, theirs[name]))
+            if here != there:
+                raise ValueError(
+                    f"{name} has shape {here[0]} and lies in memory by its dimensions {here[1]}; "
+                    f"this state was made for {there[0]} and {there[1]}"
+                )
+        return True
+
+
+def ignored_parameters(module: nn.Module) -> set[str]:
+    """Names of a bare model's parameters that DDP is told to leave alone.
+
+    Example:
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> model = nn.Linear(2, 1)
+        >>> ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        >>> ignore(model, ["bias"])
+        >>> ignored_parameters(model)
+        {'bias'}
+    """
+    return set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
