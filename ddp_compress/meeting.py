@@ -104,6 +104,7 @@ class Meeting:
             going = meet_over_buffers(comm, number, self.buffers, names)
         means = state.reduce(moved, setting)
         finite = state.step > number
+        state.settle()  # what is averaged moves the anchor: there is no way back
         if finite:
             self._advance(means)
             if not self._averages:

@@ -390,7 +390,8 @@ class CompressionState:
         yours to clear. After an aborted pass, whose gradients are NaN, nothing is done.
 
         For that, memory as it was before a pass is kept until an optimizer has applied its
-        gradients (on the host: always): 4 bytes a parameter, 8 with a momentum.
+        gradients, or `settle` is called (on the host: always): 4 bytes a parameter, 8 with a
+        momentum.
 
         Raises:
             RuntimeError: there is no pass to take back: there was none since the state was made or
@@ -422,6 +423,16 @@ class CompressionState:
             self._applied.nothing_sent()
             self.step -= 1
             self.stats.discarded += 1
+        self._undo, self._passed = None, False
+
+    def settle(self) -> None:
+        """Let go of what `discard` would need: the gradients of the latest pass are applied.
+
+        An optimizer's step says so by itself. Call it where weights are stepped by hand, to have
+        the memory on a GPU back.
+        """
+        if self._undo is not None:
+            self._undo.settle()
         self._undo, self._passed = None, False
 
     def abandon_step(self) -> None:

@@ -103,6 +103,10 @@ def when_to_discard() -> None:
     state.load_state_dict(state.state_dict())
     with pytest.raises(RuntimeError, match="no pass to discard"):
         state.discard()
+    backward(ddp, 1)
+    state.settle()
+    with pytest.raises(RuntimeError, match="no pass to discard"):
+        state.discard()
 
 
 def test_there_must_be_something_to_discard(ranks):
