@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
@@ -273,6 +275,34 @@ def _outlive_the_interpreter() -> None:
     """Gloo's threads may still hold tensors, and at the end there is no GIL to free them with."""
     for comm in _comms:
         comm.leak()
+    _rest_gloo()
+
+
+def _rest_gloo() -> None:
+    """Hand Gloo's threads the GIL until they wait for work or another rank; for a second at most.
+
+    When a collective is done, its thread has yet to let go of the tensors of it, a user's own among
+    them, which takes the GIL (torch 2.13). A thread that waits for the GIL seems to rest as well,
+    so they must be seen at rest three times, with the GIL free in between. Only Linux tells.
+    """
+    seen = 0
+    for _ in range(200):
+        states = _gloo_threads()
+        seen = seen + 1 if states <= {"S"} else 0
+        if not states or seen == 3:
+            return
+        time.sleep(0.005)
+
+
+def _gloo_threads() -> set[str]:
+    """States of this process's threads that run Gloo's collectives, as the kernel names them."""
+    states = set()
+    for path in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it has ended
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            if name == "pt_gloo_runloop":
+                states.add(rest.split()[0])
+    return states
 
 
 def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:

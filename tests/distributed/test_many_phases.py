@@ -646,6 +646,47 @@ def test_the_interpreter_ends_by_itself(tmp_path, how):
     assert how != "raise" or "a bug of the user's" in said[1]
 
 
+ENDS_AFTER_A_GATHER = """
+import os, sys, torch, torch._dynamo, torch.distributed as dist, ddp_compress
+from torch.nn.parallel import DistributedDataParallel
+codes, child = [], False
+for run in range(6):
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        child = not children[-1]
+        if child:
+            break
+    if child:
+        break
+    codes += [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children]
+if child:
+    sys.setswitchinterval(100)  # who waits for the GIL gets it only if it is handed on
+    meet = f"file://{sys.argv[1]}/{run}"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    layers = [torch.nn.Linear(64, 64) for _ in range(4)]
+    model = DistributedDataParallel(torch.nn.Sequential(*layers), bucket_cap_mb=0.01)
+    ddp_compress.attach(model, "topk", density=0.05)
+    for step in range(3):
+        model(torch.randn(8, 64)).square().mean().backward()
+    mine = torch.cat([p.grad.flatten() for p in model.parameters()])
+    every = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(every, mine)
+    dist.destroy_process_group()
+else:
+    print(codes)
+"""
+
+
+def test_a_gather_of_the_users_own_does_not_end_the_interpreter(tmp_path):
+    """Its thread may let go of the tensors while Python ends (torch 2.13), and abort."""
+    run = subprocess.run(
+        [sys.executable, "-c", ENDS_AFTER_A_GATHER, str(tmp_path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.stdout.strip() == str([0] * 12), run.stdout + run.stderr
+
+
 def what_outlives_a_step() -> list[bool]:
     state = state_of(ROWS["vote-sharded"])
     state.reduce(random_grads(0))
