@@ -55,7 +55,8 @@ class Applied:
         self._stepping: set[int] = set()  # by an optimizer that has not come back yet
         self._stepped: set[int] = set()  # by any optimizer, ever
         self._owed: set[int] = set()  # sent, and not stepped since
-        self._summing = _Accumulations(self._parameters)
+        self._in_step: set[int] = set()  # of those, sent within a step, whose closure may clear
+        self._accumulations = _Accumulations(self._parameters)
         self._warned = False
         _watch_optimizers()
         _watches.add(self)
@@ -63,10 +64,11 @@ class Applied:
     def sent(self, names: Iterable[str], settle: Callable[[], None]) -> None:
         """A pass has sent gradients of these parameters; what to do when all are applied."""
         self.by, self._settle = None, settle
-        self._owed = {id(self._parameters[name]) for name in names} - self._stepping
+        self._owed = {id(self._parameters[name]) for name in names}
+        self._in_step = self._owed & self._stepping
 
-    def nothing_sent(self) -> None:
-        """The latest pass was aborted or discarded, or its gradients are none of a model's."""
+    def nothing_owed(self) -> None:
+        """The latest pass was aborted, discarded or settled, or its gradients are no model's."""
         self.sent((), _do_nothing)
 
     def begin_step(self, ids: set[int]) -> None:
@@ -91,7 +93,7 @@ class Applied:
         Before backward is too soon: they may be cleared between forward and backward.
         """
         if self._momentum or (not self._warned and self._owed & self._stepped):
-            self._summing.watch(self._owed)
+            self._accumulations.watch(self._owed)
 
     def check_bucket(self, parameters: Sequence[Tensor]) -> None:
         """Raise where gradients of a bucket are summed with those of a pass that was sent.
@@ -99,34 +101,38 @@ class Applied:
         Raises:
             ValueError: see above. A momentum would take in what was sent twice.
         """
-        if self._momentum and any(id(p) in self._summing.summed for p in parameters):
+        summed = {id(p) for p in parameters} & self._accumulations.summed
+        if self._momentum and summed:
             raise ValueError(
-                "gradients are accumulated upon averaged ones, which the recipe's momentum has "
-                "taken in already: run all backward passes of a step but the last in "
-                "`with ddp_model.no_sync():`, or clear the gradients before the next pass"
+                f"gradients of {self._some(summed)} are accumulated upon averaged ones, which the "
+                "recipe's momentum has taken in already: run all backward passes of a step but the "
+                "last in `with ddp_model.no_sync():`, passes that only evaluate under "
+                "torch.no_grad(), and give what no optimizer clears requires_grad_(False)"
             )
 
     def check_pass(self) -> None:
         """Warn, once, where gradients that were sent were cleared unused; the pass is over."""
-        cleared = self._summing.cleared & self._owed & self._stepped
-        self._summing.stop()
+        cleared = self._accumulations.cleared & (self._owed - self._in_step) & self._stepped
+        self._accumulations.stop()
         if not cleared or self._warned:
             return
         self._warned = True
-        lost = [name for name, p in self._parameters.items() if id(p) in cleared]
-        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         warnings.warn(
-            f"gradients that were sent were cleared before an optimizer has applied them ({names}):"
-            " what was sent is lost, and what was not sent will be applied later. If they are not "
-            "to be applied, as those of a generator's loss or of a batch that is skipped, call "
-            "state.discard() before the next pass; or send none: call ddp_model.module, or "
-            "ddp_model in `with ddp_model.no_sync():`",
+            f"gradients of {self._some(cleared)} were sent, and cleared before an optimizer has "
+            "applied them: what was sent is lost, and what was not sent will be applied later. If "
+            "they are not to be applied, as those of a generator's loss or of a batch that is "
+            "skipped, call state.discard() before the next pass; or send none: call "
+            "ddp_model.module, or ddp_model in `with ddp_model.no_sync():`",
             stacklevel=2,
         )
 
+    def _some(self, ids: set[int]) -> str:
+        names = [name for name, p in self._parameters.items() if id(p) in ids]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
 
 class _Accumulations:
-    """Sees, for some parameters, what their gradients were before the next is added.
+    """Sees, for some parameters, what their gradients were before others are added.
 
     Args:
         parameters: by name.
@@ -138,7 +144,6 @@ class _Accumulations:
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters = parameters
         self._handles: list[RemovableHandle] = []
-        self._unseen: set[int] = set()
         self._gone: set[int] = set()
         self._zero: set[int] = set()  # cleared in place; or all that came was zero
         self.summed: set[int] = set()
@@ -149,32 +154,34 @@ class _Accumulations:
         return self._gone if self.summed else self._gone | self._zero
 
     def watch(self, ids: set[int]) -> None:
-        """Look at these when the next gradient comes to them for the first time."""
+        """Look at these whenever a gradient comes to them."""
         if self._handles:
             return  # since an earlier forward of this pass
         for parameter in self._parameters.values():
             if id(parameter) in ids and parameter.requires_grad:
                 node = torch.autograd.graph.get_gradient_edge(parameter).node
-                see = partial(self._see, parameter)
-                self._handles.append(node.register_prehook(see))
-                self._unseen.add(id(parameter))
+                self._handles.append(node.register_prehook(partial(self._see, parameter)))
 
     def stop(self) -> None:
         """Forget what was seen."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._unseen, self._gone, self._zero, self.summed = set(), set(), set(), set()
+        self._gone, self._zero, self.summed = set(), set(), set()
 
     def _see(self, parameter: Tensor, _: object) -> None:
+        """Once a gradient was cleared, whatever is there later is not the old one."""
         key = id(parameter)
-        if key not in self._unseen:
+        if key in self._gone or key in self._zero:
             return
-        self._unseen.remove(key)
         if parameter.grad is None:
+            self.summed.discard(key)
             self._gone.add(key)
         elif parameter.grad.any():
             self.summed.add(key)
+        elif key in self.summed:
+            self.summed.remove(key)
+            self._gone.add(key)
         else:
             self._zero.add(key)
 

@@ -50,70 +50,93 @@ def find_model(
 
 
 class BeforeForward:
-    """A hook of a DDP model that calls a function before every forward pass with gradients.
+    """A hook of a DDP model that calls a method before every forward pass with gradients.
 
-    A copy of the model, also an unpickled one, has a copy of this that calls nothing. It warns if
-    that model is trained, for DDP's copies lose their communication hook.
+    It keeps the method's object no longer alive than others do. A copy of the model, also an
+    unpickled one, has a copy of this that calls nothing; it warns if that model is trained, for
+    DDP's copies lose their communication hook.
 
     Args:
         model: the hook is registered on it.
-        act: the function.
+        act: the method.
+        warns: whether the copy of a model warns.
+
+    Attributes:
+        joined: whether the pass under way is one in which this rank has no input (`DDP.join`).
     """
 
-    def __init__(self, model: DistributedDataParallel, act: Callable[[], None]) -> None:
+    def __init__(
+        self, model: DistributedDataParallel, act: Callable[[], None], warns: bool = True
+    ) -> None:
+        self.joined = False
         self._model = weakref.ref(model)
-        self._act: Callable[[], None] | None = torch.compiler.disable(act)
-        self._seen = False  # a forward pass, since the last backward pass
-        self._found = 0  # backward passes that came without
-        self._warned = False
-        model.register_forward_pre_hook(self)
+        self._act: weakref.WeakMethod[Callable[[], None]] | None = weakref.WeakMethod(act)
+        self._forward = False  # seen since the last backward pass
+        self._unseen = 0  # backward passes that came without
+        self._warns = warns
+        self._handle = model.register_forward_pre_hook(self)
 
     @property
     def model(self) -> DistributedDataParallel | None:
         """The model, if it still lives."""
         return self._model()
 
+    def remove(self) -> None:
+        """Call the method no more."""
+        self._handle.remove()
+
     def precedes_pass(self, state: object) -> bool:
         """Whether a backward pass that begins is the model's: it went forward, or has joined.
 
         Where neither is seen, as where forward is called past the hooks, to look once is enough.
         """
-        model, seen = self.model, self._seen
+        model, seen = self.model, self._forward
         if model is None:
             return False
-        self._seen = False
+        self._forward = False
+        self.joined = model._join_config.enable and not seen
         listed = any(state is theirs for _, theirs in model._comm_hooks)
-        if listed and (seen or model._join_config.enable):
+        if listed and (seen or self.joined):
             return True
-        self._found += 1
-        return self._found > 1
+        self._unseen += 1
+        return self._unseen > 1
 
     def __call__(self, model: DistributedDataParallel, _: object) -> None:
         """Called by the model."""
         if not torch.is_grad_enabled():
             return
-        if self._act is not None:
-            self._seen = True
-            self._act()
-        elif model.training and not self._warned and not has_hook(model):
-            self._warned = True
+        if self._act is None:
+            self._warn(model)
+            return
+        act = self._act()
+        if act is not None:
+            self._forward = True
+            _call(act)
+
+    def _warn(self, model: DistributedDataParallel) -> None:
+        trains = model.training and any(p.requires_grad for p in model.module.parameters())
+        if trains and self._warns and not has_hook(model):
+            self._warns = False
             warnings.warn(
                 "this copy of a DDP model trains by plain all-reduce: DDP's copies lose their "
-                "communication hook. To compress its gradients, call attach(model, recipe), and "
-                "load_state_dict with the original state's state_dict() to go on with its memory",
+                "communication hook. To compress its gradients, attach to it (or make LocalUpdates "
+                "of it), and load_state_dict the original state's state_dict() to go on with its "
+                "memory",
                 stacklevel=2,
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BeforeForward:
         twin = object.__new__(BeforeForward)
-        twin.__setstate__(self.__getstate__())
+        twin.__dict__.update(self.__getstate__())
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_act": None, "_warned": False}
+        return {"_act": None, "_warns": self._warns}
 
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__dict__.update(saved)
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _call(act: Callable[[], None]) -> None:
+    act()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 import weakref
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -19,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ddp_compress import ops
 from ddp_compress.ddp_model import models_of
 from ddp_compress.exchange import members
-from ddp_compress.optimizers import collective_in_step, layers, momentum_of
+from ddp_compress.optimizers import MEETS_RANKS, collective_in_step, layers, momentum_of
 
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
@@ -163,7 +164,7 @@ def refuse_unsupported_parameters(model: nn.Module, ignored: Collection[str] = (
 
 
 def refuse_steps_with_others(optimizer: Optimizer) -> None:
-    """Raise for optimizers that cannot take a local step when told to.
+    """Raise for optimizers that cannot take a local step when told to; warn of those that may not.
 
     Raises:
         ValueError: ``step()`` needs a closure, as LBFGS's; or it, or that of an optimizer which it
@@ -183,12 +184,20 @@ def refuse_steps_with_others(optimizer: Optimizer) -> None:
             f"{name}.step() needs a closure: take an optimizer whose step() needs none"
         )
     for each in layers(optimizer):
-        called = "synchronize" if hasattr(each, "synchronize") else collective_in_step(each)
-        if called:
+        has = [name for name in MEETS_RANKS if hasattr(each, name)]
+        if has:
             raise ValueError(
-                f"{type(each).__name__} meets the other ranks by itself ({called}), so that its "
-                "steps are not local, and a rank that skips one is waited for: give LocalUpdates "
-                "the optimizer that it wraps"
+                f"{type(each).__name__} meets the other ranks by itself (it has {has[0]}), so that "
+                "its steps are not local, and a rank that skips one is waited for: give "
+                "LocalUpdates the optimizer that it wraps"
+            )
+        called = collective_in_step(each)
+        if called:
+            warnings.warn(
+                f"{type(each).__name__}.step() may call {called}: if it does, its steps are not "
+                "local, and the others wait for a rank that skips one, as a GradScaler makes it. "
+                "Take it only in a setting in which its steps need no other rank",
+                stacklevel=4,
             )
 
 

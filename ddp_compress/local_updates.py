@@ -170,7 +170,7 @@ class LocalUpdates(Optimizer):
         self._met_at = self._stepped_at = 0  # passes at the last round, and at the last step()
         register(ddp_model, self._passes, local_hook)
         ddp_model.broadcast_buffers = False
-        BeforeForward(ddp_model, self._before_forward)
+        BeforeForward(ddp_model, self._before_forward, warns=False)
 
     def __getattr__(self, name: str) -> Any:
         """What this optimizer does not have itself."""

@@ -104,13 +104,17 @@ class Meeting:
             going = meet_over_buffers(comm, number, self.buffers, names)
         means = state.reduce(moved, setting)
         finite = state.step > number
-        state.settle()  # what is averaged moves the anchor: there is no way back
         if finite:
-            self._advance(means)
-            if not self._averages:
-                self.buffers.keep()
-            elif names:
-                self.buffers.advance(*going, names)
+            try:
+                self._advance(means)
+                if not self._averages:
+                    self.buffers.keep()
+                elif names:
+                    self.buffers.advance(*going, names)
+            except BaseException:  # on this rank alone: the next meeting tells the others
+                state.discard()
+                raise
+        state.settle()  # what was averaged has moved the anchor: there is no way back
         self.write()
         return finite
 
@@ -143,14 +147,17 @@ class Meeting:
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
             group = self._state.process_group
-            self._comm = Comm(group, stats, device, rotates=False)
+            comm = Comm(group, stats, device, rotates=False)
+            comm.agree(lambda: "local updates", 1.0, self._state.step)
+            self._state.ends_with(comm.close)
+            self._comm = comm
         self._comm.stats = stats
         return self._comm
 
     def _agree(self, comm: Comm, setting: str) -> None:
         """Before their first round, ranks compare what they do, in words."""
         if not self._agreed:
-            comm.agree(f"{setting}, {self._description()}", 1.0, self._state.step)
+            comm.compare(lambda: f"{setting}, {self._description()}")
             self._agreed = True
 
     def _description(self) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+# Attributes of Horovod's optimizer and `LocalUpdates`, of ZeRO's, of `PostLocalSGDOptimizer`.
+MEETS_RANKS = ("synchronize", "consolidate_state_dict", "averager")
+
 _COLLECTIVES = (
     "all_gather",
     "all_reduce",

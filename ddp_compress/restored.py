@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Restored:
@@ -32,10 +36,19 @@ class Restored:
         self._parameters = parameters
         self._before: list[int] | None = None  # of the weights, when the first were loaded
         self._with_memory = False
+        self._warned = False
+        self._handle: RemovableHandle | None = None
 
     def watch(self, module: nn.Module) -> None:
         """See what is loaded into a module: the model, or one that holds it."""
-        module.register_load_state_dict_pre_hook(BeforeLoading(self))
+        self.stop()
+        self._handle = module.register_load_state_dict_pre_hook(BeforeLoading(self))
+        weakref.finalize(self, self._handle.remove)
+
+    def stop(self) -> None:
+        """See no more."""
+        if self._handle is not None:
+            self._handle.remove()
 
     def weights(self) -> None:
         """Weights are about to be loaded."""
@@ -52,15 +65,24 @@ class Restored:
         loaded = self._before is not None and not self._with_memory
         return loaded and self._before != self._hashes()
 
-    def begin_pass(self) -> None:
-        """Forget what was loaded before a pass."""
+    def check_pass(self, remembers: bool) -> None:
+        """Warn, once, where a pass follows upon weights that were loaded without what is kept."""
+        if remembers and self.weights_alone and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the model's weights were loaded, but not the memory of its CompressionState, "
+                "which still holds what steps beyond these weights have left: save "
+                "state.state_dict() with the model's and load both, as after a search for a "
+                "learning rate; or make a new state",
+                stacklevel=2,
+            )
         self._before, self._with_memory = None, False
 
     def _hashes(self) -> list[int]:
         return [
             int(torch.hash_tensor(p.detach()).view(torch.int64))
             for p in self._parameters.values()
-            if p.numel()
+            if p.requires_grad and p.numel() and not p.is_meta
         ]
 
 
@@ -68,21 +90,13 @@ class BeforeLoading:
     """A hook of a module that copies and pickles of it are free of, even without this package."""
 
     def __init__(self, restored: Restored) -> None:
-        self._restored = restored
+        self._restored = weakref.ref(restored)
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
         """Weights are about to be loaded into the module."""
-        self._restored.weights()
+        restored = self._restored()
+        if restored is not None:
+            restored.weights()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, ("", "format")  # any builtin that takes these arguments and does nothing
-
-
-def warn_of_weights_alone() -> None:
-    """Say what is wrong, and the line that does it right."""
-    warnings.warn(
-        "the model's weights were loaded, but not the memory of its CompressionState, which still "
-        "holds what steps beyond these weights have left: save state.state_dict() with the model's "
-        "and load both, as after a search for a learning rate; or make a new state",
-        stacklevel=2,
-    )
+        return partial, (chain,)  # takes any arguments, and does nothing with them

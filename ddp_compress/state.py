@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ from ddp_compress.message import Chunk
 from ddp_compress.parameters import Parameters, ignored_parameters
 from ddp_compress.rebucket import Buckets, Regrouped
 from ddp_compress.recipe import Recipe
-from ddp_compress.restored import Restored, warn_of_weights_alone
+from ddp_compress.restored import Restored
 from ddp_compress.scaling import scale_of
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
@@ -50,6 +52,7 @@ from ddp_compress.transaction import Settings, Transaction
 from ddp_compress.undo import Undo
 
 FLUSH_BYTES = 256 * 1024
+CLOSED = "this state was closed: make a new one, or close it later"
 
 
 class CompressionState:
@@ -143,6 +146,7 @@ class CompressionState:
         self._worker: Worker | None = None
         self._lane = Lane()
         self._undo: Undo | None = None
+        self._ends: list[Callable[[], None]] = []  # what else `close` is to end
         self._passed = False  # whether there was a pass since, perhaps an aborted one
         self._before_forward: BeforeForward | None = None
         self._watch_parameters()
@@ -156,14 +160,9 @@ class CompressionState:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
-        gone: tuple[str, ...] = ("_comm", "_transaction", "_worker", "_lane", "_scaler")
-        gone += (
-            "process_group",
-            "_given_group",
-            "_undo",
-            "_before_forward",
-            "_applied",
-            "_restored",
+        gone = (
+            *("process_group", "_given_group", "_comm", "_transaction", "_worker", "_lane"),
+            *("_scaler", "_undo", "_ends", "_before_forward", "_applied", "_restored"),
         )
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
         kept["_had_scaler"] = self._scaler is not None
@@ -180,10 +179,15 @@ class CompressionState:
                 stacklevel=2,
             )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompressionState:
-        """A copy with all that is kept; but with nothing where it is part of a DDP model's copy.
+    def ends_with(self, end: Callable[[], None]) -> None:
+        """Let `close` call a function too, which ends what others have opened for this state."""
+        self._ends.append(end)
 
-        That one is mostly for evaluation, as an average of weights, and has lost its hook.
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressionState:
+        """A copy with all that is kept; but with nothing where it comes along with a DDP model.
+
+        Copies of those are mostly for evaluation, as averages of weights, and have lost their hook.
+        Where both are copied in one call, copy the state first, or load its ``state_dict``.
         """
         twin = object.__new__(CompressionState)
         memo[id(self)] = twin
@@ -290,7 +294,8 @@ class CompressionState:
             failure, layout, scale = error, self._parameters.stand_in(parameters), None
         chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
         future = self._take(chunk, bucket.is_last(), self._buckets, failure)
-        if bucket.is_last() and self._undo is not None:
+        joined = self._before_forward is not None and self._before_forward.joined
+        if bucket.is_last() and self._undo is not None and not joined:
             self._applied.sent(self._undo.sent, self._undo.settle)
         return future
 
@@ -299,9 +304,7 @@ class CompressionState:
         hook = self._before_forward
         if hook is None or not hook.precedes_pass(self):
             self._bind_to(find_model(parameter, self, but=hook.model if hook else None))
-        if self._restored.weights_alone and self.stats.steps:
-            warn_of_weights_alone()
-        self._restored.begin_pass()
+        self._restored.check_pass(self.stats.steps > 0)
         if self._left_memory:
             self._left_memory = False
             warnings.warn(
@@ -312,19 +315,28 @@ class CompressionState:
 
     def _bind_to(self, model: DistributedDataParallel) -> None:
         """Learn of a DDP model what its hook must know."""
+        has_met = self._comm is not None and not self._comm.outdated
+        if not has_met:  # if anything is refused now, its ranks must hear of it
+            self.process_group = model.process_group
+        self._find_unused = model.find_unused_parameters
         refuse_unsupported_ddp(model)
         refuse_optimizer_in_backward(model)
-        if self._given_group is not None or (self._comm and not self._comm.outdated):
-            refuse_other_ranks(self.process_group, model)
+        if has_met or self._given_group is not None:
+            refuse_other_ranks(self.process_group if has_met else self._given_group, model)
+        if not has_met:
+            self.process_group = self._given_group or model.process_group
         theirs = Parameters(model.module)
         if theirs.is_copy_of(self._parameters):  # this state came from a file, or of another copy
             self._parameters = theirs
             self._watch_parameters()
-            self._restored.watch(model.module)
-        self.process_group = self._given_group or model.process_group
-        self._find_unused = model.find_unused_parameters
-        if self._before_forward is None or self._before_forward.model is not model:
-            self._before_forward = BeforeForward(model, self._applied.before_forward)
+        self._watch_model(model)
+
+    def _watch_model(self, model: DistributedDataParallel) -> None:
+        self._restored.watch(model.module)
+        if self._before_forward is not None:
+            self._before_forward.remove()
+        self._before_forward = BeforeForward(model, self._applied.before_forward)
+        weakref.finalize(self, self._before_forward.remove)
 
     def _take(
         self, chunk: Chunk, last: bool, buckets: Buckets, failure: Exception | None = None
@@ -420,7 +432,7 @@ class CompressionState:
                     "gradients are thrown away, give each a DDP model and a state of its own"
                 )
             self._undo.take_back()
-            self._applied.nothing_sent()
+            self._applied.nothing_owed()
             self.step -= 1
             self.stats.discarded += 1
         self._undo, self._passed = None, False
@@ -430,10 +442,17 @@ class CompressionState:
 
         An optimizer's step says so by itself. Call it where weights are stepped by hand, to have
         the memory on a GPU back.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(2, 1), dc.recipes.topk(density=0.5))
+            >>> mean = state.reduce({"weight": torch.tensor([4.0, 1.0])})["weight"]
+            >>> state.settle()
         """
         if self._undo is not None:
             self._undo.settle()
         self._undo, self._passed = None, False
+        self._applied.nothing_owed()
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -453,11 +472,16 @@ class CompressionState:
             self._worker.close()
         if self._comm is not None:
             self._comm.close()
+        for end in self._ends:
+            end()
+        self._restored.stop()
+        if self._before_forward is not None:
+            self._before_forward.remove()
 
     def _under_way(self, buckets: Buckets) -> Transaction | Regrouped:
         """The step under way; where there is none a new one, in such buckets."""
-        if self._closed:
-            raise RuntimeError("this state was closed: make a new one, or close it later")
+        if self._closed and self._comm is not None:
+            raise RuntimeError(CLOSED)
         if self._transaction is None:
             self._undo, self._passed = None, False
             comm = self._bind()
@@ -484,7 +508,7 @@ class CompressionState:
         finally:
             self._transaction = None
         self._passed = True
-        self._applied.nothing_sent()
+        self._applied.nothing_owed()
         if not committed:
             self.stats.aborted += 1
             return False
@@ -512,12 +536,16 @@ class CompressionState:
             except Exception:
                 density = 1.0  # the step's message will tell every rank
             # As in an undisturbed run, where the latest step's says where messages of the next end.
-            comm.agree(self._description(density), self._loaded_density or density, self.step)
+            comm.agree(
+                partial(self._description, density), self._loaded_density or density, self.step
+            )
             self._comm = comm
         return self._comm
 
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
+        if self._closed:
+            raise RuntimeError(CLOSED)
         recipe, settings, parameters = self.recipe, self._settings, self._parameters.named
         options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
         select = ", ".join(f"{name}={value}" for name, value in options)

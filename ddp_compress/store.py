@@ -52,7 +52,8 @@ class Arena(dict[str, Tensor]):
         self._replaced.append(slot)
 
     def overwrite(self, slot: str, entries: Sparse) -> None:
-        """Write entries into a slot's tensor."""
+        """Write entries into a slot's tensor, one that the step does not replace."""
+        assert slot not in self._replaced
         self._overwritten.append((slot, entries.of(self[slot])))
         entries.write_to(self[slot])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -98,19 +98,38 @@ class Comm:
         for view in self._views:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(view))
 
-    def agree(self, description: str, density: float, step: int) -> None:
-        """Compare a description of the setting, density and step included, before the first step.
+    def agree(self, describe: Callable[[], str], density: float, step: int) -> None:
+        """Before the first step, compare descriptions of the setting, density and step included.
 
         From then on collectives run on a group of this state's own: a thread beside the caller's
         may launch them, and to end it tells the other ranks where nothing else can (`close`).
 
         Raises:
-            PeerError: on every rank, where one differs.
+            PeerError: on every rank, where one differs, or failed to describe.
         """
         self.density, self.step = density, step
+        if not self._alone:
+            name = self.compare(describe)
+            self.group, self._is_own = _twin(self.group, self._wire, name), True
+
+    def compare(self, describe: Callable[[], str]) -> str:
+        """Compare descriptions by words.
+
+        Returns:
+            A name that no ranks have agreed on before.
+
+        Raises:
+            PeerError: see `agree`.
+        """
+        name, failure = uuid4().hex, None
+        try:
+            description = describe()
+        except Exception as error:  # perhaps on this rank alone: the others must hear of it
+            description, failure = f"failed: {type(error).__name__}: {error}", error
         if self._alone:
-            return
-        name = uuid4().hex
+            if failure is not None:
+                raise failure
+            return name
         answers = self._share(name + description)
         every = [answer[len(name) :] for answer in answers]
         for rank, other in enumerate(every):
@@ -118,8 +137,10 @@ class Comm:
                 raise PeerError(
                     f"ranks must compress alike, but rank {rank} differs from rank 0:\n"
                     f"  rank 0: {every[0]}\n  rank {rank}: {other}"
-                )
-        self.group, self._is_own = _twin(self.group, self._wire, answers[0][: len(name)]), True
+                ) from failure
+        if failure is not None:
+            raise failure
+        return answers[0][: len(name)]
 
     def _share(self, text: str) -> list[str]:
         """Every rank's text, in rank order; `all_gather_object` needs numpy, which torch lacks."""
@@ -189,7 +210,7 @@ class Comm:
             mine, theirs = self._room(bodies, sum(sizes))
         lengths = [len(body) for body in bodies]
         self._views += [mine.view_as(mine), theirs.view_as(theirs)]
-        with _no_answer():
+        with self.or_end(), _no_answer():
             work = dist.all_to_all_single(
                 theirs, mine, list(sizes), lengths, group=self.group, async_op=True
             )
@@ -197,7 +218,7 @@ class Comm:
             sent=len(mine) - lengths[self.rank], received=len(theirs) - sizes[self.rank]
         )
         yield work
-        with _no_answer():
+        with self.or_end(), _no_answer():
             work.wait()
         with self.or_end():
             return list(on_host(theirs).split(list(sizes)))
@@ -233,6 +254,8 @@ def _no_answer() -> Iterator[None]:
     """What a process group says of ranks that do not answer, in words of ours."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise PeerError(
             f"a rank does not answer: it has ended, has closed its state, met an error outside the "

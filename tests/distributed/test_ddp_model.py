@@ -1,6 +1,8 @@
 """A state learns of the DDP model whose hook it is, however it was made."""
 
+import gc
 import io
+import time
 import warnings
 from typing import Any
 
@@ -79,6 +81,45 @@ def past_the_hook(options: dict[str, Any]) -> str:
 def test_options_that_go_past_the_hook_are_refused_at_the_first_pass(ranks):
     (message,) = ranks.run(1, past_the_hook, {"skip_all_reduce_unused_params": True})
     assert "skip_all_reduce_unused_params=True may skip the last bucket" in message
+
+
+def past_the_hook_of_some() -> str:
+    """The ranks of a subgroup alone hear of it, and nobody waits for the others."""
+    groups = [dist.new_group([0, 1])]
+    if dist.get_rank() == 2:
+        return ""
+    start = time.monotonic()
+    options = {"skip_all_reduce_unused_params": True} if dist.get_rank() else {}
+    ddp, _ = wrap_bare(small_model(), ROWS["topk"], process_group=groups[0], **options)
+    with pytest.raises(PeerError) as caught:
+        backward(ddp, 0)
+    assert time.monotonic() - start < 5
+    return str(caught.value)
+
+
+def test_a_subgroup_hears_of_what_one_of_it_refuses(ranks):
+    one, two, _ = ranks.run(3, past_the_hook_of_some)
+    assert "skip_all_reduce_unused_params=True may skip the last bucket" in one
+    assert "skip_all_reduce_unused_params=True may skip the last bucket" in two
+
+
+def come_and_go() -> None:
+    """A closed state, or one that is gone, leaves nothing on its model."""
+    ddp = DistributedDataParallel(small_model())
+    for closes in (True, False):
+        for _ in range(3):
+            state = CompressionState(ddp, ROWS["topk"].recipe)
+            state.reduce({"0.bias": torch.ones(24)})
+            if closes:
+                state.close()
+        del state
+        gc.collect()
+        assert not ddp._forward_pre_hooks
+        assert not ddp.module._load_state_dict_pre_hooks
+
+
+def test_states_that_go_leave_no_hooks(ranks):
+    ranks.run(1, come_and_go)
 
 
 def registered_on_another() -> None:

@@ -216,15 +216,71 @@ def both_in_one() -> list[str]:
 
 def test_gradients_cleared_unused_are_told_of_by_parameter(ranks):
     for (message,) in ranks.run(2, both_in_one):
-        assert "discriminator.weight, discriminator.bias)" in message
+        assert "gradients of discriminator.weight, discriminator.bias were sent, and" in message
 
 
 def never_stepped_by_torch() -> None:
     """Steps by hand are not seen: nothing is known, so nothing is said."""
-    ddp, _ = wrap(small_model(), ROWS["topk"])
-    train(ddp, range(4))
+    for name in ("topk", "dgc"):
+        ddp, _ = wrap(small_model(), ROWS[name])
+        for number in range(4):
+            train(ddp, [number])
+            with ddp.no_sync():
+                backward(ddp, 50 + number)
+
+
+def part_in_an_optimizer() -> None:
+    """What no optimizer steps is always owed, and yet cleared."""
     ddp, _ = wrap(small_model(), ROWS["dgc"])
-    train(ddp, range(4))
+    optimizer = torch.optim.SGD(list(ddp.parameters())[:-1], lr=0.01)
+    for number in range(4):
+        backward(ddp, number)
+        optimizer.step()
+        ddp.zero_grad()
+        with ddp.no_sync():
+            backward(ddp, 50 + number)
+
+
+def joined() -> None:
+    """Ranks without input send what they still owe: nothing of it is for their optimizer."""
+    ddp, _ = wrap(small_model(), ROWS["topk"])
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    for epoch in range(2):
+        with ddp.join():
+            for number in range(3 + 2 * dist.get_rank()):
+                optimizer.zero_grad()
+                loss(ddp, dist.get_rank(), 10 * epoch + number).backward()
+                optimizer.step()
+
+
+class WithTeacher(nn.Module):
+    """A frozen part is refreshed as training goes on; others of its dtypes cannot be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = small_model(), small_model().requires_grad_(False)
+        self.phases = nn.Parameter(torch.zeros(2, dtype=torch.complex64), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.student(x) + self.teacher(x)
+
+
+def with_a_teacher() -> None:
+    ddp, _ = wrap(WithTeacher(), ROWS["topk"])
+    mean = copy.deepcopy(ddp).requires_grad_(False)  # in training mode, but nothing of it trains
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    for number in range(3):
+        backward(ddp, number)
+        optimizer.step()
+        student = ddp.module.student.state_dict()
+        ddp.module.load_state_dict({f"teacher.{n}": t for n, t in student.items()}, strict=False)
+        mean(torch.ones(1, 12))
+
+
+def weights_before_the_first_pass() -> None:
+    ddp, _ = wrap(small_model(), ROWS["topk"])
+    ddp.module.load_state_dict({n: 2 * t for n, t in ddp.module.state_dict().items()})
+    train(ddp, range(2))
 
 
 def lbfgs() -> None:
@@ -256,7 +312,13 @@ def scaled() -> None:
     assert 0 < state.stats.aborted < 6
 
 
-@pytest.mark.parametrize("loop", [never_stepped_by_torch, lbfgs, scaled])
+IN_ORDER = [
+    *(never_stepped_by_torch, part_in_an_optimizer, joined, with_a_teacher, lbfgs, scaled),
+    weights_before_the_first_pass,
+]
+
+
+@pytest.mark.parametrize("loop", IN_ORDER)
 def test_what_is_in_order_is_not_told_of(ranks, loop):
     ranks.run(2, loop)  # where every warning is an error
 
@@ -295,7 +357,8 @@ def one(step: int) -> int:
 @pytest.mark.parametrize("row", MOMENTUM.values(), ids=MOMENTUM)
 def test_a_momentum_takes_no_gradient_twice(ranks, row):
     for error, _ in ranks.run(2, accumulates, row, changing, True):
-        assert "gradients are accumulated upon averaged ones" in error
+        assert "are accumulated upon averaged ones" in error
+        assert "4.weight" in error
         assert "with ddp_model.no_sync()" in error
     for passes in (one, changing):
         found = ranks.run(2, accumulates, row, passes, False)
@@ -307,6 +370,34 @@ def test_without_a_momentum_gradients_may_be_accumulated_upon_others(ranks):
     """All that came was sent or kept, once."""
     for error, _ in ranks.run(2, accumulates, ROWS["topk"], changing, True):
         assert not error
+
+
+def in_a_closure(passes: int) -> str:
+    """As Lightning steps; the error, if any."""
+    ddp, state = wrap(small_model(), ROWS["dgc"])
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        for number in range(passes):
+            value = loss(ddp, dist.get_rank(), number)
+            value.backward()
+        return value
+
+    try:
+        for _ in range(3):
+            optimizer.step(closure)
+    except PeerError as error:
+        return str(error)
+    with pytest.raises(RuntimeError, match="SGD has applied gradients of this pass already"):
+        state.discard()
+    return ""
+
+
+def test_a_closure_is_held_to_the_same(ranks):
+    assert ranks.run(2, in_a_closure, 1) == ["", ""]
+    for error in ranks.run(2, in_a_closure, 2):
+        assert "are accumulated upon averaged ones" in error
 
 
 def not_applied_yet(row: Row) -> str:

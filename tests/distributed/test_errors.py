@@ -353,6 +353,35 @@ def test_a_state_closed_on_one_rank_ends_the_step_of_every_rank(ranks, row):
     assert "this state was closed" in second
 
 
+def before_the_first_step(fault: str) -> str:
+    """Ranks have not even met."""
+    momentum = Until(0.9)
+    row = Row(recipes.dgc(0.1, momentum)) if fault == "schedule" else ROWS["topk"]
+    ddp, state = wrap(small_model(), row)
+    if unlucky() and fault == "closed":
+        state.close()
+    if unlucky() and fault == "schedule":
+        momentum.__class__ = Failing
+    message = soon(lambda: backward(ddp, 0))
+    still_in_step()
+    return message
+
+
+class Failing(Until):
+    """A schedule with a fault."""
+
+    def __call__(self, step: int) -> float:
+        raise ValueError("no such epoch")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("closed", "this state was closed"), ("schedule", "no such epoch")]
+)
+def test_an_error_before_ranks_have_met_is_told_to_all(ranks, fault, words):
+    for message in ranks.run(2, before_the_first_step, fault):
+        assert words in message.split("rank 1: ")[1]
+
+
 def out_of_memory(row: Row, where: str) -> str:
     """On one rank there is none for what must be sent; all the others hear of it at once."""
     ddp, state = wrap(small_model(), row)
