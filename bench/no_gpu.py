@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from unittest import mock
 
@@ -74,6 +74,8 @@ def no_gpu(count: int) -> Iterator[None]:
         mock.patch.multiple(torch.cuda, **fakes),
         mock.patch.object(torch.accelerator, "current_stream", mock.Mock()),
         mock.patch.object(DistributedDataParallel, "__init__", without_devices),
+        # Inductor would look for the GPUs.
+        mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")),
         mock.patch.multiple(nn.Module, to=nowhere, cuda=lambda module, device=None: module),
         OnCpu(),
     ):
