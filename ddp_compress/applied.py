@@ -52,7 +52,7 @@ class Applied:
         self._parameters = parameters
         self._ids = {id(p) for p in parameters.values()}
         self._momentum = momentum
-        self._stepping: set[int] = set()  # by an optimizer that has not come back yet
+        self._stepping: set[int] = set()  # by an optimizer that has not come back from a closure
         self._stepped: set[int] = set()  # by any optimizer, ever
         self._owed: set[int] = set()  # sent, and not stepped since
         self._in_step: set[int] = set()  # of those, sent within a step, whose closure may clear
@@ -76,7 +76,7 @@ class Applied:
         self._stepping = (ids & self._ids) or self._stepping
 
     def end_step(self, ids: set[int], optimizer: str) -> None:
-        """An optimizer of these parameters has taken a step."""
+        """An optimizer has taken a step with the gradients of these parameters."""
         ids = ids & self._ids
         if ids:
             self._stepping = set()
@@ -200,18 +200,22 @@ def _watch_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
+_with_gradients: dict[int, set[int]] = {}
+"""By optimizer that takes a step: its parameters that have a gradient before it."""
+
+
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if len(args) > 1 or kwargs:  # a closure
-        ids = _ids(optimizer)
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(args) > 1 or kwargs:  # a closure, which makes the gradients
+        ids = set(map(id, every))
         for watch in list(_watches):
             watch.begin_step(ids)
+    else:  # what was cleared before is not applied; some optimizers clear gradients themselves
+        ids = {id(p) for p in every if p.grad is not None}
+    _with_gradients[id(optimizer)] = ids
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    ids = _ids(optimizer)
+    ids = _with_gradients.pop(id(optimizer), set())
     for watch in list(_watches):
         watch.end_step(ids, type(optimizer).__name__)
-
-
-def _ids(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}

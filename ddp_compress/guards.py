@@ -208,7 +208,11 @@ def check_optimizer(optimizer: Optimizer, recipe: str) -> None:
         ValueError: a parameter group has momentum or, like Adam, a first-moment average; or one of
             an optimizer that this one wraps has.
     """
-    for each in layers(optimizer):
+    _check_momentum(layers(optimizer), recipe)
+
+
+def _check_momentum(optimizers: Iterable[Any], recipe: str) -> None:
+    for each in optimizers:
         momentum = max(map(momentum_of, each.param_groups), default=0.0)
         if momentum:
             raise ValueError(
@@ -247,5 +251,12 @@ def _watch_optimizers() -> None:
 
 def _check_watched(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for recipe, ids in list(_watched.values()):
-        if any(id(p) in ids for group in optimizer.param_groups for p in group["params"]):
-            check_optimizer(optimizer, recipe)
+        if _holds(optimizer, ids):
+            # Wrapped ones may be of other models; where none holds ours, they hold copies.
+            wrapped = layers(optimizer)[1:]
+            ours = [each for each in wrapped if _holds(each, ids)]
+            _check_momentum([optimizer, *(ours or wrapped)], recipe)
+
+
+def _holds(optimizer: Any, ids: frozenset[int]) -> bool:
+    return any(id(p) in ids for group in optimizer.param_groups for p in group["params"])

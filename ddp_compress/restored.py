@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+HASHED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 class Restored:
     """Tells whether a model's weights were loaded between two passes, and memory was not.
@@ -82,7 +84,7 @@ class Restored:
         return [
             int(torch.hash_tensor(p.detach()).view(torch.int64))
             for p in self._parameters.values()
-            if p.requires_grad and p.numel() and not p.is_meta
+            if p.dtype in HASHED and p.requires_grad and p.numel() and not p.is_meta
         ]
 
 

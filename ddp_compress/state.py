@@ -329,6 +329,8 @@ class CompressionState:
         if theirs.is_copy_of(self._parameters):  # this state came from a file, or of another copy
             self._parameters = theirs
             self._watch_parameters()
+        elif self._before_forward is not None and self._before_forward.model is model:
+            return
         self._watch_model(model)
 
     def _watch_model(self, model: DistributedDataParallel) -> None:
@@ -399,7 +401,8 @@ class CompressionState:
         batch that is skipped, a generator's loss that went through a discriminator, or the first
         pass of SAM, neither is right. Call this on every rank, after the pass and before the next:
         memory and ``step`` are as before the pass then, bit for bit. The gradients themselves are
-        yours to clear. After an aborted pass, whose gradients are NaN, nothing is done.
+        yours to clear. After an aborted pass, whose gradients are NaN, nothing is done. With ``hgc``
+        the next pass takes another collective, because another rank's turn was expected.
 
         For that, memory as it was before a pass is kept until an optimizer has applied its
         gradients, or `settle` is called (on the host: always): 4 bytes a parameter, 8 with a
@@ -570,6 +573,7 @@ class CompressionState:
         """Keep other tensors, such as `memory` gave; all else stays as it is."""
         self.abandon_step()  # a backward that raised may have left half a step behind
         self._undo, self._passed = None, False
+        self._applied.nothing_owed()
         self._restored.memory()
         self._left_memory = False
         self._store.load(tensors)

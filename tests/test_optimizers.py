@@ -127,6 +127,17 @@ def test_a_wrapped_momentum_is_refused_at_the_first_step():
     assert state.step == 0
 
 
+def test_a_wrapped_momentum_of_another_model_is_not_refused():
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    state = CompressionState(net, recipes.dgc(0.1))
+    both = [torch.optim.SGD(net.parameters(), 0.1), torch.optim.Adam(other.parameters())]
+    Wrapping([*net.parameters(), *other.parameters()], optim=both).step()
+    both[0] = torch.optim.SGD(net.parameters(), 0.1, momentum=0.5)
+    with pytest.raises(ValueError, match=r"but SGD has a second one of 0\.5"):
+        Wrapping([*net.parameters(), *other.parameters()], optim=both).step()
+    assert state.step == 0
+
+
 def test_wrappers_may_lead_in_a_circle():
     one, two = Wrapping(parameters()), Wrapping(parameters())
     one.inner, two.outer = two, one  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, PeerError, attach, compress_hook, recipes
+from ddp_compress import CompressionState, PeerError, attach, compress_hook, ddp_model, recipes
 from tests.distributed.test_ddp_modes import USED_BY_NONE, Branches, channels_last
 from tests.distributed.training import (
     SEVERAL_BUCKETS,
@@ -138,6 +138,38 @@ def registered_on_another() -> None:
 
 def test_the_model_that_calls_the_hook_is_the_one_that_counts(ranks):
     ranks.run(2, registered_on_another)
+
+
+def called_by_another_hook() -> None:
+    """Which model it is is looked up once, though none lists the state."""
+    state, scans = CompressionState(small_model(), ROWS["topk"].recipe), []
+
+    def hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        return compress_hook(state, bucket)
+
+    ddp = DistributedDataParallel(small_model(), bucket_cap_mb=SEVERAL_BUCKETS)
+    ddp.register_comm_hook(None, hook)
+    real = ddp_model.models_of
+
+    def scan(parameter: Tensor) -> list[DistributedDataParallel]:
+        scans.append(1)
+        return real(parameter)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ddp_model, "models_of", scan)
+        with ddp.join():
+            train(ddp, range(3 + dist.get_rank()))
+        train(ddp, range(3))
+    assert len(scans) <= 2
+    expected, _ = wrap(small_model(), ROWS["topk"])
+    with expected.join():
+        train(expected, range(3 + dist.get_rank()))
+    train(expected, range(3))
+    assert weights(ddp) == weights(expected)
+
+
+def test_a_hook_may_be_called_by_another(ranks):
+    ranks.run(2, called_by_another_hook)
 
 
 # --------------------------------------------------------------------------------- other ranks

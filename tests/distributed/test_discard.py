@@ -184,6 +184,28 @@ def test_gradients_cleared_unused_are_told_of_in_other_modes(ranks, option):
     ranks.run(2, wasting, ROWS["topk"], False, {option: True})
 
 
+def cleared_before_its_step(some: bool) -> list[str]:
+    """Zeroed as invalid, or cancelled for the last layer as DINO does; the step is taken anyway."""
+    ddp, _ = wrap(small_model(), ROWS["topk"])
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+
+    def run() -> None:
+        for number in range(4):
+            backward(ddp, number)
+            if number == 2:
+                for p in list(ddp.parameters())[-1 if some else 0 :]:
+                    p.grad = None
+            optimizer.step()
+
+    return told(run)
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_gradients_cleared_right_before_the_step_are_told_of(ranks, some):
+    for (message,) in ranks.run(2, cleared_before_its_step, some):
+        assert ("gradients of 4.bias were sent" if some else "and 5 more") in message
+
+
 class BothInOne(nn.Module):
     """A generator and its discriminator in one DDP model, with an optimizer each."""
 
@@ -472,6 +494,7 @@ def finds_a_learning_rate() -> None:
     saved = [copy.deepcopy(part.state_dict()) for part in parts]
     searching = torch.optim.SGD(ddp.parameters(), lr=10.0)
     steps(ddp, searching, range(20, 24))
+    backward(ddp, 24)  # of a loss that diverges: no step is taken
     for part, then in zip(parts, saved, strict=True):
         part.load_state_dict(then)
     steps(ddp, optimizer, range(3, 6))
