@@ -401,8 +401,8 @@ class CompressionState:
         batch that is skipped, a generator's loss that went through a discriminator, or the first
         pass of SAM, neither is right. Call this on every rank, after the pass and before the next:
         memory and ``step`` are as before the pass then, bit for bit. The gradients themselves are
-        yours to clear. After an aborted pass, whose gradients are NaN, nothing is done. With ``hgc``
-        the next pass takes another collective, because another rank's turn was expected.
+        yours to clear. After an aborted pass, whose gradients are NaN, nothing is done. With
+        ``hgc`` the next pass takes another collective, because another rank's turn was expected.
 
         For that, memory as it was before a pass is kept until an optimizer has applied its
         gradients, or `settle` is called (on the host: always): 4 bytes a parameter, 8 with a
