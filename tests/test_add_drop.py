@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddp_compress.arena import Arena
 from ddp_compress.layout import Layout, Plan
 from ddp_compress.message import Chunk, Message, Selection
 from ddp_compress.select import AddDrop, TopK
-from ddp_compress.store import Arena
 
 SIZES = [[40, 3, 100], [0, 7], [61, 200, 2]]
 LAYOUTS = tuple(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from ddp_compress.arena import Arena
 from ddp_compress.layout import Layout, Plan
 from ddp_compress.message import Chunk, Message
 from ddp_compress.select import HeavierSide, TopK
-from ddp_compress.store import Arena
 
 SIZES = {"a": 300, "b": 500, "c": 200}
 
