@@ -5,7 +5,7 @@ Example:
 """
 
 from ddp_compress import recipes, schedules
-from ddp_compress.exchange import PeerError
+from ddp_compress.exchange.comm import PeerError
 from ddp_compress.federated_dropout import FederatedDropout
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.layout import Layout

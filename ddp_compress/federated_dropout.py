@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_compress import host
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
-from ddp_compress.exchange import Answer, place
+from ddp_compress.exchange.comm import place
+from ddp_compress.exchange.roll_call import Answer
 from ddp_compress.local_updates import LocalUpdates
 from ddp_compress.meeting import Meeting
 from ddp_compress.schedules import check_density

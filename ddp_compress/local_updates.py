@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.ddp_model import BeforeForward
-from ddp_compress.exchange import Answer, members
+from ddp_compress.exchange.comm import members
+from ddp_compress.exchange.roll_call import Answer
 from ddp_compress.guards import (
     check_optimizer,
     refuse_steps_with_others,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ddp_compress.devices import on_host
-from ddp_compress.exchange import place
+from ddp_compress.exchange.comm import place
 
 
 class Stateful(Protocol):

@@ -29,7 +29,8 @@ from ddp_compress.checkpoint import (
 from ddp_compress.checks import check_count
 from ddp_compress.ddp_model import BeforeForward, find_model
 from ddp_compress.devices import Lane
-from ddp_compress.exchange import Comm, Worker
+from ddp_compress.exchange.comm import Comm
+from ddp_compress.exchange.worker import Worker
 from ddp_compress.guards import (
     refuse_optimizer_in_backward,
     refuse_other_ranks,

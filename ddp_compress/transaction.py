@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 
 from ddp_compress.devices import Lane, used_here
-from ddp_compress.exchange import Channel, Comm, Worker
-from ddp_compress.exchange.worker import Exchanging
+from ddp_compress.exchange.channel import Channel
+from ddp_compress.exchange.comm import Comm
+from ddp_compress.exchange.worker import Exchanging, Worker
 from ddp_compress.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message import Chunk, Delivery, Message, memory_dtype

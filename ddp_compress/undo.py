@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ddp_compress.arena import Arena
-from ddp_compress.exchange import Comm
+from ddp_compress.exchange.comm import Comm
 
 
 class Undo:

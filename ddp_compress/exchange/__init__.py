@@ -3,33 +3,19 @@
 from ddp_compress.checks import check_one_of
 from ddp_compress.exchange.all_gather import AllGather
 from ddp_compress.exchange.ballot_box import BallotBox
-from ddp_compress.exchange.buffers import meet_over_buffers
 from ddp_compress.exchange.by_size import BySize
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm, PeerError, members, place
-from ddp_compress.exchange.roll_call import Answer, call_roll
 from ddp_compress.exchange.rotating_owner import RotatingOwner
 from ddp_compress.exchange.sharded import Sharded
 from ddp_compress.exchange.shared_mask import SharedMask
-from ddp_compress.exchange.worker import Worker
 
 __all__ = [
     "AllGather",
-    "Answer",
     "BallotBox",
     "BySize",
-    "Channel",
-    "Comm",
-    "PeerError",
     "RotatingOwner",
     "Sharded",
     "SharedMask",
-    "Worker",
-    "call_roll",
     "exchange_by_name",
-    "meet_over_buffers",
-    "members",
-    "place",
 ]
 
 

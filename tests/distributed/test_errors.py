@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, PeerError, compress_hook, recipes
 from ddp_compress.arena import Arena
-from ddp_compress.exchange import Comm, all_gather, channel
+from ddp_compress.exchange import all_gather, channel
+from ddp_compress.exchange.comm import Comm
 from ddp_compress.memory import Residual
 from ddp_compress.message import Message
 from ddp_compress.schedules import Schedule
