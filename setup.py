@@ -48,7 +48,7 @@ def native_kernels(cuda: bool) -> Extension:
         depends=csrc("**/*.h") + csrc("**/*.cuh"),
         extra_compile_args=flags,
         py_limited_api=True,
-        optional=True,  # without a compiler the package still works, through ddp_compress.reference
+        optional=True,  # without a compiler the package still works, on ops.reference
     )
 
 

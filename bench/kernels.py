@@ -28,7 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels_cuda
-from ddp_compress import ops, reference
+from ddp_compress import ops
+from ddp_compress.ops import reference
 from kernels_cuda import CudaRow
 
 NUMELS = {"cpu": [11_200_000, 33_500_000], "cuda": [6_500_000, 100_000_000]}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.devices import on_host
 from ddp_compress.message import memory_dtype
+from ddp_compress.ops.devices import on_host
 
 
 class Anchor:

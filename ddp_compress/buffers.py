@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.anchor import widest
-from ddp_compress.devices import on_host
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
 
 
 class Buffers:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import host
-from ddp_compress.devices import beside
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside
 
 CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),

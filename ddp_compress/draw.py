@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddp_compress.reference import salts
+from ddp_compress.ops.reference import salts
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import host
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
 from ddp_compress.exchange.comm import place
 from ddp_compress.exchange.roll_call import Answer
 from ddp_compress.local_updates import LocalUpdates
 from ddp_compress.meeting import Meeting
+from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.state import CompressionState
 from ddp_compress.sub_model import Index, indices, shrunk, tensors_of

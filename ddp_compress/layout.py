@@ -13,9 +13,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.conv_kernels import Kernel, Kernels
-from ddp_compress.devices import beside, on_host
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside, on_host
 
 Scope = Literal["tensor", "bucket", "model"]
 SCOPES = ("tensor", "bucket", "model")

@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.devices import beside
 from ddp_compress.layout import Layout, Plan, Sparse, Tables, tables
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside
 
 T = TypeVar("T")
 

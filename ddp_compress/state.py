@@ -28,7 +28,6 @@ from ddp_compress.checkpoint import (
 )
 from ddp_compress.checks import check_count
 from ddp_compress.ddp_model import BeforeForward, find_model
-from ddp_compress.devices import Lane
 from ddp_compress.exchange.comm import Comm
 from ddp_compress.exchange.worker import Worker
 from ddp_compress.guards import (
@@ -41,6 +40,7 @@ from ddp_compress.guards import (
 from ddp_compress.layout import Layout
 from ddp_compress.memory_format import flatten, unflatten
 from ddp_compress.message import Chunk
+from ddp_compress.ops.devices import Lane
 from ddp_compress.parameters import Parameters, ignored_parameters
 from ddp_compress.rebucket import Buckets, Regrouped
 from ddp_compress.recipe import Recipe

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ddp_compress.arena import Arena
-from ddp_compress.devices import used_here
 from ddp_compress.layout import Layout
+from ddp_compress.ops.devices import used_here
 
 
 class ParameterStore:

@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from ddp_compress import host
+from ddp_compress.ops import host
 from ddp_compress.units import WIDTHS, Axis, Units
 
 Index = tuple[Tensor, ...]

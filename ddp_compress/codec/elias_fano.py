@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.codec.errors import bytes_read
-from ddp_compress.reference.elias_fano import elias_fano_size
+from ddp_compress.ops.reference.elias_fano import elias_fano_size
 
 if TYPE_CHECKING:
     from ddp_compress.layout import Space

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ddp_compress.reference.wire_format import DecodeError
+from ddp_compress.ops.reference.wire_format import DecodeError
 
 if TYPE_CHECKING:
     from ddp_compress.layout import Space

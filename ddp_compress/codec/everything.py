@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.devices import beside
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside
 
 if TYPE_CHECKING:
     from ddp_compress.layout import Space

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.codec.errors import bytes_read
-from ddp_compress.reference.elias_fano import elias_fano_size
-from ddp_compress.reference.golomb import PARAMETER_BITS
+from ddp_compress.ops.reference.elias_fano import elias_fano_size
+from ddp_compress.ops.reference.golomb import PARAMETER_BITS
 
 if TYPE_CHECKING:
     from ddp_compress.layout import Space

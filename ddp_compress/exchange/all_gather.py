@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress.devices import beside
 from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.layout import Sparse
 from ddp_compress.message import Delivery, Message
+from ddp_compress.ops.devices import beside
 from ddp_compress.stats import Stats
 
 if TYPE_CHECKING:

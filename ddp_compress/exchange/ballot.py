@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
-from ddp_compress.devices import on_host
+from ddp_compress import ops
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
 from ddp_compress.layout import Room
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Codec

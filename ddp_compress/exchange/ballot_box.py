@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.devices import on_host
 from ddp_compress.exchange import ballot, entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.layout import Room, Sparse
 from ddp_compress.message import Message
-from ddp_compress.reference import salts, shift_salts
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.reference import salts, shift_salts
 from ddp_compress.shards import Shards
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
-from ddp_compress.devices import on_host
+from ddp_compress import ops
 from ddp_compress.exchange.comm import Comm, PeerError, Work
 from ddp_compress.exchange.frame import (
     ANNOUNCED,
@@ -26,6 +25,8 @@ from ddp_compress.exchange.frame import (
     text_body,
     unseal,
 )
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
 from ddp_compress.stats import Stats
 
 

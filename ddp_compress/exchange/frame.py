@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
+from ddp_compress.ops import host
 
 VERSION = 1
 NONFINITE = 1  # the sender has a non-finite gradient: the step aborts

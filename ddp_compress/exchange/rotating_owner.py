@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress import host
 from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message import Message
+from ddp_compress.ops import host
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe

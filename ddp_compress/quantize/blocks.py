@@ -10,8 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ddp_compress import host
 from ddp_compress.layout import entries
+from ddp_compress.ops import host
 
 LARGEST, SMALLEST = 8192, 32  # coefficients of a block, powers of two
 

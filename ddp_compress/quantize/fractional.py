@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
-from ddp_compress.devices import on_host
+from ddp_compress import ops
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
 from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import (
     cell_means,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.checks import check_int, check_number
-from ddp_compress.devices import on_host
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
 from ddp_compress.quantize.one_package import OnePackage
 from ddp_compress.quantize.symbols import (
     cell_means,

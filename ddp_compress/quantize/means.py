@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.devices import beside
+from ddp_compress.ops.devices import beside
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
-from ddp_compress.devices import beside, on_host
+from ddp_compress import ops
 from ddp_compress.layout import Package, Room, Sparse
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside, on_host
+from ddp_compress.ops.reference.wire_format import pack, unpack
 from ddp_compress.quantize.signs import Signs
 from ddp_compress.quantize.symbols import most_bytes, read_means, read_symbols
-from ddp_compress.reference.wire_format import pack, unpack
 
 if TYPE_CHECKING:
     from ddp_compress.draw import Draw

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.checks import check_count, check_int, check_one_of
-from ddp_compress.devices import beside
 from ddp_compress.layout import entries
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside
+from ddp_compress.ops.reference import block_salts, random_words
 from ddp_compress.quantize.blocks import SMALLEST, Blocks, blocks
 from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
-from ddp_compress.reference import block_salts, random_words
 from ddp_compress.schedules import check_density
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
-from ddp_compress.reference.wire_format import DecodeError
+from ddp_compress import ops
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.wire_format import DecodeError
 
 WORDS = {
     DecodeError.TRUNCATED: "the bytes end before the symbols do",

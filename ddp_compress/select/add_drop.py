@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.checks import check_int
-from ddp_compress.devices import beside
 from ddp_compress.layout import Scope, Sparse, entries
 from ddp_compress.message import Selection
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import beside
 from ddp_compress.schedules import Schedule, check_density
 from ddp_compress.select.top_k import TopK
 

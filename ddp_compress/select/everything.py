@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.devices import beside
 from ddp_compress.layout import Scope, Sparse
 from ddp_compress.message import Selection
+from ddp_compress.ops.devices import beside
 
 if TYPE_CHECKING:
     from ddp_compress.message import Message

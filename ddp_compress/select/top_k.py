@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress import host, ops
+from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.layout import SCOPES, Scope, Sparse
 from ddp_compress.message import Selection
-from ddp_compress.reference import salts
+from ddp_compress.ops import host
+from ddp_compress.ops.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:

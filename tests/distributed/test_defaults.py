@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ddp_compress
-from ddp_compress import CompressionState, LocalUpdates, ops, reference
+from ddp_compress import CompressionState, LocalUpdates, ops
+from ddp_compress.ops import reference
 from tests.distributed.training import MANY_BUCKETS, digest, grads
 from tests.table import ROWS, Row, every_row
 
@@ -119,4 +120,4 @@ def test_every_tensor_made_in_the_package_names_its_dtype_and_device():
                 given = {keyword.arg for keyword in call.keywords}
                 if not {"dtype", "device"} <= given:
                     careless.append(f"{file}:{call.lineno}: {ast.unparse(call)}")
-    assert not careless, "name dtype= and device=, or take ddp_compress.host"
+    assert not careless, "name dtype= and device=, or take ddp_compress.ops.host"

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, ops, recipes, reference
+from ddp_compress import CompressionState, ops, recipes
 from ddp_compress.exchange import SharedMask
+from ddp_compress.ops import reference
 from ddp_compress.quantize import Values
 from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.training import (

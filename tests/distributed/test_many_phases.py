@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddp_compress import CompressionState, PeerError, Recipe, exponential_warmup, ops, recipes
 from ddp_compress.exchange.comm import Comm
 from ddp_compress.layout import Layout, Plan, Sparse
-from ddp_compress.reference import largest, salts, tally, vote_keys
+from ddp_compress.ops.reference import largest, salts, tally, vote_keys
 from ddp_compress.shards import Shards
 from tests.distributed.training import (
     MANY_BUCKETS,

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddp_compress import reference
+from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
 

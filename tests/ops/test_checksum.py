@@ -3,7 +3,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddp_compress import ops, reference
+from ddp_compress import ops
+from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
 on_a_gpu = pytest.mark.parametrize(

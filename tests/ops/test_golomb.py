@@ -8,10 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddp_compress import reference
 from ddp_compress.codec import Golomb
-from ddp_compress.reference.elias_fano import elias_fano_size
-from ddp_compress.reference.wire_format import DecodeError
+from ddp_compress.ops import reference
+from ddp_compress.ops.reference.elias_fano import elias_fano_size
+from ddp_compress.ops.reference.wire_format import DecodeError
 
 native = torch.ops.ddp_compress
 UNUSED = 2**31 - 1

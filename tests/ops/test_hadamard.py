@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ddp_compress import ops, reference
+from ddp_compress import ops
+from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
 both_twins = pytest.mark.parametrize("twin", [native, reference], ids=["native", "reference"])

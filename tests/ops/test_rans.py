@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_compress import ops, reference
-from ddp_compress.reference.wire_format import DecodeError
+from ddp_compress import ops
+from ddp_compress.ops import reference
+from ddp_compress.ops.reference.wire_format import DecodeError
 
 native = torch.ops.ddp_compress
 both_twins = pytest.mark.parametrize("twin", [native, reference], ids=["native", "reference"])

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_compress import reference
 from ddp_compress.layout import Sparse, add_entries
+from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddp_compress import ops, reference
+from ddp_compress import ops
+from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
 # grads, residuals, momenta, momentum, bounds, groups, ks, salts

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_compress import ops, reference
+from ddp_compress import ops
+from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
 both_twins = pytest.mark.parametrize("twin", [native, reference], ids=["native", "reference"])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddp_compress.reference.random_words import hashes
+from ddp_compress.ops.reference.random_words import hashes
 
 
 def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddp_compress import host
+from ddp_compress.ops import host
 
 
 def scatter_add(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddp_compress import host
+from ddp_compress.ops import host
 
 
 def exact_mean(values: Tensor) -> float:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.random_words import hashes
-from ddp_compress.reference.segment_means import exact_mean
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.random_words import hashes
+from ddp_compress.ops.reference.segment_means import exact_mean
 
 
 def topk(

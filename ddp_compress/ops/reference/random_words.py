@@ -7,7 +7,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from ddp_compress import host
+from ddp_compress.ops import host
 
 
 def _signed(word: int) -> int:

@@ -1,6 +1,6 @@
 """The only door to the kernels: native where the extension is built, plain PyTorch elsewhere.
 
-Every op here has the signature of its twin in `ddp_compress.reference`, which documents it. On a
+Every op here has the signature of its twin in `ddp_compress.ops.reference`, which documents it. On a
 CUDA device the data of an op are there and its tables (bounds, groups, ks, salts, counts) on the
 host. A kernel there never waits to learn how long a list has become: it fills a slot for every
 entry there may be, and `_used` waits, once, and cuts the unused ones off.
@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddp_compress import reference
-from ddp_compress.devices import beside, on_host
+from ddp_compress.ops import reference
+from ddp_compress.ops.devices import beside, on_host
 
 
 def _load_native() -> bool:
-    """Load the extension that stands beside this file; say so, once, where that fails."""
+    """Load the extension that stands in the package; say so, once, where that fails."""
     why = "they were not built"
-    for library in Path(__file__).parent.glob("_C*"):
+    for library in Path(__file__).parents[1].glob("_C*"):
         if library.suffix in {".so", ".pyd", ".dylib"}:
             try:
                 torch.ops.load_library(library)

@@ -5,7 +5,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ddp_compress import host
+from ddp_compress.ops import host
 
 
 class DecodeError(IntEnum):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.hadamard import check_blocks
-from ddp_compress.reference.random_words import random_words
-from ddp_compress.reference.wire_format import from_bits, pack, to_bits, unpack
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.hadamard import check_blocks
+from ddp_compress.ops.reference.random_words import random_words
+from ddp_compress.ops.reference.wire_format import from_bits, pack, to_bits, unpack
 
 DRAWS = 4  # numbers that one random word rounds, 16 bits for each
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.wire_format import DecodeError, from_bits, pack, to_bits, unpack
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.wire_format import DecodeError, from_bits, pack, to_bits, unpack
 
 MAX_ALPHABET = 65  # two signs of 32 levels, and zero
 TOTAL_BITS = 12

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.random_words import random_words
-from ddp_compress.reference.wire_format import to_bits
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.random_words import random_words
+from ddp_compress.ops.reference.wire_format import to_bits
 
 LARGEST_BLOCK = 8192
 

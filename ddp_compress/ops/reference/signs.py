@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.segment_means import exact_mean
-from ddp_compress.reference.wire_format import pack, unpack
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.segment_means import exact_mean
+from ddp_compress.ops.reference.wire_format import pack, unpack
 
 
 def _sizes(bounds: Tensor, block: int) -> Tensor:

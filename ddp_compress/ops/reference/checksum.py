@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ddp_compress import host
+from ddp_compress.ops import host
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9

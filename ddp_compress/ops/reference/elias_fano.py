@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.wire_format import (
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.wire_format import (
     DecodeError,
     decoded,
     from_bits,

@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddp_compress import host
-from ddp_compress.reference.wire_format import DecodeError, decoded, pack, to_bits
+from ddp_compress.ops import host
+from ddp_compress.ops.reference.wire_format import DecodeError, decoded, pack, to_bits
 
 PARAMETER_BITS = 5
 
