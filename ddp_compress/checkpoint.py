@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.memory_format import dim_order
+from ddp_compress.message.memory_format import dim_order
 from ddp_compress.ops.devices import on_host
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats

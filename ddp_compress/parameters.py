@@ -7,9 +7,9 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from ddp_compress.conv_kernels import Kernel, convolutions, kernel_of
-from ddp_compress.layout import Layout
-from ddp_compress.memory_format import dim_order
+from ddp_compress.message.conv_kernels import Kernel, convolutions, kernel_of
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.memory_format import dim_order
 
 
 class Parameters:

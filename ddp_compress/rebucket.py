@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddp_compress.arena import Arena
-from ddp_compress.layout import Layout
-from ddp_compress.message import Chunk
+from ddp_compress.message.arena import Arena
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.message import Chunk
 from ddp_compress.ops.devices import Lane, used_here
 from ddp_compress.transaction import Transaction
 from ddp_compress.undo import Undo

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ddp_compress.draw import Draw
-from ddp_compress.layout import Package, Plan, Scope, Space, Sparse
+from ddp_compress.message.draw import Draw
+from ddp_compress.message.layout import Package, Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
     from ddp_compress.exchange.channel import Channel
     from ddp_compress.exchange.comm import Work
-    from ddp_compress.message import Chunk, Delivery, Message, Selection
+    from ddp_compress.message.message import Chunk, Delivery, Message, Selection
 
 
 Tensors = Mapping[str, torch.dtype | None]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ddp_compress.checkpoint import check_form, check_whole, checksum
 from ddp_compress.checks import check_count
+from ddp_compress.message.shards import cuts
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import on_host
-from ddp_compress.shards import cuts
 
 
 def redistribute(

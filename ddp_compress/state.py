@@ -37,9 +37,9 @@ from ddp_compress.guards import (
     refuse_unsupported_ddp,
     refuse_unsupported_parameters,
 )
-from ddp_compress.layout import Layout
-from ddp_compress.memory_format import flatten, unflatten
-from ddp_compress.message import Chunk
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.memory_format import flatten, unflatten
+from ddp_compress.message.message import Chunk
 from ddp_compress.ops.devices import Lane
 from ddp_compress.parameters import Parameters, ignored_parameters
 from ddp_compress.rebucket import Buckets, Regrouped

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress.arena import Arena
-from ddp_compress.layout import Layout
+from ddp_compress.message.arena import Arena
+from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import used_here
 
 

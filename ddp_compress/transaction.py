@@ -14,9 +14,9 @@ import torch
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Comm
 from ddp_compress.exchange.worker import Exchanging, Worker
-from ddp_compress.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
 from ddp_compress.memory import clip_gradient
-from ddp_compress.message import Chunk, Delivery, Message, memory_dtype
+from ddp_compress.message.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
+from ddp_compress.message.message import Chunk, Delivery, Message, memory_dtype
 from ddp_compress.ops.devices import Lane, used_here
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.scaling import mantissa, unscale

@@ -24,7 +24,7 @@ from ddp_compress import (
     select,
 )
 from ddp_compress.exchange import AllGather, Sharded
-from ddp_compress.layout import Layout, Plan
+from ddp_compress.message.layout import Layout, Plan
 
 
 def model() -> nn.Sequential:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddp_compress import CompressionState, exponential_warmup, recipes
 from ddp_compress.exchange import Sharded
-from ddp_compress.layout import Layout
+from ddp_compress.message.layout import Layout
 from ddp_compress.quantize import Rotated
 from ddp_compress.select import Everything
 from tests.table import Row, every_keeping_row, every_row

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddp_compress import CompressionState, PeerError
 from ddp_compress.exchange import channel, frame
 from ddp_compress.exchange.worker import Worker
-from ddp_compress.layout import Layout
+from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import Lane
 from ddp_compress.recipes import dgc
 from tests import pretend_cuda

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError, recipes
-from ddp_compress.layout import Layout
+from ddp_compress.message.layout import Layout
 from ddp_compress.rebucket import Buckets, Regrouped
 from tests import pretend_cuda
 from tests.table import Row

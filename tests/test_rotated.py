@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ddp_compress import recipes
-from ddp_compress.draw import Draw
 from ddp_compress.exchange import Sharded
+from ddp_compress.message.draw import Draw
 from ddp_compress.quantize import Rotated
 from ddp_compress.quantize.blocks import Blocks
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.layout import Layout
+from ddp_compress.message.layout import Layout
 from tests.table import Row, every_row
 from tests.test_laws import SIZES, assert_same, kept, random_grads, state_of
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddp_compress.layout import Layout, Plan, Sparse
-from ddp_compress.shards import Shards
+from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.shards import Shards
 
 
 @st.composite

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.conv_kernels import Kernel
 from ddp_compress.exchange import entries
-from ddp_compress.layout import Layout, Plan, Sparse
-from ddp_compress.message import Chunk, Message
+from ddp_compress.message.conv_kernels import Kernel
+from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.message import Chunk, Message
 from ddp_compress.quantize import Packages
 from ddp_compress.stats import Stats
 from tests import pretend_cuda

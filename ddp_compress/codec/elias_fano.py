@@ -12,7 +12,7 @@ from ddp_compress.codec.errors import bytes_read
 from ddp_compress.ops.reference.elias_fano import elias_fano_size
 
 if TYPE_CHECKING:
-    from ddp_compress.layout import Space
+    from ddp_compress.message.layout import Space
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EliasFano:
 
     Example:
         >>> import torch
-        >>> from ddp_compress.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout, Plan
         >>> plan = Plan((Layout(("weight",), (1000,)),), "tensor", density=0.01)
         >>> wire = EliasFano().encode(torch.tensor([3, 14, 159], dtype=torch.int32), plan)
         >>> len(wire), EliasFano().decode(wire, plan)

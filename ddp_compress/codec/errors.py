@@ -9,7 +9,7 @@ from torch import Tensor
 from ddp_compress.ops.reference.wire_format import DecodeError
 
 if TYPE_CHECKING:
-    from ddp_compress.layout import Space
+    from ddp_compress.message.layout import Space
 
 
 def bytes_read(codec: str, status: Tensor, space: Space, truncated: str) -> int:

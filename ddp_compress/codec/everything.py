@@ -12,7 +12,7 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside
 
 if TYPE_CHECKING:
-    from ddp_compress.layout import Space
+    from ddp_compress.message.layout import Space
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Everything:
     Positions are None, or all that there are where some parameters are exact.
 
     Example:
-        >>> from ddp_compress.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout, Plan
         >>> plan = Plan((Layout(("weight", "bias"), (4, 2)),), "tensor", 1.0, min_numel=3)
         >>> wire = Everything().encode(None, plan)
         >>> len(wire), Everything().decode(wire, plan)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
-from ddp_compress.layout import Room
+from ddp_compress.message.layout import Room
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import on_host
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
-from ddp_compress.message import Delivery, Message
+from ddp_compress.message.message import Delivery, Message
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Exchange, Recipe, Tensors

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ddp_compress.draw import Draw
-from ddp_compress.layout import Plan, Room, Space, Sparse
-from ddp_compress.message import Message, Selection
+from ddp_compress.message.draw import Draw
+from ddp_compress.message.layout import Plan, Room, Space, Sparse
+from ddp_compress.message.message import Message, Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside, on_host
 from ddp_compress.stats import Stats

@@ -6,8 +6,8 @@ from collections.abc import Generator
 
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
-from ddp_compress.layout import Sparse
-from ddp_compress.message import Delivery, Message
+from ddp_compress.message.layout import Sparse
+from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import beside
 
 

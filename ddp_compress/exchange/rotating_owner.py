@@ -13,7 +13,7 @@ from ddp_compress.exchange import entries
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.shared_mask import Mask
-from ddp_compress.message import Message
+from ddp_compress.message.message import Message
 from ddp_compress.ops import host
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 
 from ddp_compress.exchange.channel import Channel
 from ddp_compress.exchange.comm import PeerError, Work
-from ddp_compress.message import Delivery
+from ddp_compress.message.message import Delivery
 from ddp_compress.ops.devices import stay_on
 
 Exchanging = Generator[Work, None, "list[Delivery] | None"]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddp_compress import ops
-from ddp_compress.layout import Sparse, add_entries
 from ddp_compress.memory.clip import check_clip
+from ddp_compress.message.layout import Sparse, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 if TYPE_CHECKING:
-    from ddp_compress.message import Chunk
+    from ddp_compress.message.message import Chunk
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.layout import Sparse
+from ddp_compress.message.layout import Sparse
 
 if TYPE_CHECKING:
-    from ddp_compress.message import Chunk
+    from ddp_compress.message.message import Chunk
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddp_compress import ops
-from ddp_compress.layout import Sparse, add_entries
+from ddp_compress.message.layout import Sparse, add_entries
 
 if TYPE_CHECKING:
-    from ddp_compress.message import Chunk
+    from ddp_compress.message.message import Chunk
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ddp_compress.layout import entries
+from ddp_compress.message.layout import entries
 from ddp_compress.ops import host
 
 LARGEST, SMALLEST = 8192, 32  # coefficients of a block, powers of two

@@ -23,8 +23,8 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ddp_compress.ops.devices import beside
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan
 
 
 @dataclass(frozen=True)

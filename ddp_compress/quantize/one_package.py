@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ddp_compress.layout import Package, Sparse
+from ddp_compress.message.layout import Package, Sparse
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan, Space
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan, Space
     from ddp_compress.recipe import Quantize
 
 
@@ -20,7 +20,7 @@ class OnePackage:
 
     Example:
         >>> import torch
-        >>> from ddp_compress.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout, Plan
         >>> from ddp_compress.quantize import Means
         >>> plan = Plan((Layout(("weight",), (8,)),), "tensor", density=0.25)
         >>> entries = Sparse(torch.tensor([3, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.layout import Package, Room, Sparse
+from ddp_compress.message.layout import Package, Room, Sparse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside, on_host
 from ddp_compress.ops.reference.wire_format import pack, unpack
@@ -19,8 +19,8 @@ from ddp_compress.quantize.signs import Signs
 from ddp_compress.quantize.symbols import most_bytes, read_means, read_symbols
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan, Space
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan, Space
 
 TABLE_BITS = 13  # of a symbol in rANS's table of frequencies
 WORD_BITS = 32  # of a pattern: with the number of those before, they fit into 63
@@ -48,8 +48,8 @@ class Packages(Signs):
     Source: the appendix of SmartIdx (Table 3, Fig. 4); it is silent on how patterns are found.
 
     Example:
-        >>> from ddp_compress.conv_kernels import Kernel
-        >>> from ddp_compress.layout import Layout, Plan
+        >>> from ddp_compress.message.conv_kernels import Kernel
+        >>> from ddp_compress.message.layout import Layout, Plan
         >>> plan = Plan((Layout(("weight",), (12,), (Kernel(4),)),), "tensor", density=0.5)
         >>> indices = torch.tensor([0, 8, 9, 10, 11], dtype=torch.int32)
         >>> values = torch.tensor([5.0, 1, -3, 1, 1])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_count, check_int, check_one_of
-from ddp_compress.layout import entries
+from ddp_compress.message.layout import entries
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside
 from ddp_compress.ops.reference import block_salts, random_words
@@ -21,8 +21,8 @@ from ddp_compress.quantize.symbols import read_means
 from ddp_compress.schedules import check_density
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan
 
 Transform = Literal["hadamard", "kashin", "none"]
 FARTHEST = 4e34  # of a level: 8192 of them have a finite sum
@@ -64,7 +64,7 @@ class Rotated(NoGuess):
     Requirements (2018), §3.1 and App. A.
 
     Example:
-        >>> from ddp_compress.draw import Draw
+        >>> from ddp_compress.message.draw import Draw
         >>> counts, draw, rotated = torch.tensor([3]), Draw(("weight",), 0, 0), Rotated(bits=4)
         >>> data = rotated.encode(torch.tensor([1.0, -2.0, 8.0]), counts, None, draw)
         >>> rotated.decode(data, counts, None, draw)

@@ -14,8 +14,8 @@ from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ddp_compress.checks import check_one_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.draw import Draw
-    from ddp_compress.layout import Plan
+    from ddp_compress.message.draw import Draw
+    from ddp_compress.message.layout import Plan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -7,8 +7,8 @@ import torch
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import BallotBox, SharedMask
-from ddp_compress.layout import Scope
 from ddp_compress.memory import memory_with
+from ddp_compress.message.layout import Scope
 from ddp_compress.quantize import Fractional, Values
 from ddp_compress.recipe import Quantize, Recipe
 from ddp_compress.schedules import Schedule, check_density

@@ -2,8 +2,8 @@
 
 from ddp_compress.codec import by_name
 from ddp_compress.exchange import exchange_by_name
-from ddp_compress.layout import Scope
 from ddp_compress.memory import memory_with
+from ddp_compress.message.layout import Scope
 from ddp_compress.quantize import Means
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule

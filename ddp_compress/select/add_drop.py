@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
-from ddp_compress.layout import Scope, Sparse, entries
-from ddp_compress.message import Selection
+from ddp_compress.message.layout import Scope, Sparse, entries
+from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside
 from ddp_compress.schedules import Schedule, check_density
 from ddp_compress.select.top_k import TopK
 
 if TYPE_CHECKING:
-    from ddp_compress.message import Message
+    from ddp_compress.message.message import Message
 
 
 @dataclass(frozen=True)

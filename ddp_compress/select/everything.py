@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.layout import Scope, Sparse
-from ddp_compress.message import Selection
+from ddp_compress.message.layout import Scope, Sparse
+from ddp_compress.message.message import Selection
 from ddp_compress.ops.devices import beside
 
 if TYPE_CHECKING:
-    from ddp_compress.message import Message
+    from ddp_compress.message.message import Message
 
 
 @dataclass(frozen=True)

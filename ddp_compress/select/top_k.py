@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.layout import SCOPES, Scope, Sparse
-from ddp_compress.message import Selection
+from ddp_compress.message.layout import SCOPES, Scope, Sparse
+from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:
-    from ddp_compress.message import Message
+    from ddp_compress.message.message import Message
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_compress import CompressionState, compress_hook
-from ddp_compress.layout import Layout
+from ddp_compress.message.layout import Layout
 from tests import pretend_cuda
 from tests.distributed.training import backward, descend, memory, small_model, weights, wrap
 from tests.table import ROWS, Row, every_family

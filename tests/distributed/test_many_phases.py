@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ddp_compress import CompressionState, PeerError, Recipe, exponential_warmup, ops, recipes
 from ddp_compress.exchange.comm import Comm
-from ddp_compress.layout import Layout, Plan, Sparse
+from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.shards import Shards
 from ddp_compress.ops.reference import largest, salts, tally, vote_keys
-from ddp_compress.shards import Shards
 from tests.distributed.training import (
     MANY_BUCKETS,
     digest,
@@ -608,7 +608,7 @@ def test_ranks_may_be_in_different_groups_besides(ranks):
 SCRIPT = """
 import sys, torch, torch.distributed as dist
 from ddp_compress import CompressionState, recipes
-from ddp_compress.layout import Layout
+from ddp_compress.message.layout import Layout
 rank, how = int(sys.argv[1]), sys.argv[3]
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Linear(20, 9))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ddp_compress.layout import Sparse
+from ddp_compress.message.layout import Sparse
 
 
 class Arena(dict[str, Tensor]):

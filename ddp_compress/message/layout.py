@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.conv_kernels import Kernel, Kernels
+from ddp_compress.message.conv_kernels import Kernel, Kernels
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside, on_host
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ddp_compress.layout import Layout, Plan, Sparse, Tables, tables
+from ddp_compress.message.layout import Layout, Plan, Sparse, Tables, tables
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside
 

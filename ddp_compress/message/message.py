@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ddp_compress.arena import Arena
-from ddp_compress.layout import Layout, Plan, Sparse, span
+from ddp_compress.message.arena import Arena
+from ddp_compress.message.layout import Layout, Plan, Sparse, span
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import beside
 
