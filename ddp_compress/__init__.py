@@ -5,7 +5,6 @@ Example:
 """
 
 from ddp_compress import recipes, schedules
-from ddp_compress.exchange.comm import PeerError
 from ddp_compress.federated_dropout import FederatedDropout
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.local_updates import LocalUpdates
@@ -16,6 +15,7 @@ from ddp_compress.redistribute import redistribute
 from ddp_compress.schedules import Schedule, exponential_warmup
 from ddp_compress.state import CompressionState
 from ddp_compress.stats import Stats
+from ddp_compress.transport.comm import PeerError
 
 __all__ = [
     "CompressionState",

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
-from ddp_compress.exchange.comm import place
 from ddp_compress.exchange.roll_call import Answer
 from ddp_compress.local_updates import LocalUpdates
 from ddp_compress.meeting import Meeting
@@ -20,6 +19,7 @@ from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.state import CompressionState
 from ddp_compress.sub_model import Index, indices, shrunk, tensors_of
+from ddp_compress.transport.comm import place
 from ddp_compress.units import hidden_units
 
 Memory = dict[str, dict[str, Tensor]]  # by slot and parameter

@@ -19,8 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddp_compress import ops
 from ddp_compress.ddp_model import models_of
-from ddp_compress.exchange.comm import members
 from ddp_compress.optimizers import MEETS_RANKS, collective_in_step, layers, momentum_of
+from ddp_compress.transport.comm import members
 
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ddp_compress.exchange.comm import place
 from ddp_compress.ops.devices import on_host
+from ddp_compress.transport.comm import place
 
 
 class Stateful(Protocol):

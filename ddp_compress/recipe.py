@@ -17,9 +17,9 @@ from ddp_compress.message.layout import Package, Plan, Scope, Space, Sparse
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
-    from ddp_compress.exchange.channel import Channel
-    from ddp_compress.exchange.comm import Work
     from ddp_compress.message.message import Chunk, Delivery, Message, Selection
+    from ddp_compress.transport.channel import Channel
+    from ddp_compress.transport.comm import Work
 
 
 Tensors = Mapping[str, torch.dtype | None]

@@ -28,7 +28,6 @@ from ddp_compress.checkpoint import (
 )
 from ddp_compress.checks import check_count
 from ddp_compress.ddp_model import BeforeForward, find_model
-from ddp_compress.exchange.comm import Comm
 from ddp_compress.exchange.worker import Worker
 from ddp_compress.guards import (
     refuse_optimizer_in_backward,
@@ -50,6 +49,7 @@ from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.store import ParameterStore
 from ddp_compress.transaction import Settings, Transaction
+from ddp_compress.transport.comm import Comm
 from ddp_compress.undo import Undo
 
 FLUSH_BYTES = 256 * 1024

@@ -11,8 +11,6 @@ from typing import Protocol
 
 import torch
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm
 from ddp_compress.exchange.worker import Exchanging, Worker
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
@@ -22,6 +20,8 @@ from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.scaling import mantissa, unscale
 from ddp_compress.schedules import density_at
 from ddp_compress.store import ParameterStore
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Comm
 from ddp_compress.undo import Undo
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ddp_compress.exchange.comm import Comm
 from ddp_compress.message.arena import Arena
+from ddp_compress.transport.comm import Comm
 
 
 class Undo:

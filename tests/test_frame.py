@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddp_compress.exchange.frame import (
+from ddp_compress.transport.frame import (
     ANNOUNCED,
     FAILED,
     HEADER_BYTES,

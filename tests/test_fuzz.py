@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ddp_compress import codec
 from ddp_compress.exchange import all_gather, ballot, entries
-from ddp_compress.exchange.frame import HEADER_BYTES, Header, padded, seal, unseal
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout, Plan, Sparse
 from ddp_compress.message.message import Chunk, Message
 from ddp_compress.stats import Stats
+from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, unseal
 from tests.make import ROOT, make
 from tests.table import ROWS, Row
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ddp_compress.exchange import entries
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.message.layout import Sparse
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import beside
 from ddp_compress.stats import Stats
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe, Tensors

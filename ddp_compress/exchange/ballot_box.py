@@ -12,8 +12,6 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.exchange import ballot, entries
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.layout import Room, Sparse
 from ddp_compress.message.message import Message
@@ -21,6 +19,8 @@ from ddp_compress.message.shards import Shards
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import on_host
 from ddp_compress.ops.reference import salts, shift_salts
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe

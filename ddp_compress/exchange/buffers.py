@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm, Work, finished
 from ddp_compress.ops import host
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Comm, Work, finished
 
 if TYPE_CHECKING:
     from ddp_compress.buffers import Buffers

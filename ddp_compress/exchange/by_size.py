@@ -6,9 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.message.message import Delivery, Message
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Exchange, Recipe, Tensors

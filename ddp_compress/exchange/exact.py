@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.message.layout import Sparse
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import beside
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 
 def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, list[Delivery]]:

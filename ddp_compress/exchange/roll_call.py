@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Comm, PeerError, Work, finished
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Comm, PeerError, Work, finished
 
 _COUNTS = struct.Struct("<II")
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ddp_compress.exchange import entries
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.message import Message
 from ddp_compress.ops import host
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe

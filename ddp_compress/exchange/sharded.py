@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.exchange import entries
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.exact import reduce_exact
 from ddp_compress.message.draw import Draw
 from ddp_compress.message.layout import Plan, Sparse, add_entries
@@ -20,6 +18,8 @@ from ddp_compress.message.message import Chunk, Delivery, Message
 from ddp_compress.message.shards import Shards
 from ddp_compress.quantize import Values
 from ddp_compress.recipe import Recipe
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Tensors

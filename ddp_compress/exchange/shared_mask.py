@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import Work
 from ddp_compress.exchange.exact import reduce_exact
 from ddp_compress.message.draw import Draw
 from ddp_compress.message.layout import Sparse
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.quantize import Values
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Work
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Quantize, Recipe, Tensors

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from ddp_compress.exchange.channel import Channel
-from ddp_compress.exchange.comm import PeerError, Work
 from ddp_compress.message.message import Delivery
 from ddp_compress.ops.devices import stay_on
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import PeerError, Work
 
 Exchanging = Generator[Work, None, "list[Delivery] | None"]
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, PeerError, compress_hook, recipes
-from ddp_compress.exchange import all_gather, channel
-from ddp_compress.exchange.comm import Comm
+from ddp_compress.exchange import all_gather
 from ddp_compress.memory import Residual
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.message import Message
 from ddp_compress.schedules import Schedule
 from ddp_compress.select import TopK
+from ddp_compress.transport import channel
+from ddp_compress.transport.comm import Comm
 from tests.distributed.test_ddp_modes import convolutions
 from tests.distributed.training import (
     MANY_BUCKETS,

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, PeerError, Recipe, exponential_warmup, ops, recipes
-from ddp_compress.exchange.comm import Comm
 from ddp_compress.message.layout import Layout, Plan, Sparse
 from ddp_compress.message.shards import Shards
 from ddp_compress.ops.reference import largest, salts, tally, vote_keys
+from ddp_compress.transport.comm import Comm
 from tests.distributed.training import (
     MANY_BUCKETS,
     digest,

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.exchange.comm import Comm, PeerError, Work
-from ddp_compress.exchange.frame import (
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import on_host
+from ddp_compress.stats import Stats
+from ddp_compress.transport.comm import Comm, PeerError, Work
+from ddp_compress.transport.frame import (
     ANNOUNCED,
     FAILED,
     HEADER_BYTES,
@@ -25,9 +28,6 @@ from ddp_compress.exchange.frame import (
     text_body,
     unseal,
 )
-from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
-from ddp_compress.stats import Stats
 
 
 class Channel:

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddp_compress.exchange.frame import body_text, text_body
 from ddp_compress.ops.devices import on_host
 from ddp_compress.stats import Stats
+from ddp_compress.transport.frame import body_text, text_body
 
 R = TypeVar("R")
 
