@@ -13,8 +13,8 @@ from ddp_compress.per_rank import PerRank
 from ddp_compress.recipe import Recipe
 from ddp_compress.redistribute import redistribute
 from ddp_compress.schedules import Schedule, exponential_warmup
-from ddp_compress.state import CompressionState
 from ddp_compress.stats import Stats
+from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import PeerError
 
 __all__ = [

@@ -17,7 +17,7 @@ from ddp_compress.local_updates import LocalUpdates
 from ddp_compress.meeting import Meeting
 from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
-from ddp_compress.state import CompressionState
+from ddp_compress.step.state import CompressionState
 from ddp_compress.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.transport.comm import place
 from ddp_compress.units import hidden_units

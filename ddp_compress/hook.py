@@ -11,9 +11,9 @@ import torch.distributed as dist  # noqa: TID251 - types alone
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
-from ddp_compress.guards import refuse_no_ddp
 from ddp_compress.recipe import Recipe
-from ddp_compress.state import FLUSH_BYTES, CompressionState
+from ddp_compress.step.guards import refuse_no_ddp
+from ddp_compress.step.state import FLUSH_BYTES, CompressionState
 
 
 def compress_hook(

@@ -13,16 +13,16 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.ddp_model import BeforeForward
 from ddp_compress.exchange.roll_call import Answer
-from ddp_compress.guards import (
+from ddp_compress.hook import Passes, local_hook, register
+from ddp_compress.meeting import Meeting, Outer, plain_adding
+from ddp_compress.step.ddp_model import BeforeForward
+from ddp_compress.step.guards import (
     check_optimizer,
     refuse_steps_with_others,
     refuse_unsupported_ddp,
 )
-from ddp_compress.hook import Passes, local_hook, register
-from ddp_compress.meeting import Meeting, Outer, plain_adding
-from ddp_compress.state import CompressionState
+from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import members
 
 Period = int | Callable[[int], int]

@@ -15,7 +15,7 @@ from ddp_compress.anchor import Anchor
 from ddp_compress.buffers import Buffers
 from ddp_compress.exchange.buffers import meet_over_buffers
 from ddp_compress.exchange.roll_call import Answer, call_roll
-from ddp_compress.state import CompressionState
+from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import Comm
 
 Outer = Callable[[list[Tensor]], Optimizer]

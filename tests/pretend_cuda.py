@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ddp_compress import ops
-from ddp_compress.exchange import worker
+from ddp_compress.step import worker
 from tests import emulation
 
 CUDA = torch.device("cuda", 0)

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError
-from ddp_compress.exchange.worker import Worker
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import Lane
 from ddp_compress.recipes import dgc
+from ddp_compress.step.worker import Worker
 from ddp_compress.transport import channel, frame
 from tests import pretend_cuda
 from tests.table import ROWS, Row, every_family, every_row

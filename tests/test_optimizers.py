@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.guards import check_optimizer, refuse_steps_with_others
-from ddp_compress.optimizers import layers
+from ddp_compress.step.guards import check_optimizer, refuse_steps_with_others
+from ddp_compress.step.optimizers import layers
 
 Make = Callable[[list[nn.Parameter]], Any]
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, PeerError, attach, compress_hook, ddp_model, recipes
+from ddp_compress import CompressionState, PeerError, attach, compress_hook, recipes
+from ddp_compress.step import ddp_model
 from tests.distributed.test_ddp_modes import USED_BY_NONE, Branches, channels_last
 from tests.distributed.training import (
     SEVERAL_BUCKETS,

@@ -13,8 +13,8 @@ from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk
 from ddp_compress.ops.devices import Lane, used_here
-from ddp_compress.transaction import Transaction
-from ddp_compress.undo import Undo
+from ddp_compress.step.transaction import Transaction
+from ddp_compress.step.undo import Undo
 
 REBUILT_AFTER = 2  # steps at most: one, or with DDP's static_graph two
 

@@ -16,7 +16,6 @@ from torch.amp import GradScaler
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress.applied import Applied
 from ddp_compress.checkpoint import (
     FORMAT,
     check_fits,
@@ -27,30 +26,31 @@ from ddp_compress.checkpoint import (
     dim_orders,
 )
 from ddp_compress.checks import check_count
-from ddp_compress.ddp_model import BeforeForward, find_model
-from ddp_compress.exchange.worker import Worker
-from ddp_compress.guards import (
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.memory_format import flatten, unflatten
+from ddp_compress.message.message import Chunk
+from ddp_compress.ops.devices import Lane
+from ddp_compress.recipe import Recipe
+from ddp_compress.schedules import density_at
+from ddp_compress.stats import Stats
+from ddp_compress.step.applied import Applied
+from ddp_compress.step.ddp_model import BeforeForward, find_model
+from ddp_compress.step.guards import (
     refuse_optimizer_in_backward,
     refuse_other_ranks,
     refuse_second_momentum,
     refuse_unsupported_ddp,
     refuse_unsupported_parameters,
 )
-from ddp_compress.message.layout import Layout
-from ddp_compress.message.memory_format import flatten, unflatten
-from ddp_compress.message.message import Chunk
-from ddp_compress.ops.devices import Lane
-from ddp_compress.parameters import Parameters, ignored_parameters
-from ddp_compress.rebucket import Buckets, Regrouped
-from ddp_compress.recipe import Recipe
-from ddp_compress.restored import Restored
-from ddp_compress.scaling import scale_of
-from ddp_compress.schedules import density_at
-from ddp_compress.stats import Stats
-from ddp_compress.store import ParameterStore
-from ddp_compress.transaction import Settings, Transaction
+from ddp_compress.step.parameters import Parameters, ignored_parameters
+from ddp_compress.step.rebucket import Buckets, Regrouped
+from ddp_compress.step.restored import Restored
+from ddp_compress.step.scaling import scale_of
+from ddp_compress.step.store import ParameterStore
+from ddp_compress.step.transaction import Settings, Transaction
+from ddp_compress.step.undo import Undo
+from ddp_compress.step.worker import Worker
 from ddp_compress.transport.comm import Comm
-from ddp_compress.undo import Undo
 
 FLUSH_BYTES = 256 * 1024
 CLOSED = "this state was closed: make a new one, or close it later"

@@ -11,18 +11,18 @@ from typing import Protocol
 
 import torch
 
-from ddp_compress.exchange.worker import Exchanging, Worker
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
 from ddp_compress.message.message import Chunk, Delivery, Message, memory_dtype
 from ddp_compress.ops.devices import Lane, used_here
 from ddp_compress.recipe import Memory, Recipe
-from ddp_compress.scaling import mantissa, unscale
 from ddp_compress.schedules import density_at
-from ddp_compress.store import ParameterStore
+from ddp_compress.step.scaling import mantissa, unscale
+from ddp_compress.step.store import ParameterStore
+from ddp_compress.step.undo import Undo
+from ddp_compress.step.worker import Exchanging, Worker
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm
-from ddp_compress.undo import Undo
 
 
 @dataclass(frozen=True)
