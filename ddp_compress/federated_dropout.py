@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
-from ddp_compress.exchange.roll_call import Answer
-from ddp_compress.local_updates import LocalUpdates
-from ddp_compress.meeting import Meeting
+from ddp_compress.local.local_updates import LocalUpdates
+from ddp_compress.local.meeting import Meeting
+from ddp_compress.local.roll_call import Answer
 from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.step.state import CompressionState

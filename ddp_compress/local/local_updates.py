@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.exchange.roll_call import Answer
 from ddp_compress.hook import Passes, local_hook, register
-from ddp_compress.meeting import Meeting, Outer, plain_adding
+from ddp_compress.local.meeting import Meeting, Outer, plain_adding
+from ddp_compress.local.roll_call import Answer
 from ddp_compress.step.ddp_model import BeforeForward
 from ddp_compress.step.guards import (
     check_optimizer,

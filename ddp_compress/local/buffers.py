@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_compress import ops
-from ddp_compress.anchor import widest
+from ddp_compress.local.anchor import widest
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import on_host
 

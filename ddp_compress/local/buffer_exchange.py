@@ -13,7 +13,7 @@ from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm, Work, finished
 
 if TYPE_CHECKING:
-    from ddp_compress.buffers import Buffers
+    from ddp_compress.local.buffers import Buffers
 
 
 def meet_over_buffers(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddp_compress.anchor import Anchor
-from ddp_compress.buffers import Buffers
-from ddp_compress.exchange.buffers import meet_over_buffers
-from ddp_compress.exchange.roll_call import Answer, call_roll
+from ddp_compress.local.anchor import Anchor
+from ddp_compress.local.buffer_exchange import meet_over_buffers
+from ddp_compress.local.buffers import Buffers
+from ddp_compress.local.roll_call import Answer, call_roll
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import Comm
 

@@ -1,0 +1,1 @@
+"""Local steps on every rank, then a round in which their weights meet."""
