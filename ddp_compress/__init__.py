@@ -5,7 +5,7 @@ Example:
 """
 
 from ddp_compress import recipes, schedules
-from ddp_compress.federated_dropout import FederatedDropout
+from ddp_compress.federated.federated_dropout import FederatedDropout
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.local.local_updates import LocalUpdates
 from ddp_compress.message.layout import Layout

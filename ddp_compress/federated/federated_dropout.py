@@ -12,15 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.checkpoint import check_tensors
 from ddp_compress.checks import check_count, check_int
+from ddp_compress.federated.sub_model import Index, indices, shrunk, tensors_of
+from ddp_compress.federated.units import hidden_units
 from ddp_compress.local.local_updates import LocalUpdates
 from ddp_compress.local.meeting import Meeting
 from ddp_compress.local.roll_call import Answer
 from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.step.state import CompressionState
-from ddp_compress.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.transport.comm import place
-from ddp_compress.units import hidden_units
 
 Memory = dict[str, dict[str, Tensor]]  # by slot and parameter
 

@@ -8,8 +8,8 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from ddp_compress.federated.units import WIDTHS, Axis, Units
 from ddp_compress.ops import host
-from ddp_compress.units import WIDTHS, Axis, Units
 
 Index = tuple[Tensor, ...]
 """Entries of a tensor's leading dimensions: ``tensor[index]`` is a smaller one, re-packed."""
@@ -29,7 +29,7 @@ def indices(model: nn.Module, units: Units, kept: Mapping[str, Tensor]) -> dict[
         kept: of every group the units that stay, ascending.
 
     Example:
-        >>> from ddp_compress.units import hidden_units
+        >>> from ddp_compress.federated.units import hidden_units
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
         >>> index = indices(model, hidden_units(model), {"0": torch.tensor([0, 2])})

@@ -1,0 +1,1 @@
+"""Every round trains another, smaller model made of some of the units."""
