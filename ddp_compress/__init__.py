@@ -5,13 +5,13 @@ Example:
 """
 
 from ddp_compress import recipes, schedules
+from ddp_compress.checkpoints.per_rank import PerRank
+from ddp_compress.checkpoints.redistribute import redistribute
 from ddp_compress.federated.federated_dropout import FederatedDropout
 from ddp_compress.hook import attach, compress_hook
 from ddp_compress.local.local_updates import LocalUpdates
 from ddp_compress.message.layout import Layout
-from ddp_compress.per_rank import PerRank
 from ddp_compress.recipe import Recipe
-from ddp_compress.redistribute import redistribute
 from ddp_compress.schedules import Schedule, exponential_warmup
 from ddp_compress.stats import Stats
 from ddp_compress.step.state import CompressionState

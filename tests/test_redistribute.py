@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, redistribute
-from ddp_compress.checkpoint import checksum
+from ddp_compress.checkpoints.checkpoint import checksum
 from tests.table import ROWS, every_row
 
 SIZES = {"weight": 30, "bias": 2}

@@ -16,7 +16,7 @@ from torch.amp import GradScaler
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress.checkpoint import (
+from ddp_compress.checkpoints.checkpoint import (
     FORMAT,
     check_fits,
     check_form,
@@ -500,7 +500,7 @@ class CompressionState:
                     ValueError(
                         f"checkpoint was saved by rank {rank} of {world_size}, this is rank "
                         f"{comm.rank} of {comm.world_size}: what other ranks kept would be lost. "
-                        "Load it on the same rank of as many, or see ddp_compress.redistribute"
+                        "Load it on the same rank of as many, or see ddp_compress.checkpoints.redistribute"
                     )
                 )
         return self._transaction

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress.checkpoint import check_form, check_whole, checksum
+from ddp_compress.checkpoints.checkpoint import check_form, check_whole, checksum
 from ddp_compress.checks import check_count
 from ddp_compress.message.shards import cuts
 from ddp_compress.ops import host
