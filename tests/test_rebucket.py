@@ -178,7 +178,7 @@ def test_where_there_is_no_memory_as_many_messages_go_out(monkeypatch):
 
     state = CompressionState(Model(), ROW.recipe, flush_bytes=1)
     state.load_state_dict(pair()[0].state_dict())
-    monkeypatch.setattr("ddp_compress.transaction.Channel.report", report)
+    monkeypatch.setattr("ddp_compress.step.transaction.Channel.report", report)
     monkeypatch.setattr(Regrouped, "_parts", dict)  # finds nothing
     layout = Layout(tuple(SIZES), tuple(SIZES.values()))
     with pytest.raises(KeyError):

@@ -1,6 +1,6 @@
 """The only door to the kernels: native where the extension is built, plain PyTorch elsewhere.
 
-Every op here has the signature of its twin in `ddp_compress.ops.reference`, which documents it. On a
+Every op here has the signature of its twin in `reference`, which documents it. On a
 CUDA device the data of an op are there and its tables (bounds, groups, ks, salts, counts) on the
 host. A kernel there never waits to learn how long a list has become: it fills a slot for every
 entry there may be, and `_used` waits, once, and cuts the unused ones off.

@@ -500,7 +500,7 @@ class CompressionState:
                     ValueError(
                         f"checkpoint was saved by rank {rank} of {world_size}, this is rank "
                         f"{comm.rank} of {comm.world_size}: what other ranks kept would be lost. "
-                        "Load it on the same rank of as many, or see ddp_compress.checkpoints.redistribute"
+                        "Load it on the same rank of as many, or see ddp_compress.redistribute"
                     )
                 )
         return self._transaction
