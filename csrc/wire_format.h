@@ -32,7 +32,7 @@
 
 namespace ddp_compress {
 
-// Negative results of the decoders; ops.py turns them into the words of a ValueError.
+// Negative results of the decoders; codec/ turns them into the words of a ValueError.
 enum DecodeError : int64_t {
   kTruncated = -1,     // the bytes end before the positions do
   kOutOfRange = -2,    // a position lies outside its tensor
