@@ -73,6 +73,7 @@ struct Cut {
     (by_rank ? rank : magnitude) += static_cast<uint64_t>(bin) << width;
     taken = count;
     done = count == k;
+    if (done) return;
     if (bin == kBins) {
       width = kWidest<A>;
     } else if (width > 0) {

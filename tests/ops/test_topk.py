@@ -166,6 +166,20 @@ def messages(draw):
     )
 
 
+def test_the_device_takes_the_first_of_equal_hashes(check_device):
+    """Positions 23 and 47 have one magnitude and one hash, and the cut may fall between them."""
+    grad, memory = torch.zeros(68), torch.zeros(68)
+    grad[[38, 50]] = 1.0
+    memory[[23, 42, 43, 47, 48, 51]] = 1.0
+    memory[44] = 2.0
+    bounds, groups = torch.tensor([0, 20, 28, 44, 52, 68]), torch.tensor([-1, 0, 0, 0, -1])
+    salts = reference.salts(["0", "1", "2", "1", "4"], 9, 0)
+    salts[1] = salts[3] = -3322381561920711361
+    salts[2] = 2323721217421840962
+    for k in range(1, 11):
+        check_device([grad], [memory], [], 0.0, bounds, groups, torch.tensor([k]), salts, False)
+
+
 @given(messages())
 def test_twins_agree_on_anything(message):
     check_twins(*message)
