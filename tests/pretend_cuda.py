@@ -90,14 +90,14 @@ def on_either(func: Any, args: Any, kwargs: Any) -> Any:
     if func is torch.ops.aten._to_copy.default and not kwargs.get("dtype"):
         result = args[0].host.clone() if isinstance(args[0], OnCuda) else args[0].clone()
     else:
-        result = kernel(*on_host(args), **on_host(kwargs))
+        result = kernel(*to_host(args), **to_host(kwargs))
     returns = func._schema.returns
     if returns and returns[0].alias_info is not None and returns[0].alias_info.is_write:
         return args[0]  # in place: the same tensor comes back
     return tree_map_only(Tensor, OnCuda, result) if here or made_there else result
 
 
-def on_host(values: Any) -> Any:
+def to_host(values: Any) -> Any:
     return tree_map_only(OnCuda, lambda tensor: tensor.host, values)
 
 

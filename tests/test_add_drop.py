@@ -34,15 +34,15 @@ class Rank:
             for layout in LAYOUTS
         ]
 
-    def message(self, flat: Tensor, step: int, density: float, idle: set[int]) -> Message:
+    def message(self, flat: Tensor, step: int, density: float, unused: set[int]) -> Message:
         plan = Plan(LAYOUTS, self.select.scope, density, self.min_numel)
         grads = flat.to(self.dtype).split([layout.numel for layout in LAYOUTS])
-        flags = [i in idle for i in range(len(PARAMS))]
+        flags = [i in unused for i in range(len(PARAMS))]
         chunks = []
         for grad, layout, kept in zip(grads, LAYOUTS, self.kept, strict=True):
             mine, flags = flags[: len(layout.sizes)], flags[len(layout.sizes) :]
             chunks.append(Chunk(grad.clone(), layout, Arena(kept)))
-            chunks[-1].idle = mine
+            chunks[-1].unused = mine
         return Message(chunks, plan, step)
 
     @property
@@ -87,16 +87,16 @@ def simulated(
 @pytest.mark.parametrize("change", [0.01, 0.2, 1.0])
 @pytest.mark.parametrize("min_numel", [0, 5])
 def test_it_follows_the_definition(scope, dtype, change, min_numel):
-    """Over random steps: densities that move, idle parameters, few votes and many ties."""
+    """Over random steps: densities that move, unused parameters, few votes and many ties."""
     generator = torch.Generator().manual_seed(1)
     rank = Rank(AddDrop(0.1, change, scope), dtype, min_numel)
     drift = torch.randn(NUMEL, generator=generator)
     for step in range(30):
         density = 0.1 if step % 7 else 0.3
-        idle = {0, 5} if step % 5 == 3 else set()
+        unused = {0, 5} if step % 5 == 3 else set()
         drift = drift + 0.3 * torch.randn(NUMEL, generator=generator)
         flat = (drift * 4).round() / 4 * (torch.rand(NUMEL, generator=generator) < 0.9)
-        message = rank.message(flat, step, density, idle)
+        message = rank.message(flat, step, density, unused)
         memory = [{name: t.clone() for name, t in kept.items()} for kept in rank.kept]
         selection = rank.select(message)
         for now, before in zip(rank.kept, memory, strict=True):
@@ -140,7 +140,7 @@ def test_a_ballot_converges_to_the_largest():
 
 
 def test_lost_groups_lose_their_votes():
-    """An idle parameter's votes go at once, and count as no change."""
+    """An unused parameter's votes go at once, and count as no change."""
     rank = Rank(AddDrop(0.1, 0.05))
     spike = torch.zeros(NUMEL)
     spike[:40] = torch.arange(1.0, 41)

@@ -190,9 +190,9 @@ PARTS: dict[str, Any] = {
     ids=lambda s: type(s).__name__,
 )
 def test_a_selection_needs_a_memory_that_keeps_what_it_reads(reads):
-    words = r"select=\w+\(.*\) reads the residual, which memory=Nothing\(\) does not keep: take"
+    words = r"select=\w+\(.*\) reads the residual, which memory=NoMemory\(\) does not keep: take"
     for exchange in (AllGather(), Sharded(), Sharded("union")):
-        parts = PARTS | {"select": reads, "memory": memory.Nothing(), "exchange": exchange}
+        parts = PARTS | {"select": reads, "memory": memory.NoMemory(), "exchange": exchange}
         with pytest.raises(ValueError, match=words):
             Recipe(**parts)
 
@@ -200,7 +200,7 @@ def test_a_selection_needs_a_memory_that_keeps_what_it_reads(reads):
 @pytest.mark.parametrize("exchange", [AllGather(), Sharded(), Sharded("union")])
 @pytest.mark.parametrize("reads", [select.Everything(), select.WholeKernels(0.5)])
 def test_other_selections_do_without_a_memory(reads, exchange):
-    parts = PARTS | {"select": reads, "memory": memory.Nothing(), "exchange": exchange}
+    parts = PARTS | {"select": reads, "memory": memory.NoMemory(), "exchange": exchange}
     if isinstance(reads, select.Everything):
         parts["codec"] = codec.Everything()
     gradient = {"0.weight": torch.randn(4, 6)}
@@ -214,7 +214,7 @@ def test_other_selections_do_without_a_memory(reads, exchange):
     ("slot", "part", "words"),
     [
         ("select", select.TopK, r"select must be an instance, got the class TopK: write TopK\("),
-        ("memory", memory.Nothing, "memory must be an instance, got the class Nothing"),
+        ("memory", memory.NoMemory, "memory must be an instance, got the class NoMemory"),
         ("exchange", "all_gather", "exchange must be one of the parts in ddp_compress.exchange"),
         ("codec", None, r"codec .* or have all that recipe\.Codec has, got None"),
         ("quantize", codec.EliasFano(), r"quantize must be .*, got EliasFano\(\)"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError
 from ddp_compress.message.layout import Layout
-from ddp_compress.ops.devices import Lane
+from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipes import dgc
 from ddp_compress.step.worker import Worker
 from ddp_compress.transport import channel, frame
@@ -45,7 +45,7 @@ def frames(monkeypatch) -> list[bytes]:
     return sealed
 
 
-def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: pretend_cuda.host_of(tensor).cpu() for name, tensor in tensors.items()}
 
 
@@ -59,10 +59,10 @@ def trained(row: Row, device: torch.device, dtype: torch.dtype, steps: int = 4) 
         if step == 2 and rank == 0:
             grads["a"][5] = torch.inf
         moved = {name: grad.to(device) for name, grad in grads.items()}
-        results.append(on_host(state.reduce(moved)))
+        results.append(to_host(state.reduce(moved)))
     saved = state.state_dict()
     state.close()
-    kept = {slot: on_host(tensors) for slot, tensors in saved["tensors"].items()}
+    kept = {slot: to_host(tensors) for slot, tensors in saved["tensors"].items()}
     return results, kept, saved["stats"], saved["step"]
 
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_goes_from_device_to_device(row, cuda):
         for step in (2 * begin, 2 * begin + 1):
             moved = {name: grad.to(device) for name, grad in random_grads(step).items()}
             expected = uninterrupted.reduce(random_grads(step))
-            assert_same(on_host(state.reduce(moved)), expected)
+            assert_same(to_host(state.reduce(moved)), expected)
         saved = state.state_dict()
         state.close()
 
@@ -103,7 +103,7 @@ def scaled_and_clipped(device: torch.device) -> Any:
         results.append(pretend_cuda.host_of(flat).cpu())
     saved = state.state_dict()["tensors"]
     state.close()
-    return results, {slot: on_host(tensors) for slot, tensors in saved.items()}
+    return results, {slot: to_host(tensors) for slot, tensors in saved.items()}
 
 
 def test_scaled_gradients_are_clipped_as_on_the_cpu(cuda):
@@ -124,7 +124,7 @@ def check_device(row: Row, dtype: torch.dtype, cuda: torch.device, frames: list[
     assert frames == of_cpu
 
 
-def test_work_on_the_lane_comes_after_what_the_current_stream_has_to_do(monkeypatch):
+def test_work_on_the_side_stream_comes_after_what_the_current_stream_has_to_do(monkeypatch):
     told: list[str] = []
     ready = object()
 
@@ -138,13 +138,13 @@ def test_work_on_the_lane_comes_after_what_the_current_stream_has_to_do(monkeypa
 
         def wait_event(self, event: object) -> None:
             assert event is ready
-            told.append("lane waits for it")
+            told.append("side stream waits for it")
 
     @contextmanager
     def on(stream: Stream) -> Iterator[None]:
-        told.append("on the lane")
+        told.append("on the side stream")
         yield
-        told.append("off the lane")
+        told.append("off the side stream")
 
     def work() -> Generator[None, None, int]:
         told.append("work")
@@ -154,25 +154,25 @@ def test_work_on_the_lane_comes_after_what_the_current_stream_has_to_do(monkeypa
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    driven = Lane().drive(work(), pretend_cuda.CUDA)
+    driven = SideStream().drive(work(), pretend_cuda.CUDA)
     assert told == ["event recorded"]
     next(driven)
-    assert told[1:] == ["on the lane", "lane waits for it", "work"]
+    assert told[1:] == ["on the side stream", "side stream waits for it", "work"]
     with pytest.raises(StopIteration) as end:
         next(driven)
     assert end.value.value == 7
-    assert told[-1] == "off the lane"
+    assert told[-1] == "off the side stream"
 
 
-def test_results_are_completed_on_the_lane(monkeypatch):
+def test_results_are_completed_on_the_side_stream(monkeypatch):
     """A future remembers the stream on which it was completed, and lets others wait for it."""
-    on_lane = [False]
+    on_side_stream = [False]
 
     @contextmanager
     def on(stream: Any) -> Iterator[None]:
-        on_lane.append(True)
+        on_side_stream.append(True)
         yield
-        on_lane.append(False)
+        on_side_stream.append(False)
 
     with pretend_cuda.pretend():
         monkeypatch.setattr(torch.cuda, "stream", on)
@@ -181,7 +181,7 @@ def test_results_are_completed_on_the_lane(monkeypatch):
         layouts = [Layout(("a",), (600,)), Layout(("b",), (7,))]
         flats = [torch.ones(layout.numel, device=pretend_cuda.CUDA) for layout in layouts]
         first = state.push(flats[0], layouts[0], last=False)
-        first.add_done_callback(lambda _: completed.append(on_lane[-1]))
+        first.add_done_callback(lambda _: completed.append(on_side_stream[-1]))
         state.push(flats[1], layouts[1], last=True)
         state.close()
     assert completed == [True]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.message.memory_format import dim_order
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
 
@@ -56,7 +56,7 @@ def checksum(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
         False
     """
     sums = sorted(
-        (slot, name, int(ops.checksum(on_host(tensor).contiguous().view(torch.uint8))))
+        (slot, name, int(ops.checksum(to_host(tensor).contiguous().view(torch.uint8))))
         for slot, by_name in tensors.items()
         for name, tensor in by_name.items()
     )

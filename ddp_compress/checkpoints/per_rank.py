@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.transport.comm import place
 
 
@@ -51,7 +51,7 @@ class PerRank:
 
     def state_dict(self) -> dict[str, tuple[dict[str, Any]]]:
         """This rank's checkpoint under its own name, in the host's memory."""
-        return {_name(): (tree_map_only(Tensor, on_host, dict(self._stateful.state_dict())),)}
+        return {_name(): (tree_map_only(Tensor, to_host, dict(self._stateful.state_dict())),)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back this rank's own; see what it was made of.

@@ -14,7 +14,7 @@ from ddp_compress.checkpoints.checkpoint import check_form, check_whole, checksu
 from ddp_compress.checks import check_count
 from ddp_compress.message.shards import cuts
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 
 
 def redistribute(
@@ -164,5 +164,5 @@ def _sum(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """In fp64, so that nothing is rounded twice."""
     total = host.zeros(*like.shape, dtype=torch.float64)
     for part in parts:
-        total += on_host(part)
+        total += to_host(part)
     return total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 
 if TYPE_CHECKING:
     from ddp_compress.message.layout import Space
@@ -39,4 +39,6 @@ class Everything:
 
     def decode(self, data: Tensor, space: Space) -> tuple[Any, int]:
         """The positions, and no bytes that they took."""
-        return space.everything if space.everything is None else beside(space.everything, data), 0
+        return space.everything if space.everything is None else to_device_of(
+            space.everything, data
+        ), 0

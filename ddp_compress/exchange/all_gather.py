@@ -12,7 +12,7 @@ from torch import Tensor
 from ddp_compress.exchange import entries
 from ddp_compress.message.layout import Sparse
 from ddp_compress.message.message import Delivery, Message
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 from ddp_compress.stats import Stats
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Work
@@ -87,4 +87,4 @@ def _decode(body: Tensor, message: Message, recipe: Recipe, rank: int) -> tuple[
     selected = entries.decode(
         body[exact_bytes:], plan, recipe, message, entries.draw(plan, message, rank)
     )
-    return selected, Sparse(beside(plan.exact, exact), exact)
+    return selected, Sparse(to_device_of(plan.exact, exact), exact)

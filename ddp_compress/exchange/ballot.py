@@ -11,7 +11,7 @@ from ddp_compress import ops
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
 from ddp_compress.message.layout import Room
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Codec
@@ -41,7 +41,7 @@ def encode(ballot: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) ->
     place = torch.searchsorted(last, single).clamp_(max=max(0, len(last) - 1))
     is_drop = last[place] == single if len(last) else torch.zeros_like(single, dtype=torch.bool)
     drops = ops.golomb_encode(place[is_drop].int(), host.tensor([0, len(last)], dtype=torch.int64))
-    return torch.cat([_counted(CHANGES, single[~is_drop], bounds, codec), on_host(drops)])
+    return torch.cat([_counted(CHANGES, single[~is_drop], bounds, codec), to_host(drops)])
 
 
 def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> Tensor:
@@ -78,4 +78,4 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
 
 def _counted(form: int, positions: Tensor, bounds: Tensor, codec: Codec) -> Tensor:
     head = host.tensor([2 * len(positions) + form], dtype=torch.int32).view(torch.uint8)
-    return torch.cat([head, on_host(codec.encode(positions, Room(bounds, len(positions))))])
+    return torch.cat([head, to_host(codec.encode(positions, Room(bounds, len(positions))))])

@@ -17,7 +17,7 @@ from ddp_compress.message.layout import Room, Sparse
 from ddp_compress.message.message import Message
 from ddp_compress.message.shards import Shards
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.ops.reference import salts, shift_salts
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Work
@@ -208,9 +208,9 @@ class _Sharded(_Poll):
         return torch.cat(
             [
                 host.tensor([len(sure), len(near)], dtype=torch.int32).view(torch.uint8),
-                on_host(encode(sure, Room(bounds, len(sure)))),
-                on_host(encode(near, Room(bounds, len(near)))),
-                on_host(rests.view(torch.uint8)),
+                to_host(encode(sure, Room(bounds, len(sure)))),
+                to_host(encode(near, Room(bounds, len(near)))),
+                to_host(rests.view(torch.uint8)),
             ]
         )
 

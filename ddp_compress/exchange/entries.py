@@ -11,7 +11,7 @@ from ddp_compress.message.draw import Draw
 from ddp_compress.message.layout import Plan, Room, Space, Sparse
 from ddp_compress.message.message import Message, Selection
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside, on_host
+from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.stats import Stats
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats, dr
     stats.position_bits += 8 * COUNT_BYTES
     count = host.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
     space = Room(plan.bounds, len(entries))
-    return torch.cat([count, on_host(_encode(entries, plan, space, recipe, stats, draw))])
+    return torch.cat([count, to_host(_encode(entries, plan, space, recipe, stats, draw))])
 
 
 def decode_counted(
@@ -119,7 +119,7 @@ def _encode(
     for package, where in zip(packages, spaces, strict=True):
         places = recipe.codec.encode(cast(Tensor, package.places), where)
         stats.package(package.name, package.entries, 8 * len(places), 8 * len(package.values))
-        lists.append(beside(places, package.values))
+        lists.append(to_device_of(places, package.values))
     return torch.cat([*lists, *(package.values for package in packages)])
 
 

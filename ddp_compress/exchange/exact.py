@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from ddp_compress.message.layout import Sparse
 from ddp_compress.message.message import Delivery, Message
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Work
 
@@ -21,5 +21,7 @@ def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, li
         lambda: message.clamped(message.values_at(positions)), len(positions), message.memory_dtype
     )
     here = message.grads[0]
-    lists = [Sparse(beside(positions, here), beside(values, here)) for values in (sent, mean)]
+    lists = [
+        Sparse(to_device_of(positions, here), to_device_of(values, here)) for values in (sent, mean)
+    ]
     return [Delivery(lists[:1], lists[1:], 1.0, exact=True)]

@@ -159,9 +159,9 @@ class _Part:
         plan = self._answers.plans[self._rank]
         numels = [layout.numel for layout in plan.layouts]
         # Perhaps no rank used the parameter: then DDP would throw away what is sent back.
-        may_be_idle = self._message.idle is not None
+        may_be_unused = self._message.unused is not None
         chunks = [
-            Chunk(grad, layout, may_be_idle=may_be_idle)
+            Chunk(grad, layout, may_be_unused=may_be_unused)
             for grad, layout in zip(mean.split(numels), plan.layouts, strict=True)
         ]
         if second is not None:

@@ -130,7 +130,7 @@ def _average(
         total = reduce(torch.add, received)  # in rank order on every device
         writes[name] = Sparse(mask, quantize.learn(guess, total * scale))
     lists = [Sparse(mask, values) for values in received]
-    gone, idle = Sparse(mask, sent), message.idle_at(mask)
-    if idle is not None:  # there nothing was sent, and momentum stays
-        gone = Sparse(mask[~idle], sent[~idle])
+    gone, unused = Sparse(mask, sent), message.unused_at(mask)
+    if unused is not None:  # there nothing was sent, and momentum stays
+        gone = Sparse(mask[~unused], sent[~unused])
     return Delivery([gone], lists, scale, writes=writes)

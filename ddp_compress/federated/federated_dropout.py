@@ -15,8 +15,8 @@ from ddp_compress.checks import check_count, check_int
 from ddp_compress.federated.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.federated.units import hidden_units
 from ddp_compress.local.local_updates import LocalUpdates
-from ddp_compress.local.meeting import Meeting
 from ddp_compress.local.roll_call import Answer
+from ddp_compress.local.round import Round
 from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.step.state import CompressionState
@@ -108,7 +108,7 @@ class FederatedDropout:
         self._index = self._indices(0, 0)
         self.sub_model = shrunk(model, self._units, self._index)
         self._through: LocalUpdates | CompressionState | None = None
-        self._meeting: Meeting | None = None
+        self._meeting: Round | None = None
         self._waiting: Memory = {}
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class FederatedDropout:
         self._through = through
         if self.per_rank:
             trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-            self._meeting = Meeting(state, self.model, trained)
+            self._meeting = Round(state, self.model, trained)
 
     @torch.no_grad()
     def draw(self, number: int) -> None:

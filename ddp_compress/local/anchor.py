@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.message.message import memory_dtype
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 
 
 class Anchor:
@@ -45,7 +45,7 @@ class Anchor:
     def digest(self) -> int:
         """A number that ranks with equal anchors share."""
         flat = torch.cat([weight.flatten() for weight in self.weights.values()])
-        return int(ops.checksum(on_host(flat).view(torch.uint8)))
+        return int(ops.checksum(to_host(flat).view(torch.uint8)))
 
     def moved(self) -> dict[str, Tensor]:
         """Weights now - weights after the last round."""

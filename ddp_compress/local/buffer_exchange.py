@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ddp_compress.local.buffers import Buffers
 
 
-def meet_over_buffers(
+def average_buffers(
     comm: Comm, step: int, buffers: Buffers, names: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Learn from all ranks where a model's buffers go. Changes none.

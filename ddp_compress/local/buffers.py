@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddp_compress import ops
 from ddp_compress.local.anchor import widest
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 
 
 class Buffers:
@@ -61,7 +61,7 @@ class Buffers:
     @property
     def digest(self) -> int:
         """A number that ranks with equal buffers share."""
-        parts = [on_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
+        parts = [to_host(b.flatten()).view(torch.uint8) for b in self.then.values()]
         return int(ops.checksum(torch.cat([host.empty(0, dtype=torch.uint8), *parts])))
 
     def changed(self) -> list[str]:
@@ -87,13 +87,13 @@ class Buffers:
         So a mask of -inf stays, and one rank's NaN does not reach the others.
         """
         now = self._now()
-        parts = [on_host(self._moved(now, name).flatten()) for name in self.means_of(names)]
+        parts = [to_host(self._moved(now, name).flatten()) for name in self.means_of(names)]
         return torch.cat([host.empty(0, dtype=self.dtype), *parts])
 
     def others(self, names: Sequence[str]) -> Tensor:
         """Those of some that become rank 0's, now, as bytes: uint8, on the host."""
         now = self._now()
-        parts = [on_host(now[name].flatten().view(torch.uint8)) for name in self.others_of(names)]
+        parts = [to_host(now[name].flatten().view(torch.uint8)) for name in self.others_of(names)]
         return torch.cat([host.empty(0, dtype=torch.uint8), *parts])
 
     def advance(self, mean: Tensor, others: Tensor, names: Sequence[str]) -> None:

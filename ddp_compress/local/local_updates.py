@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.hook import Passes, local_hook, register
-from ddp_compress.local.meeting import Meeting, Outer, plain_adding
 from ddp_compress.local.roll_call import Answer
+from ddp_compress.local.round import Outer, Round, add_mean
 from ddp_compress.step.ddp_model import BeforeForward
 from ddp_compress.step.guards import (
     check_optimizer,
@@ -147,16 +147,16 @@ class LocalUpdates(Optimizer):
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         _refuse_strangers(optimizer, known, ddp_model.module)
         _check_group(state, ddp_model)
-        self._meeting = Meeting(
+        self._round = Round(
             state,
             ddp_model.module,
             dict(zip(names, shared, strict=True)),
-            outer or plain_adding,
+            outer or add_mean,
             buffers == "average",
             ignored,
         )
         self.inner = optimizer
-        self.outer = self._meeting.outer
+        self.outer = self._round.outer
         self.compression = state
         if "momentum" in state.recipe.memory.tensors:
             for each in (self.inner, self.outer):
@@ -239,7 +239,7 @@ class LocalUpdates(Optimizer):
         forget what they kept of the weights before, and local steps since the last round are not
         sent.
         """
-        self._meeting.restart()
+        self._round.restart()
         _set_state(self.inner, self._fresh)
         _set_state(self.outer, self._fresh_outer)
         self._met_at = self._passes.count
@@ -255,8 +255,8 @@ class LocalUpdates(Optimizer):
         return {
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
-            "anchor": {name: t.clone() for name, t in self._meeting.anchor.weights.items()},
-            "buffers": {name: t.clone() for name, t in self._meeting.buffers.then.items()},
+            "anchor": {name: t.clone() for name, t in self._round.anchor.weights.items()},
+            "buffers": {name: t.clone() for name, t in self._round.buffers.then.items()},
             "passes": self._local_steps,
         }
 
@@ -269,8 +269,8 @@ class LocalUpdates(Optimizer):
         self._check(state_dict)
         self.inner.load_state_dict(state_dict["inner"])
         self.outer.load_state_dict(state_dict["outer"])
-        self._meeting.anchor.load(state_dict["anchor"])
-        self._meeting.buffers.load(state_dict["buffers"])
+        self._round.anchor.load(state_dict["anchor"])
+        self._round.buffers.load(state_dict["buffers"])
         self._begun = True
         self._met_at = self._passes.count - state_dict["passes"]
 
@@ -286,7 +286,7 @@ class LocalUpdates(Optimizer):
         has_gradients = (p.grad is not None for g in self.param_groups for p in g["params"])
         if self._passes.count == self._stepped_at and any(has_gradients):
             if not self._begun:
-                self._meeting.anchor.keep()  # of buffers the forward pass may have moved some
+                self._round.anchor.keep()  # of buffers the forward pass may have moved some
                 self._begun = True
             self._passes.count += 1
         self._stepped_at = self._passes.count
@@ -312,7 +312,7 @@ class LocalUpdates(Optimizer):
     def _follow(self) -> None:
         """Until the first forward pass, weights and buffers may be loaded."""
         if not self._begun:
-            self._meeting.restart()
+            self._round.restart()
 
     def _catch_up(self) -> None:
         """Where a step was skipped: meet as the others did, before anything else is sent."""
@@ -343,7 +343,7 @@ class LocalUpdates(Optimizer):
         return period
 
     def _meet(self) -> None:
-        finite = self._meeting.meet(self._answer)
+        finite = self._round.meet(self._answer)
         if finite is None:
             return
         self._begun = True
@@ -366,8 +366,8 @@ class LocalUpdates(Optimizer):
         if missing:
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
         check_count("checkpoint's passes", saved["passes"], least=0)
-        _check_tensors("anchor", saved["anchor"], self._meeting.anchor.weights)
-        _check_tensors("buffers", saved["buffers"], self._meeting.buffers.then)
+        _check_tensors("anchor", saved["anchor"], self._round.anchor.weights)
+        _check_tensors("buffers", saved["buffers"], self._round.buffers.then)
         _check_optimizer("inner", saved["inner"], self.inner)
         _check_optimizer("outer", saved["outer"], self.outer)
         for part in ("anchor", "outer"):

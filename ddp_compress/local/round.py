@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddp_compress.local.anchor import Anchor
-from ddp_compress.local.buffer_exchange import meet_over_buffers
+from ddp_compress.local.buffer_exchange import average_buffers
 from ddp_compress.local.buffers import Buffers
 from ddp_compress.local.roll_call import Answer, call_roll
 from ddp_compress.step.state import CompressionState
@@ -21,12 +21,12 @@ from ddp_compress.transport.comm import Comm
 Outer = Callable[[list[Tensor]], Optimizer]
 
 
-def plain_adding(anchor: list[Tensor]) -> Optimizer:
+def add_mean(anchor: list[Tensor]) -> Optimizer:
     """The outer optimizer of no outer optimizer: ``anchor += mean``, bit for bit."""
     return torch.optim.SGD(anchor, lr=1.0)
 
 
-class Meeting:
+class Round:
     """Where ranks that have stepped apart come together again.
 
     With w a rank's weights and a the anchor, a round is::
@@ -55,7 +55,7 @@ class Meeting:
         state: CompressionState,
         module: nn.Module,
         parameters: Mapping[str, Tensor],
-        outer: Outer = plain_adding,
+        outer: Outer = add_mean,
         averages: bool = True,
         ignored: Iterable[str] = (),
     ) -> None:
@@ -103,7 +103,7 @@ class Meeting:
         self._agree(comm, setting)
         names = self._names([each.changed for each in answers])
         if names:
-            going = meet_over_buffers(comm, number, self.buffers, names)
+            going = average_buffers(comm, number, self.buffers, names)
         means = state.reduce(moved, setting)
         finite = state.step > number
         if finite:

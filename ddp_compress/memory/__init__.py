@@ -3,7 +3,7 @@
 from ddp_compress.memory.choice import memory_with
 from ddp_compress.memory.clip import clip_gradient
 from ddp_compress.memory.momentum_correction import MomentumCorrection
-from ddp_compress.memory.nothing import Nothing
+from ddp_compress.memory.no_memory import NoMemory
 from ddp_compress.memory.residual import Residual
 
-__all__ = ["MomentumCorrection", "Nothing", "Residual", "clip_gradient", "memory_with"]
+__all__ = ["MomentumCorrection", "NoMemory", "Residual", "clip_gradient", "memory_with"]

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoMemory:
     """Keep nothing: for what is unbiased, so that errors are noise and cancel in time.
 
     Example:
-        >>> Nothing().tensors
+        >>> NoMemory().tensors
         {}
     """
 

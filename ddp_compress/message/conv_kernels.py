@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 
 CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -138,20 +138,25 @@ class Kernels:
     def first_places(self, kernels: Tensor) -> Tensor:
         """The first place [n] int64 of each of these kernels [n], counted among all."""
         owner = self.owners(kernels)
-        first = beside(self.bounds[:-1], kernels)[owner]
-        number = kernels.long() - beside(self.starts[:-1], kernels)[owner]
-        return first + number * beside(self.numels, kernels)[owner]
+        first = to_device_of(self.bounds[:-1], kernels)[owner]
+        number = kernels.long() - to_device_of(self.starts[:-1], kernels)[owner]
+        return first + number * to_device_of(self.numels, kernels)[owner]
 
     def owners(self, kernels: Tensor) -> Tensor:
         """The parameter [n] int64 of each of these kernels [n], counted among all."""
-        return torch.searchsorted(beside(self.starts, kernels), kernels.long(), right=True) - 1
+        return (
+            torch.searchsorted(to_device_of(self.starts, kernels), kernels.long(), right=True) - 1
+        )
 
     def _around(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the parameter that each position or place lies in: start, kernel size, stride."""
         strides = host.tensor([kernel.stride for kernel in self.kernels], dtype=torch.int64)
-        owner = torch.searchsorted(beside(self.bounds, positions), positions.long(), right=True) - 1
+        owner = (
+            torch.searchsorted(to_device_of(self.bounds, positions), positions.long(), right=True)
+            - 1
+        )
         tables = (self.bounds[:-1], self.numels, strides)
-        start, numel, stride = (beside(table, positions)[owner] for table in tables)
+        start, numel, stride = (to_device_of(table, positions)[owner] for table in tables)
         return start, numel, stride
 
 

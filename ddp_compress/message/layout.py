@@ -16,7 +16,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.message.conv_kernels import Kernel, Kernels
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside, on_host
+from ddp_compress.ops.devices import to_device_of, to_host
 
 Scope = Literal["tensor", "bucket", "model"]
 SCOPES = ("tensor", "bucket", "model")
@@ -112,10 +112,10 @@ class Package:
     entries: int
     values: Tensor
 
-    def beside(self, data: Tensor) -> Package:
+    def to_device_of(self, data: Tensor) -> Package:
         """The same on the device of a tensor."""
-        places = None if self.places is None else beside(self.places, data)
-        return Package(self.name, places, self.entries, beside(self.values, data))
+        places = None if self.places is None else to_device_of(self.places, data)
+        return Package(self.name, places, self.entries, to_device_of(self.values, data))
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ class Plan:
         """How many of the ascending positions [K] lie in every group: [G] int64, on the host."""
         if indices is None:
             return self.ks
-        ends = on_host(torch.searchsorted(indices, beside(self.group_ends, indices)))
+        ends = to_host(torch.searchsorted(indices, to_device_of(self.group_ends, indices)))
         return ends.diff(prepend=ends.new_zeros(1))
 
     @property
@@ -397,7 +397,7 @@ def span(indices: Tensor, start: int, numel: int) -> slice:
         slice(1, 3, None)
     """
     edges = host.tensor([start, start + numel], dtype=torch.int64)
-    begin, end = torch.searchsorted(indices, beside(edges, indices)).tolist()
+    begin, end = torch.searchsorted(indices, to_device_of(edges, indices)).tolist()
     return slice(begin, end)
 
 

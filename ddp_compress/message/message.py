@@ -12,7 +12,7 @@ from torch import Tensor
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout, Plan, Sparse, span
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Chunk:
         grad: [N].
         layout: its parameters.
         kept: memory, by name: written when the step commits.
-        may_be_idle: whether a parameter may have been left out of this rank's step.
+        may_be_unused: whether a parameter may have been left out of this rank's step.
         sums: [N], ``residual + grad``, where selecting has left it.
         scale: [], what the gradient was multiplied by; None for 1.
         alike: anything whose repr ranks must share.
@@ -35,7 +35,7 @@ class Chunk:
     grad: Tensor
     layout: Layout
     kept: Arena = field(default_factory=Arena)
-    may_be_idle: bool = False
+    may_be_unused: bool = False
     sums: Tensor | None = None
     scale: Tensor | None = None
     alike: object = None
@@ -45,14 +45,14 @@ class Chunk:
         self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
 
     @cached_property
-    def idle(self) -> list[bool]:
+    def unused(self) -> list[bool]:
         """Which parameters send nothing in this step: their gradient is all zero.
 
         With ``find_unused_parameters`` DDP throws away the result for a parameter that no rank
         used. Whoever has no gradient for it must send nothing, or that would be lost.
         """
         sizes = list(self.layout.sizes)
-        if not self.may_be_idle:
+        if not self.may_be_unused:
             return [False] * len(sizes)
         used: list[bool] = torch.stack([part.any() for part in self.grad.split(sizes)]).tolist()
         return [not each for each in used]
@@ -60,7 +60,7 @@ class Chunk:
     @property
     def used(self) -> list[str]:
         """The names of the others."""
-        return [n for n, idle in zip(self.layout.names, self.idle, strict=True) if not idle]
+        return [n for n, unused in zip(self.layout.names, self.unused, strict=True) if not unused]
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,16 @@ class Message:
         return [chunk.grad for chunk in self.chunks]
 
     @property
-    def idle(self) -> Tensor | None:
-        """Which of the P parameters are idle on this rank, bool; None where none is."""
-        flags = [flag for chunk in self.chunks for flag in chunk.idle]
+    def unused(self) -> Tensor | None:
+        """Which of the P parameters are unused on this rank, bool; None where none is."""
+        flags = [flag for chunk in self.chunks for flag in chunk.unused]
         return host.tensor(flags, dtype=torch.bool) if any(flags) else None
 
     @property
     def groups(self) -> Tensor:
-        """The plan's groups [P], -1 also for parameters that are idle on this rank."""
-        idle = self.idle
-        return self.plan.groups if idle is None else self.plan.groups.masked_fill(idle, -1)
+        """The plan's groups [P], -1 also for parameters that are unused on this rank."""
+        unused = self.unused
+        return self.plan.groups if unused is None else self.plan.groups.masked_fill(unused, -1)
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +112,7 @@ class Message:
         return [chunk.kept for chunk in self.chunks]
 
     def values_at(self, indices: Tensor) -> Tensor:
-        """The accumulated gradient at ascending positions [K], in memory's dtype; 0 where idle."""
+        """The accumulated gradient at ascending positions [K]; 0 where unused. Memory's dtype."""
         parts = []
         for here, chunk in self._places(indices):
             value = chunk.grad[here].to(self.memory_dtype)
@@ -121,17 +121,17 @@ class Message:
             if "residual" in chunk.kept:
                 value = chunk.kept["residual"][here] + value
             parts.append(value)
-        values, idle = torch.cat(parts), self.idle_at(indices)
-        return values if idle is None else values.masked_fill(beside(idle, values), 0.0)
+        values, unused = torch.cat(parts), self.unused_at(indices)
+        return values if unused is None else values.masked_fill(to_device_of(unused, values), 0.0)
 
-    def idle_at(self, indices: Tensor) -> Tensor | None:
-        """Which positions [K] are of parameters idle on this rank, bool; None where none is."""
-        idle = self.idle
-        if idle is None:
+    def unused_at(self, indices: Tensor) -> Tensor | None:
+        """Which positions [K] are of parameters unused on this rank, bool; None where none is."""
+        unused = self.unused
+        if unused is None:
             return None
-        bounds = beside(self.plan.bounds, indices)
+        bounds = to_device_of(self.plan.bounds, indices)
         owners = torch.searchsorted(bounds, indices.long(), right=True) - 1
-        return beside(idle, indices)[owners]
+        return to_device_of(unused, indices)[owners]
 
     def kept_at(self, name: str, indices: Tensor) -> Tensor:
         """A tensor of the memory at ascending positions [K]."""
@@ -141,7 +141,7 @@ class Message:
         """For every chunk, which of its elements are at these positions."""
         for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
             here = indices[span(indices, start, len(chunk.grad))]  # for the host's, nobody waits
-            yield beside(here, chunk.grad).long() - start, chunk
+            yield to_device_of(here, chunk.grad).long() - start, chunk
 
     def accumulated(self) -> Tensor:
         """The accumulated gradient [N], in memory's dtype."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddp_compress.message.layout import Layout, Plan, Sparse, Tables, tables
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 
 T = TypeVar("T")
 
@@ -60,7 +60,9 @@ class Shards:
         if entries.indices is None:
             pieces = entries.values.split(self._cuts.pieces)
             return [Sparse(None, torch.cat(self._of(rank, pieces))) for rank in self._ranks]
-        edges, shifts = (beside(t, entries.indices) for t in (self._cuts.edges, self._cuts.shifts))
+        edges, shifts = (
+            to_device_of(t, entries.indices) for t in (self._cuts.edges, self._cuts.shifts)
+        )
         piece = torch.searchsorted(edges, entries.indices.long(), right=True) - 1
         owner = piece % self._owners
         local = (entries.indices + shifts[piece]).int()
@@ -82,15 +84,15 @@ class Shards:
         positions = self.plan.everything
         if positions is None:
             return [Sparse(None, whole)]
-        positions = beside(positions, whole)
+        positions = to_device_of(positions, whole)
         return [Sparse(positions, whole[positions.long()])]
 
     def widen(self, part: Sparse, rank: int) -> Sparse:
         """Entries of one shard as positions in the message."""
         assert part.indices is not None
-        bounds = beside(self.plans[rank].bounds, part.indices)
+        bounds = to_device_of(self.plans[rank].bounds, part.indices)
         param = torch.searchsorted(bounds, part.indices.long(), right=True) - 1
-        shifts = beside(self._cuts.shifts[rank :: self._owners], part.indices)
+        shifts = to_device_of(self._cuts.shifts[rank :: self._owners], part.indices)
         return Sparse((part.indices - shifts[param]).int(), part.values)
 
     def take(self, flat: Iterable[Tensor], rank: int) -> Tensor:

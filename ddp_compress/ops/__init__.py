@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.ops import reference
-from ddp_compress.ops.devices import beside, on_host
+from ddp_compress.ops.devices import to_device_of, to_host
 
 
 def _load_native() -> bool:
@@ -49,7 +49,7 @@ def _used(lists: Sequence[Tensor], *words: Tensor) -> tuple[Tensor, ...]:
     if not lists[0].is_cuda:
         return (*lists, *words)
     count = torch.searchsorted(lists[0], UNUSED).view(1)
-    count, *told = on_host(torch.cat([count, *words])).split(1)
+    count, *told = to_host(torch.cat([count, *words])).split(1)
     used = [each[: int(count)] for each in lists]
     return (*used, *(each.to(word.dtype) for each, word in zip(told, words, strict=True)))
 
@@ -77,7 +77,7 @@ def topk(
 
 def segment_means(values: Tensor, counts: Tensor) -> Tensor:
     """See `reference.segment_means`."""
-    return _kernels.segment_means(values, beside(counts, values))
+    return _kernels.segment_means(values, to_device_of(counts, values))
 
 
 def accumulate(
@@ -124,8 +124,8 @@ def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
 def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """See `reference.golomb_decode`."""
     # On the host: no code tells where the next one starts.
-    indices, status = _kernels.golomb_decode(on_host(data), bounds, limit)
-    return beside(indices, data), status
+    indices, status = _kernels.golomb_decode(to_host(data), bounds, limit)
+    return to_device_of(indices, data), status
 
 
 def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,23 +17,23 @@ Y = TypeVar("Y")
 R = TypeVar("R")
 
 
-def beside(table: Tensor, data: Tensor) -> Tensor:
+def to_device_of(table: Tensor, data: Tensor) -> Tensor:
     """A tensor of the host's on the device of another; the host does not wait for its work.
 
     Example:
         >>> table = torch.arange(3)
-        >>> beside(table, torch.zeros(5)) is table
+        >>> to_device_of(table, torch.zeros(5)) is table
         True
     """
     return table.to(data.device, non_blocking=True)
 
 
-def on_host(data: Tensor) -> Tensor:
+def to_host(data: Tensor) -> Tensor:
     """A tensor in the host's memory. The host waits until its device has come so far.
 
     Example:
         >>> data = torch.arange(3)
-        >>> on_host(data) is data
+        >>> to_host(data) is data
         True
     """
     if not data.is_cuda:
@@ -45,36 +45,36 @@ def on_host(data: Tensor) -> Tensor:
     return pinned
 
 
-def stay_on(device: torch.device) -> None:
+def set_device(device: torch.device) -> None:
     """Make a device the thread's own, so that nothing it does wakes another.
 
     A new thread is on the first GPU; to return there from another costs memory on it.
 
     Example:
-        >>> stay_on(torch.device("cpu"))
+        >>> set_device(torch.device("cpu"))
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
-def used_here(data: Tensor) -> None:
+def record_stream(data: Tensor) -> None:
     """Keep memory from other streams, once it is let go of, until the current one has done so far.
 
     Example:
-        >>> used_here(torch.arange(3))
+        >>> record_stream(torch.arange(3))
     """
     if data.is_cuda:
         data.record_stream(torch.cuda.current_stream(data.device))
 
 
-class Lane:
+class SideStream:
     """A stream of a state's own on every CUDA device: its work runs beside backward.
 
     On the CPU it does nothing.
 
     Example:
-        >>> lane = Lane()
-        >>> with lane.on(torch.device("cpu")):
+        >>> side_stream = SideStream()
+        >>> with side_stream.on(torch.device("cpu")):
         ...     pass
     """
 
@@ -89,7 +89,7 @@ class Lane:
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Put what is launched inside on the lane."""
+        """Put what is launched inside on it."""
         if device.type != "cuda":
             yield
             return
@@ -97,7 +97,7 @@ class Lane:
             yield
 
     def drive(self, work: Generator[Y, None, R], device: torch.device) -> Generator[Y, None, R]:
-        """The same work, on the lane, after all that the current stream has to do by now.
+        """The same work, on the side stream, after all that the current stream has to do by now.
 
         Whoever drives it puts nothing else on a stream before its end.
         """

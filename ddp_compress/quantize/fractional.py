@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import (
     cell_means,
@@ -73,7 +73,7 @@ class Fractional(NoGuess):
         self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
     ) -> Tensor:
         """The means of all levels of all groups, fp32; then a symbol a value."""
-        values = on_host(values)
+        values = to_host(values)
         magnitudes = values.abs()
         levels = [_intervals(part, self._levels) for part in magnitudes.split(counts.tolist())]
         level = torch.cat([host.empty(0, dtype=torch.int64), *levels])
@@ -86,7 +86,7 @@ class Fractional(NoGuess):
         self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
     ) -> Tensor:
         """The mean of its level for every value, with its sign: fp32 [K]."""
-        data = on_host(data)
+        data = to_host(data)
         means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)
         rest = data[means.nbytes :]
         symbols, used = read_symbols("fractional", rest, int(counts.sum()), self._alphabet)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_number
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.quantize.one_package import OnePackage
 from ddp_compress.quantize.symbols import (
     cell_means,
@@ -90,7 +90,7 @@ class Levels(OnePackage):
         self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
     ) -> Tensor:
         """The groups' means, fp32, positive levels first; symbols never seen, then those seen."""
-        values = on_host(values)
+        values = to_host(values)
         codes = self._codes(values, counts)
         means = cell_means(values, codes, counts, self._zero + 1)[:, : self._zero]
         seen, guessed = self._guessed(guess, counts)
@@ -102,7 +102,7 @@ class Levels(OnePackage):
         self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
     ) -> Tensor:
         """The mean of its level for every value: fp32 [K]."""
-        data = on_host(data)
+        data = to_host(data)
         means = read_means("levels", data, self._zero * len(counts)).view(-1, self._zero)
         seen, guessed = self._guessed(guess, counts)
         symbols, position = torch.empty_like(guessed), means.nbytes
@@ -128,7 +128,7 @@ class Levels(OnePackage):
         if guess is None or self.predictor is None:
             codes = host.zeros(int(counts.sum()), dtype=torch.int64)
             return codes.bool(), codes
-        codes = self._codes(on_host(guess), counts)
+        codes = self._codes(to_host(guess), counts)
         seen = codes != self._zero
         return seen, codes * seen
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
@@ -51,4 +51,4 @@ class Means(NoGuess):
         means = data.clone().view(torch.float32)
         if not means.isfinite().all():
             raise ValueError("means: a mean is not finite")
-        return means.repeat_interleave(beside(counts, means), output_size=int(counts.sum()))
+        return means.repeat_interleave(to_device_of(counts, means), output_size=int(counts.sum()))

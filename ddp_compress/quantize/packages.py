@@ -13,7 +13,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.message.layout import Package, Room, Sparse
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside, on_host
+from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.ops.reference.wire_format import pack, unpack
 from ddp_compress.quantize.signs import Signs
 from ddp_compress.quantize.symbols import most_bytes, read_means, read_symbols
@@ -80,7 +80,7 @@ class Packages(Signs):
     def pack(self, entries: Sparse, plan: Plan, draw: Draw | None = None) -> list[Package]:
         """Find the whole kernels, and what is the least for each."""
         kernels = plan.kernels
-        positions, values = on_host(entries.positions), on_host(entries.values)
+        positions, values = to_host(entries.positions), to_host(entries.values)
         places, order = kernels.places(positions).sort()
         whole, single = _whole_kernels(places, plan)
         alone = positions[order[single]].sort()
@@ -90,7 +90,7 @@ class Packages(Signs):
         packages = [Package("individual", alone.values, len(alone.values), individual)]
         if kernels.sizes:
             packages = self._of_kernels(whole, places, values[order], plan) + packages
-        return [package.beside(entries.values) for package in packages]
+        return [package.to_device_of(entries.values) for package in packages]
 
     def _of_kernels(
         self, whole: Tensor, places: Tensor, values: Tensor, plan: Plan
@@ -123,8 +123,8 @@ class Packages(Signs):
         Raises:
             ValueError: the bytes are bad, or an entry comes twice.
         """
-        device, values = values.device, on_host(values)
-        *of_kernels, singles = (on_host(each).long() for each in places)
+        device, values = values.device, to_host(values)
+        *of_kernels, singles = (to_host(each).long() for each in places)
         shared, unlike = of_kernels or (singles[:0], singles[:0])
         alike, used = _decode_kernels(values, shared, plan)
         (owners, sizes), firsts = _facts(unlike, plan), plan.kernels.first_places(unlike)
@@ -189,7 +189,9 @@ def _entries_within(owners: Tensor, sizes: Tensor, plan: Plan) -> Tensor:
 
 def _counts_within(positions: Tensor, plan: Plan) -> Tensor:
     """How many of the ascending positions [K] lie in every parameter, [P] int64."""
-    return torch.searchsorted(positions, beside(plan.bounds, positions).to(positions.dtype)).diff()
+    return torch.searchsorted(
+        positions, to_device_of(plan.bounds, positions).to(positions.dtype)
+    ).diff()
 
 
 def _used(owners: Tensor, plan: Plan) -> Tensor:

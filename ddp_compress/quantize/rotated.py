@@ -13,7 +13,7 @@ from ddp_compress import ops
 from ddp_compress.checks import check_count, check_int, check_one_of
 from ddp_compress.message.layout import entries
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 from ddp_compress.ops.reference import block_salts, random_words
 from ddp_compress.quantize.blocks import SMALLEST, Blocks, blocks
 from ddp_compress.quantize.no_guess import NoGuess
@@ -101,7 +101,7 @@ class Rotated(NoGuess):
         values, left_over = cut.split(values.clamp(-LIMIT, LIMIT).float())
         coefficients = self._turned(values, cut, draw)
         if self.keep < 1:
-            coefficients = coefficients[beside(self._sent(cut, draw), values)]
+            coefficients = coefficients[to_device_of(self._sent(cut, draw), values)]
             if self.unbiased:
                 both = zip(cut.sizes, cut.kept_sizes, strict=True)
                 weights = host.tensor([size / kept for size, kept in both], dtype=torch.float32)
@@ -127,7 +127,7 @@ class Rotated(NoGuess):
             raise ValueError(f"rotated: a level is farther from 0 than {FARTHEST:g}")
         coefficients = ops.uniform_decode(data[4 * numbers :], levels, cut.kept_bounds, self.bits)
         if self.keep < 1:
-            sent = beside(self._sent(cut, draw), data)
+            sent = to_device_of(self._sent(cut, draw), data)
             coefficients = levels.new_zeros(sum(cut.sizes)).index_copy_(0, sent, coefficients)
         return cut.join(self._turned_back(coefficients, cut, draw), left_over)
 
@@ -151,7 +151,7 @@ class Rotated(NoGuess):
         if self.transform == "hadamard":
             ops.hadamard(values, cut.bounds, salts, inverse=False)
             return values
-        places = beside(self._filled(cut, draw), values)
+        places = to_device_of(self._filled(cut, draw), values)
         return _kashin(values, places, cut, salts, self.iterations)
 
     def _turned_back(self, coefficients: Tensor, cut: Blocks, draw: Draw) -> Tensor:
@@ -161,7 +161,7 @@ class Rotated(NoGuess):
         ops.hadamard(coefficients, cut.bounds, self._signs(cut, draw), inverse=True)
         if self.transform == "hadamard":
             return coefficients
-        return coefficients[beside(self._filled(cut, draw), coefficients)]
+        return coefficients[to_device_of(self._filled(cut, draw), coefficients)]
 
     def _signs(self, cut: Blocks, draw: Draw) -> Tensor:
         """A salt for every block, the same on all ranks."""
@@ -224,4 +224,6 @@ def _kashin(values: Tensor, places: Tensor, cut: Blocks, salts: Tensor, iteratio
 def _each(of_blocks: Tensor, sizes: list[int], like: Tensor) -> Tensor:
     """What a block has, for every one of its coefficients, beside another tensor."""
     counts = host.tensor(sizes, dtype=torch.int64)
-    return beside(of_blocks, like).repeat_interleave(beside(counts, like), output_size=sum(sizes))
+    return to_device_of(of_blocks, like).repeat_interleave(
+        to_device_of(counts, like), output_size=sum(sizes)
+    )

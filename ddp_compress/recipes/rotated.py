@@ -7,7 +7,7 @@ from typing import Literal
 from ddp_compress.checks import check_one_of
 from ddp_compress.codec import Everything as AllPositions
 from ddp_compress.exchange import AllGather, BySize, Sharded
-from ddp_compress.memory import Nothing, Residual
+from ddp_compress.memory import NoMemory, Residual
 from ddp_compress.quantize import Rotated
 from ddp_compress.quantize.rotated import Transform
 from ddp_compress.recipe import Exchange, Recipe
@@ -76,7 +76,7 @@ def rotated(
         raise ValueError(
             "down is the way back from owners: it takes exchange='sharded', got 'all_gather'"
         )
-    memory = Residual() if error_feedback else Nothing()
+    memory = Residual() if error_feedback else NoMemory()
 
     def with_exchange(exchange: Exchange) -> Recipe:
         return Recipe("rotated", memory, Everything(), quantize, AllPositions(), exchange)

@@ -14,7 +14,7 @@ from ddp_compress.checks import check_int
 from ddp_compress.message.layout import Scope, Sparse, entries
 from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 from ddp_compress.schedules import Schedule, check_density
 from ddp_compress.select.top_k import TopK
 
@@ -30,8 +30,8 @@ class AddDrop:
     most ``max(1, round(change * K))``; for each the smallest entry that is not among the K largest
     is dropped. So a ballot is as long as the list of the K largest, and costs few bits beside the
     previous one. An empty or short ballot is filled up at once. Parameters that cannot be voted
-    for, idle or exact ones, lose their votes. With a scope other than ``"model"`` all this holds in
-    every group by itself.
+    for, unused or exact ones, lose their votes. With another scope than ``"model"`` all this holds
+    in every group by itself.
 
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.
@@ -122,8 +122,8 @@ def _set(flags: Tensor) -> Tensor:
 
 def _allowed(message: Message, positions: Tensor) -> Tensor:
     """Whether each of the ascending positions may be voted for: [U] bool."""
-    edges = torch.searchsorted(positions, beside(message.plan.bounds, positions))
-    return beside(message.groups >= 0, positions).repeat_interleave(edges.diff())
+    edges = torch.searchsorted(positions, to_device_of(message.plan.bounds, positions))
+    return to_device_of(message.groups >= 0, positions).repeat_interleave(edges.diff())
 
 
 def _largest_of_each(keys: Tensor, places: Tensor, counts: Tensor, takes: Tensor) -> Tensor:

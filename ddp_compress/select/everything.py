@@ -10,7 +10,7 @@ import torch
 
 from ddp_compress.message.layout import Scope, Sparse
 from ddp_compress.message.message import Selection
-from ddp_compress.ops.devices import beside
+from ddp_compress.ops.devices import to_device_of
 
 if TYPE_CHECKING:
     from ddp_compress.message.message import Message
@@ -31,12 +31,14 @@ class Everything:
     needs: ClassVar[Sequence[str]] = ()
 
     def __call__(self, message: Message) -> Selection:
-        """The accumulated gradient, of all but the exact parameters; zeros where idle."""
-        values, positions, idle = message.accumulated(), message.plan.everything, message.idle
+        """The accumulated gradient, of all but the exact parameters; zeros where unused."""
+        values, positions, unused = message.accumulated(), message.plan.everything, message.unused
         finite = bool(values.isfinite().all())
-        if idle is not None:
-            values = values * beside((~idle).repeat_interleave(message.plan.bounds.diff()), values)
+        if unused is not None:
+            values = values * to_device_of(
+                (~unused).repeat_interleave(message.plan.bounds.diff()), values
+            )
         if positions is not None:
-            positions = beside(positions, values)
+            positions = to_device_of(positions, values)
             values = values[positions.long()]
         return Selection(Sparse(positions, values), finite)

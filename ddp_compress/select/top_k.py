@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TopK:
     """The ``max(1, round(density * N))`` entries of largest magnitude, exactly.
 
-    Zeros are never taken, so that an idle parameter costs nothing.
+    Zeros are never taken, so that an unused parameter costs nothing.
 
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.

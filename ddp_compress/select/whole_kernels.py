@@ -15,7 +15,7 @@ from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.message.layout import SCOPES, Scope, Sparse
 from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import beside, on_host
+from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Ways:
 
     def best(self, prices: Tensor) -> tuple[Tensor, Tensor]:
         """The best way for every kernel [n], and what it carries a bit [n]."""
-        worth = self.carried / beside(prices, self.carried)
+        worth = self.carried / to_device_of(prices, self.carried)
         way = worth.argmax(1)
         return way, worth.gather(1, way[:, None])[:, 0]
 
@@ -152,7 +152,7 @@ class _Ranking:
         self._values = plan.kernels.gather(flat).double()
         live = self._groups >= 0
         if not bool(live.all()):
-            self._values = self._values * beside(
+            self._values = self._values * to_device_of(
                 live.repeat_interleave(plan.bounds.diff()), self._values
             )
         self._ways = self._find_ways(patterns)
@@ -179,7 +179,7 @@ class _Ranking:
             mine = [p for p in conv if self._numels[p] == m]
             if mine:
                 kernels = [_Kernels(self._rows(p)) for p in mine]
-                learnt = beside(_learn(_largest(kernels, self._plan), patterns), self._values)
+                learnt = to_device_of(_learn(_largest(kernels, self._plan), patterns), self._values)
                 ways |= {p: _Ways(each, learnt) for p, each in zip(mine, kernels, strict=True)}
         return ways
 
@@ -214,7 +214,7 @@ class _Ranking:
             if parameter in self._ways:
                 self._gaps[parameter] = _gap(len(whole), n // m)
                 way, _ = self._best[parameter]
-                taken[m] += on_host(torch.bincount(way[whole], minlength=len(taken[m])))
+                taken[m] += to_host(torch.bincount(way[whole], minlength=len(taken[m])))
         for m, counts in taken.items():
             shares = (counts + 1) / (counts.sum() + len(counts))
             self._signs[m] = [-log2(share) for share in shares.tolist()]
@@ -237,7 +237,7 @@ class _Ranking:
 
     def _within(self, places: Tensor) -> list[Tensor]:
         """The places in every parameter, counted from its start."""
-        edges = torch.searchsorted(places, beside(self._plan.bounds, places))
+        edges = torch.searchsorted(places, to_device_of(self._plan.bounds, places))
         parts = places.split(edges.diff().tolist())
         return [part - start for part, start in zip(parts, self._bounds, strict=False)]
 
@@ -264,7 +264,7 @@ def _largest(kernels: list[_Kernels], plan: Plan) -> Tensor:
     share = plan.k / plan.numel
     count = min(LEARN_FROM, max(1, round(share * len(mass))))
     largest = ops.largest(mass.view(torch.int64), count)
-    return on_host(torch.cat([each.rows for each in kernels])[largest])
+    return to_host(torch.cat([each.rows for each in kernels])[largest])
 
 
 def _learn(kernels: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk
-from ddp_compress.ops.devices import Lane, used_here
+from ddp_compress.ops.devices import SideStream, record_stream
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
 
@@ -52,9 +52,9 @@ class Buckets:
         """Take gradients as they come from now on."""
         self._steps_left = 0
 
-    def begin(self, step: Transaction, lane: Lane) -> Transaction | Regrouped:
+    def begin(self, step: Transaction, side_stream: SideStream) -> Transaction | ReplayedBuckets:
         """What is to take the chunks of a step."""
-        return Regrouped(step, self, lane) if self._steps_left else step
+        return ReplayedBuckets(step, self, side_stream) if self._steps_left else step
 
     def choose(self, chunks: Sequence[Chunk]) -> tuple[Layout, ...]:
         """The buckets that a step is to have, all of whose chunks have come.
@@ -87,7 +87,7 @@ class Buckets:
         )
 
 
-class Regrouped:
+class ReplayedBuckets:
     """A step whose chunks are kept until the last, and sent in other buckets than they came in.
 
     To a state it is a `Transaction`. It takes the memory of one gradient more.
@@ -95,13 +95,13 @@ class Regrouped:
     Args:
         step: sends and commits them.
         buckets: says which ones.
-        lane: see `Transaction`.
+        side_stream: see `Transaction`.
     """
 
-    def __init__(self, step: Transaction, buckets: Buckets, lane: Lane) -> None:
+    def __init__(self, step: Transaction, buckets: Buckets, side_stream: SideStream) -> None:
         self._step = step
         self._buckets = buckets
-        self._lane = lane
+        self._side_stream = side_stream
         self._came: list[Chunk] = []
 
     @property
@@ -158,12 +158,12 @@ class Regrouped:
         """Put the results where the gradients came from."""
         parts = self._parts()
         for chunk in chunks:
-            with self._lane.on(chunk.grad.device):
+            with self._side_stream.on(chunk.grad.device):
                 for name, part in chunk.layout.split(chunk.grad).items():
                     parts[name].copy_(part)
-                used_here(chunk.grad)  # it is of the backward's stream
+                record_stream(chunk.grad)  # it is of the backward's stream
         for chunk in self._came:
-            with self._lane.on(chunk.grad.device):  # a future remembers the stream
+            with self._side_stream.on(chunk.grad.device):  # a future remembers the stream
                 chunk.future.set_result(chunk.grad)
 
     def _parts(self) -> dict[str, Tensor]:

@@ -108,9 +108,9 @@ def collective_in_step(optimizer: object) -> str | None:
         for name in _names(code):
             if name == "broadcast" or name.startswith(_COLLECTIVES):
                 return name
-            beside = function.__globals__.get(name)
-            if getattr(beside, "__module__", None) == function.__module__:
-                waiting.append(beside)
+            neighbor = function.__globals__.get(name)
+            if getattr(neighbor, "__module__", None) == function.__module__:
+                waiting.append(neighbor)
             waiting.append(getattr(type(optimizer), name, None))
     return None
 

@@ -29,11 +29,12 @@ from ddp_compress.checks import check_count
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
 from ddp_compress.message.message import Chunk
-from ddp_compress.ops.devices import Lane
+from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.step.applied import Applied
+from ddp_compress.step.bucket_replay import Buckets, ReplayedBuckets
 from ddp_compress.step.ddp_model import BeforeForward, find_model
 from ddp_compress.step.guards import (
     refuse_optimizer_in_backward,
@@ -43,7 +44,6 @@ from ddp_compress.step.guards import (
     refuse_unsupported_parameters,
 )
 from ddp_compress.step.parameters import Parameters, ignored_parameters
-from ddp_compress.step.rebucket import Buckets, Regrouped
 from ddp_compress.step.restored import Restored
 from ddp_compress.step.scaling import scale_of
 from ddp_compress.step.store import ParameterStore
@@ -128,7 +128,7 @@ class CompressionState:
         self._settings = Settings(recipe, min_numel, flush_bytes)
         self._find_unused = False
         self._comm: Comm | None = None
-        self._transaction: Transaction | Regrouped | None = None
+        self._transaction: Transaction | ReplayedBuckets | None = None
         self._scaler: GradScaler | None = None
         self._stepped_without_scaler = False
         self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
@@ -145,7 +145,7 @@ class CompressionState:
         """What every copy of a state makes anew."""
         self._closed = False
         self._worker: Worker | None = None
-        self._lane = Lane()
+        self._side_stream = SideStream()
         self._undo: Undo | None = None
         self._ends: list[Callable[[], None]] = []  # what else `close` is to end
         self._passed = False  # whether there was a pass since, perhaps an aborted one
@@ -162,7 +162,7 @@ class CompressionState:
     def __getstate__(self) -> dict[str, Any]:
         """All but what cannot leave the process: its group, and a step under way."""
         gone = (
-            *("process_group", "_given_group", "_comm", "_transaction", "_worker", "_lane"),
+            *("process_group", "_given_group", "_comm", "_transaction", "_worker", "_side_stream"),
             *("_scaler", "_undo", "_ends", "_before_forward", "_applied", "_restored"),
         )
         kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
@@ -270,7 +270,7 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
+        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, scale=scale, alike=self.alike)
         return self._take(chunk, last, self._buckets)
 
     def push_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
@@ -293,7 +293,7 @@ class CompressionState:
             layout, scale = self._parameters.layout(parameters), self.loss_scale(flat.device)
         except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
             failure, layout, scale = error, self._parameters.stand_in(parameters), None
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, scale=scale, alike=self.alike)
+        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, scale=scale, alike=self.alike)
         future = self._take(chunk, bucket.is_last(), self._buckets, failure)
         joined = self._before_forward is not None and self._before_forward.joined
         if bucket.is_last() and self._undo is not None and not joined:
@@ -381,7 +381,7 @@ class CompressionState:
             self._finish(transaction)
             raise
         alike = (self.alike, alike)
-        chunk = Chunk(flat, layout, may_be_idle=self._find_unused, alike=alike)
+        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, alike=alike)
         mean = self._take(chunk, True, alone).wait()
         parts = layout.split(mean)
         return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
@@ -482,7 +482,7 @@ class CompressionState:
         if self._before_forward is not None:
             self._before_forward.remove()
 
-    def _under_way(self, buckets: Buckets) -> Transaction | Regrouped:
+    def _under_way(self, buckets: Buckets) -> Transaction | ReplayedBuckets:
         """The step under way; where there is none a new one, in such buckets."""
         if self._closed and self._comm is not None:
             raise RuntimeError(CLOSED)
@@ -490,9 +490,9 @@ class CompressionState:
             self._undo, self._passed = None, False
             comm = self._bind()
             step = Transaction(
-                self._settings, self._store, comm, self._worker, self._lane, self.step
+                self._settings, self._store, comm, self._worker, self._side_stream, self.step
             )
-            self._transaction = buckets.begin(step, self._lane)
+            self._transaction = buckets.begin(step, self._side_stream)
             here = [comm.rank, comm.world_size]
             if self._saved_by not in (None, here):
                 rank, world_size = self._saved_by
@@ -505,7 +505,7 @@ class CompressionState:
                 )
         return self._transaction
 
-    def _finish(self, transaction: Transaction | Regrouped) -> bool:
+    def _finish(self, transaction: Transaction | ReplayedBuckets) -> bool:
         """Whether the step was committed."""
         try:
             committed = transaction.finish()

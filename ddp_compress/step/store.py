@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
-from ddp_compress.ops.devices import used_here
+from ddp_compress.ops.devices import record_stream
 
 
 class ParameterStore:
@@ -91,5 +91,5 @@ class ParameterStore:
             known = self._loose[slot].pop(name, None)
             if known is not None:
                 part.copy_(known)
-                used_here(known)  # it may be of the lane's memory, which goes on without us
+                record_stream(known)  # perhaps of a side stream's memory, which goes on without us
         return flat

@@ -14,7 +14,7 @@ import torch
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
 from ddp_compress.message.message import Chunk, Delivery, Message, memory_dtype
-from ddp_compress.ops.devices import Lane, used_here
+from ddp_compress.ops.devices import SideStream, record_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.step.scaling import mantissa, unscale
@@ -45,7 +45,7 @@ class Transaction:
         store: where memory is kept.
         comm: the other ranks.
         worker: runs exchanges of many phases; None where there are none.
-        lane: where work on a CUDA device goes.
+        side_stream: where work on a CUDA device goes.
         step: the step's number.
 
     Attributes:
@@ -59,14 +59,14 @@ class Transaction:
         store: ParameterStore,
         comm: Comm,
         worker: Worker | None,
-        lane: Lane,
+        side_stream: SideStream,
         step: int,
     ) -> None:
         self._settings = settings
         self._store = store
         self._comm = comm
         self._worker = worker
-        self._lane = lane
+        self._side_stream = side_stream
         self._step = step
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
         self._sent: list[_Sent] = []
@@ -127,7 +127,7 @@ class Transaction:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
         if not self._sent and all(device.type == "cpu" for _, device in self._drafts):
-            # Backward is over: nothing would go on beside it. (On a lane, work takes no turns.)
+            # Backward is over: nothing would go on beside it. (On a stream, work takes no turns.)
             self._worker = None
         for draft in self._drafts.values():
             if draft.chunks:
@@ -152,7 +152,7 @@ class Transaction:
         else:
             self._abort()
         for sent in self._sent:
-            with self._lane.on(sent.device):  # a future remembers the stream
+            with self._side_stream.on(sent.device):  # a future remembers the stream
                 for chunk in sent.chunks:
                     chunk.future.set_result(chunk.grad)
         return finite
@@ -164,7 +164,7 @@ class Transaction:
         self.undo = Undo([chunk.kept for chunk in chunks], self._comm, dict(self._comm.known), used)
         try:
             for sent in self._sent:
-                with self._lane.on(sent.device):
+                with self._side_stream.on(sent.device):
                     self._commit_message(sent.chunks, sent.running.outcome or [])
                 sent.channel.commit()
         except BaseException:  # on this rank alone: the next step tells the others
@@ -180,7 +180,7 @@ class Transaction:
     def _abort(self) -> None:
         """Leave memory alone, and say by the gradients that there are none."""
         for sent in self._sent:
-            with self._lane.on(sent.device):
+            with self._side_stream.on(sent.device):
                 for chunk in sent.chunks:
                     chunk.grad.fill_(torch.nan)
 
@@ -219,7 +219,7 @@ class Transaction:
             channel = Channel(self._comm, number, 0.0, lambda: None, 0, self._step)
             exchange = channel.report(error)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
-        running = self._launch(self._lane.drive(exchange, device), channel)
+        running = self._launch(self._side_stream.drive(exchange, device), channel)
         self._sent.append(_Sent(chunks, device, channel, running))
 
     def _launch(self, exchange: Exchanging, channel: Channel) -> _Running:
@@ -251,7 +251,7 @@ def _commit(
             chunk.kept.overwrite(name, entries.within(start, numel))
     if chunk.scale is not None:
         chunk.grad.mul_(chunk.scale)
-        used_here(chunk.scale)  # it is of the backward's stream
+        record_stream(chunk.scale)  # it is of the backward's stream
 
 
 @dataclass

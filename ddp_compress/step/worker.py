@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from ddp_compress.message.message import Delivery
-from ddp_compress.ops.devices import stay_on
+from ddp_compress.ops.devices import set_device
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import PeerError, Work
 
@@ -29,7 +29,7 @@ class Worker:
 
     def __init__(self, device: torch.device) -> None:
         self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="ddp_compress", initializer=stay_on, initargs=(device,)
+            1, thread_name_prefix="ddp_compress", initializer=set_device, initargs=(device,)
         )
 
     def submit(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
 from ddp_compress.transport.comm import Comm, PeerError, Work
 from ddp_compress.transport.frame import (
@@ -160,7 +160,7 @@ class Channel:
             built = build()
             if built is None:
                 return None
-            bodies.extend(map(on_host, built))
+            bodies.extend(map(to_host, built))
             lines = [(len(body), int(ops.checksum(body))) for body in bodies]
             return (
                 host.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
@@ -203,7 +203,7 @@ class Channel:
         with self._comm.or_end():
             share = host.full((numel,), torch.nan, dtype=dtype)
         # On the host: a GPU would multiply by 1 / W, which rounds otherwise.
-        self._fill(share, lambda: on_host(build()).clamp(-limit, limit) / self.world_size)
+        self._fill(share, lambda: to_host(build()).clamp(-limit, limit) / self.world_size)
         mean = yield from self._comm.all_reduce(share)
         if not mean.isfinite().all():  # alike on every rank: whoever failed says why
             yield from self.share(lambda: None)
@@ -231,7 +231,7 @@ class Channel:
             if self._failure is None:
                 body = build()
                 nothing = host.empty(0, dtype=torch.uint8)
-                return self._seal(*((NONFINITE, nothing) if body is None else (0, on_host(body))))
+                return self._seal(*((NONFINITE, nothing) if body is None else (0, to_host(body))))
         except Exception as error:  # whatever it is, the other ranks must hear of it
             self._failure = error
         with self._comm.or_end():

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddp_compress.ops.devices import on_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import body_text, text_body
 
@@ -156,7 +156,7 @@ class Comm:
         lengths = [len(mine)] * self.world_size
         with _no_answer():
             dist.all_to_all_single(theirs, given, sizes, lengths, group=self.group)
-        return on_host(theirs)
+        return to_host(theirs)
 
     def close(self) -> None:
         """End the group. The ranks need not do it together; those that go on get an error."""
@@ -221,7 +221,7 @@ class Comm:
         with self.or_end(), _no_answer():
             work.wait()
         with self.or_end():
-            return list(on_host(theirs).split(list(sizes)))
+            return list(to_host(theirs).split(list(sizes)))
 
     def _room(self, bodies: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
         """What is sent in one piece, and memory for what will come."""

@@ -234,12 +234,12 @@ def unseen(how: str, row: Row) -> str:
     """Passes that DDP does not see train bit for bit like those that it sees."""
     rank = dist.get_rank()
     ddp, state, optimizer = wrap(norms(), row, sgd_without_momentum, period=3)
-    twin, other, beside = wrap(norms(), row, sgd_without_momentum, period=3)
+    twin, other, its_optimizer = wrap(norms(), row, sgd_without_momentum, period=3)
     trained = norms()
     with torch.no_grad():
         next(trained.parameters()).mul_(2.0)
     for number in range(11):
-        for each, steps in ((ddp, optimizer), (twin, beside)):
+        for each, steps in ((ddp, optimizer), (twin, its_optimizer)):
             if number == 0:
                 each.module.load_state_dict(trained.state_dict())
             steps.zero_grad()
@@ -250,7 +250,7 @@ def unseen(how: str, row: Row) -> str:
             steps.step()
         assert state.step == other.step == (number + 1) // 3
         assert weights(ddp) == weights(twin)
-    for steps in (optimizer, beside):
+    for steps in (optimizer, its_optimizer):
         steps.synchronize()
     assert state.step == other.step == 4
     assert digest(ddp.buffers()) == digest(twin.buffers())
@@ -589,14 +589,14 @@ def poisoned_rounds(
     periods = [chance.randint(1, 4) for _ in range(4 * trials)]
     outer = None if row.momentum else diloco
     ddp, state, optimizer = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
-    twin, clean, beside = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
+    twin, clean, its_optimizer = wrap(norms(), row, inner, period=lambda n: periods[n], outer=outer)
     batch = 0
 
     def good_round() -> None:
         nonlocal batch
         numbers = range(batch, batch + periods[state.step])
         train(ddp, optimizer, numbers)
-        train(twin, beside, numbers)
+        train(twin, its_optimizer, numbers)
         batch = numbers.stop
 
     good_round()
@@ -624,9 +624,11 @@ def poisoned_rounds(
         assert state.stats.aborted == trial + 1, where
         kept = [t for each in optimizer.state.values() for t in each.values()]
         assert all(t.isfinite().all() for t in kept if isinstance(t, Tensor)), where
-        beside.inner.load_state_dict(copy.deepcopy(optimizer.inner.state_dict()))
+        its_optimizer.inner.load_state_dict(copy.deepcopy(optimizer.inner.state_dict()))
     good_round()
-    assert shared(ddp, state, optimizer) == shared(twin, clean, beside), "a lost round was felt"
+    assert shared(ddp, state, optimizer) == shared(twin, clean, its_optimizer), (
+        "a lost round was felt"
+    )
     assert all(p.isfinite().all() for p in ddp.parameters())
     return digest([*ddp.parameters(), *ddp.buffers()])
 
@@ -829,7 +831,7 @@ def going_on_after_an_error(what: str) -> str:
     before, began = memory(state), time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         if dist.get_rank() == 1 and what == "memory":
-            patch.setattr(optimizer._meeting.anchor, "moved", no_memory)
+            patch.setattr(optimizer._round.anchor, "moved", no_memory)
         with pytest.raises(PeerError) as caught:
             carelessly(ddp, optimizer, range(4))
     assert time.monotonic() - began < 5
@@ -870,8 +872,8 @@ def loaded_late(saves: bool) -> str:
     if saves:
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(ddp, optimizer, range(1))
-    twin, _, beside = wrap(trained, period=1)
-    train(twin, beside, range(1))
+    twin, _, its_optimizer = wrap(trained, period=1)
+    train(twin, its_optimizer, range(1))
     ours, theirs = ddp.state_dict(), twin.state_dict()
     assert digest(ours.values()) == digest(theirs.values())
     return weights(ddp)
