@@ -125,11 +125,6 @@ class BeforeForward:
                 stacklevel=2,
             )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> BeforeForward:
-        twin = object.__new__(BeforeForward)
-        twin.__dict__.update(self.__getstate__())
-        return twin
-
     def __getstate__(self) -> dict[str, Any]:
         return {"_act": None, "_warns": self._warns}
 

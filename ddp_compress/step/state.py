@@ -137,9 +137,10 @@ class CompressionState:
         self._left_memory = False  # behind, with the DDP model that this is a copy's of
         self.alike: object = None
         self._start()
-        self._restored.watch(bare)
         if isinstance(model, DistributedDataParallel):
             self._bind_to(model)
+        else:
+            self._restored.watch(bare)
 
     def _start(self) -> None:
         """What every copy of a state makes anew."""
