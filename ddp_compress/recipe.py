@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ddp_compress.message.draw import Draw
-from ddp_compress.message.layout import Package, Plan, Scope, Space, Sparse
+from ddp_compress.message.layout import Entries, EntryList, Plan, Scope, Universe
+from ddp_compress.message.random_key import RandomKey
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class Memory(Protocol):
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient [N] into memory, leaving zeros."""
 
-    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
         """Take out what was sent, entries of the message in which the chunk begins at ``start``.
 
-        ``exact`` entries are those that travel at every step.
+        ``uncompressed`` entries are those that travel at every step.
         """
 
 
@@ -90,33 +90,41 @@ class Quantize(Protocol):
         """The most bytes that `encode` gives."""
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """Bytes of the values [K], with ``counts`` [G] of them in every group.
 
-        What is random comes of ``draw``.
+        What is random comes of ``key``.
         """
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The values [K] again, fp32; ValueError where the bytes do not fit the counts.
 
-        All but ``draw.own`` is as it was in `encode`.
+        All but ``key.own`` is as it was in `encode`.
         """
 
     def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
         """The next guess [K], after the mean over ranks is known."""
 
-    def spaces(self, plan: Plan, space: Space) -> list[Space]:
-        """Where the list of every package lies, for entries whose positions lie in ``space``."""
+    def universes(self, plan: Plan, universe: Universe) -> list[Universe]:
+        """Where the list of every package lies, for entries whose positions lie in ``universe``."""
 
-    def pack(self, entries: Sparse, plan: Plan, draw: Draw | None = None) -> list[Package]:
-        """The packages, as many as spaces."""
+    def pack(self, entries: Entries, plan: Plan, key: RandomKey | None = None) -> list[EntryList]:
+        """The packages, as many as universes."""
 
     def unpack(
-        self, places: Sequence[Tensor], values: Tensor, plan: Plan, draw: Draw | None = None
-    ) -> tuple[Sparse, Tensor]:
+        self, places: Sequence[Tensor], values: Tensor, plan: Plan, key: RandomKey | None = None
+    ) -> tuple[Entries, Tensor]:
         """The entries again, with values in fp32, and how many are in every group, [G].
 
         Raises:
@@ -128,13 +136,13 @@ class Quantize(Protocol):
 class Codec(Protocol):
     """Positions on the wire."""
 
-    def size(self, space: Space) -> int:
+    def size(self, universe: Universe) -> int:
         """The most bytes that `encode` gives."""
 
-    def encode(self, indices: Tensor, space: Space) -> Tensor:
+    def encode(self, indices: Tensor, universe: Universe) -> Tensor:
         """Bytes of the ascending positions [K], int32."""
 
-    def decode(self, data: Tensor, space: Space) -> tuple[Tensor, int]:
+    def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions again, and the bytes they took; ValueError where the bytes are bad."""
 
 
@@ -156,7 +164,7 @@ class Exchange(Protocol):
         """
 
     @property
-    def rotates(self) -> bool:
+    def has_large_sender(self) -> bool:
         """Whether in the first phase one rank, ``step mod W``, sends more than the others."""
 
     def run(
@@ -208,7 +216,7 @@ class Recipe:
             raise ValueError(
                 f"select={self.select!r} reads the {' and '.join(missing)}, which "
                 f"memory={self.memory!r} does not keep: take memory.Residual(), or "
-                "select.Everything(), which reads none"
+                "select.All(), which reads none"
             )
 
     @property

@@ -10,7 +10,7 @@ PACKAGES = ("pattern", "kernel", "individual")
 
 
 @dataclass
-class Package:
+class ListCounts:
     """Counts of one kind of packages.
 
     Attributes:
@@ -59,8 +59,8 @@ class Stats:
     received_bytes: int = 0
     dense_bytes: float = 0.0
     collectives: int = 0
-    packages: dict[str, Package] = field(
-        default_factory=lambda: {name: Package() for name in PACKAGES}
+    packages: dict[str, ListCounts] = field(
+        default_factory=lambda: {name: ListCounts() for name in PACKAGES}
     )
 
     @property
@@ -105,7 +105,9 @@ class Stats:
         """
         known = {each.name for each in fields(cls)}
         packages = {
-            name: Package(*(int(saved.get(f"{name}.{each.name}", 0)) for each in fields(Package)))
+            name: ListCounts(
+                *(int(saved.get(f"{name}.{each.name}", 0)) for each in fields(ListCounts))
+            )
             for name in PACKAGES
         }
         counts: dict[str, Any] = {name: n for name, n in saved.items() if name in known}

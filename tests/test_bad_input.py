@@ -198,11 +198,11 @@ def test_a_selection_needs_a_memory_that_keeps_what_it_reads(reads):
 
 
 @pytest.mark.parametrize("exchange", [AllGather(), Sharded(), Sharded("union")])
-@pytest.mark.parametrize("reads", [select.Everything(), select.WholeKernels(0.5)])
+@pytest.mark.parametrize("reads", [select.All(), select.WholeKernels(0.5)])
 def test_other_selections_do_without_a_memory(reads, exchange):
     parts = PARTS | {"select": reads, "memory": memory.NoMemory(), "exchange": exchange}
-    if isinstance(reads, select.Everything):
-        parts["codec"] = codec.Everything()
+    if isinstance(reads, select.All):
+        parts["codec"] = codec.Implicit()
     gradient = {"0.weight": torch.randn(4, 6)}
     mean = CompressionState(model(), Recipe(**parts)).reduce(gradient)["0.weight"]
     kept = mean != 0

@@ -30,7 +30,7 @@ def there_and_back(ours: Tensor, last: Tensor | None, how: Codec) -> Tensor:
 @every_codec
 @given(positions, st.none() | positions)
 def test_a_ballot_comes_back(name, ours, last):
-    found = there_and_back(ours, last, codec.by_name(name))
+    found = there_and_back(ours, last, codec.codec_by_name(name))
     assert found.dtype == torch.int32
     assert torch.equal(found, ours)
 
@@ -38,33 +38,33 @@ def test_a_ballot_comes_back(name, ours, last):
 @given(positions)
 def test_a_whole_ballot_can_be_read_whatever_is_known(ours):
     """As when one rank alone has forgotten the last ballots."""
-    body = ballot.encode(ours, None, BOUNDS, codec.by_name("golomb"))
+    body = ballot.encode(ours, None, BOUNDS, codec.codec_by_name("golomb"))
     for known in (None, ints(), ints(3, 5)):
-        assert torch.equal(ballot.decode(body, known, BOUNDS, codec.by_name("golomb")), ours)
+        assert torch.equal(ballot.decode(body, known, BOUNDS, codec.codec_by_name("golomb")), ours)
 
 
 def test_changes_to_an_unknown_ballot_are_refused():
-    body = ballot.encode(ints(1, 2), ints(1, 3), BOUNDS, codec.by_name("golomb"))
+    body = ballot.encode(ints(1, 2), ints(1, 3), BOUNDS, codec.codec_by_name("golomb"))
     with pytest.raises(ValueError, match="changes to a ballot that this rank does not know; load"):
-        ballot.decode(body, None, BOUNDS, codec.by_name("golomb"))
+        ballot.decode(body, None, BOUNDS, codec.codec_by_name("golomb"))
 
 
 def test_changes_to_another_ballot_are_refused_where_they_do_not_fit():
-    body = ballot.encode(ints(1, 2, 9), ints(1, 3), BOUNDS, codec.by_name("golomb"))
+    body = ballot.encode(ints(1, 2, 9), ints(1, 3), BOUNDS, codec.codec_by_name("golomb"))
     with pytest.raises(ValueError, match="a position is added that was there already"):
-        ballot.decode(body, ints(2, 9), BOUNDS, codec.by_name("golomb"))
+        ballot.decode(body, ints(2, 9), BOUNDS, codec.codec_by_name("golomb"))
 
 
 @every_codec
 @given(st.binary(max_size=60), st.none() | positions)
 def test_any_bytes_are_a_ballot_or_a_value_error(name, data, last):
-    check_bytes(data, last, codec.by_name(name))
+    check_bytes(data, last, codec.codec_by_name(name))
 
 
 @every_codec
 @given(positions, positions, st.integers(0, 99), st.integers(0, 255))
 def test_damaged_ballots_are_ballots_or_a_value_error(name, ours, last, place, byte):
-    how = codec.by_name(name)
+    how = codec.codec_by_name(name)
     data = bytes(ballot.encode(ours, last, BOUNDS, how).tolist())
     at = place % len(data)
     check_bytes(data[:at], last, how)

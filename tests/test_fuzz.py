@@ -14,7 +14,7 @@ from torch import Tensor
 from ddp_compress import codec
 from ddp_compress.exchange import all_gather, ballot, entries
 from ddp_compress.message.arena import Arena
-from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.layout import Entries, Layout, Plan
 from ddp_compress.message.message import Chunk, Message
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, unseal
@@ -101,7 +101,7 @@ def assert_positions(found: Tensor, bounds: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["golomb", "elias_fano", "raw"])
 def test_mutated_ballots_are_ballots_or_refused(name):
-    how, bounds = codec.by_name(name), Plan(LAYOUTS, "model", 0.1).bounds
+    how, bounds = codec.codec_by_name(name), Plan(LAYOUTS, "model", 0.1).bounds
     rng = random.Random(2)
 
     def positions() -> Tensor:
@@ -137,7 +137,7 @@ def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
 KEPT = ("residual", "momentum")
 
 
-def assert_entries(found: Sparse, plan: Plan) -> None:
+def assert_entries(found: Entries, plan: Plan) -> None:
     assert found.values.isfinite().all()
     if found.indices is not None:
         assert len(found.values) == len(found.indices)
@@ -183,7 +183,7 @@ def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
     row = ROWS[name]
     messages = list(messages_of(row, torch.float32))
     plan = messages[0].plan
-    draw = entries.draw(plan, messages[0], rank=0)
+    draw = entries.random_key(plan, messages[0], rank=0)
     bodies = []
     for message in messages:
         chosen = row.recipe.select(message).entries

@@ -13,7 +13,7 @@ from ddp_compress import CompressionState, exponential_warmup, recipes
 from ddp_compress.exchange import Sharded
 from ddp_compress.message.layout import Layout
 from ddp_compress.quantize import Rotated
-from ddp_compress.select import Everything
+from ddp_compress.select import All
 from tests.table import Row, every_keeping_row, every_row
 
 SIZES = {"a": 600, "b": 7, "c": 0, "d": 1, "e": 90}
@@ -263,7 +263,7 @@ def test_law_9_equal_gradients_send_the_first_or_those_that_the_seed_picks(row):
     if isinstance(row.recipe.quantize, Rotated):  # noise of little more than the values' norm
         assert float((flat - 1).norm() / flat.norm()) < 1.5
         return
-    if isinstance(row.recipe.select, Everything):
+    if isinstance(row.recipe.select, All):
         assert torch.equal(flat, torch.ones(600))
         return
     assert 0 < count < 600

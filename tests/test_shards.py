@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.layout import Entries, Layout, Plan
 from ddp_compress.message.shards import Shards
 
 
 @st.composite
 def cuts(draw: st.DrawFn) -> Shards:
-    """Shards of a few chunks; parameters may be empty, smaller than W, or exact."""
+    """Shards of a few chunks; parameters may be empty, smaller than W, or uncompressed."""
     chunks = draw(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=4), max_size=3))
     layouts = tuple(
         Layout(tuple(f"{c}.{p}" for p in range(len(sizes))), tuple(sizes))
@@ -24,15 +24,15 @@ def cuts(draw: st.DrawFn) -> Shards:
 
 
 def votable(plan: Plan) -> Tensor:
-    """The positions of all but the exact parameters."""
-    everything = plan.everything
+    """The positions of all but the uncompressed parameters."""
+    everything = plan.all_positions
     return torch.arange(plan.numel, dtype=torch.int32) if everything is None else everything
 
 
 def owned(cut: Shards) -> list[Tensor]:
     """Every rank's positions in the message."""
     places = [torch.arange(plan.numel, dtype=torch.int32) for plan in cut.plans]
-    return [cut.widen(Sparse(each, each), rank).positions for rank, each in enumerate(places)]
+    return [cut.widen(Entries(each, each), rank).positions for rank, each in enumerate(places)]
 
 
 @given(cuts())
@@ -52,7 +52,7 @@ def test_split_and_join_bring_sparse_entries_back(cut, seed):
     generator = torch.Generator().manual_seed(seed)
     positions = votable(cut.plan)
     positions = positions[torch.rand(len(positions), generator=generator) < 0.5]
-    entries = Sparse(positions, torch.randn(len(positions), generator=generator))
+    entries = Entries(positions, torch.randn(len(positions), generator=generator))
     parts = cut.split(entries)
     for part, plan in zip(parts, cut.plans, strict=True):
         assert part.positions.dtype == torch.int32
@@ -68,7 +68,7 @@ def test_split_and_join_bring_sparse_entries_back(cut, seed):
 @given(cuts())
 def test_split_and_join_bring_dense_entries_back(cut):
     values = torch.arange(cut.plan.numel, dtype=torch.float32)
-    parts = cut.split(Sparse(None, values))
+    parts = cut.split(Entries(None, values))
     assert [len(part) for part in parts] == [plan.numel for plan in cut.plans]
     (joined,) = cut.join(parts)
     assert torch.equal(joined.values, values[votable(cut.plan).long()])

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ddp_compress import CompressionState, recipes
 from ddp_compress.exchange import entries
-from ddp_compress.message.conv_kernels import Kernel
-from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.conv_kernels import ConvKernel
+from ddp_compress.message.layout import Entries, Layout, Plan
 from ddp_compress.message.message import Chunk, Message
-from ddp_compress.quantize import Packages
+from ddp_compress.quantize import KernelPatterns
 from ddp_compress.stats import Stats
 from tests import pretend_cuda
 
@@ -121,20 +121,22 @@ def test_statistics_by_package_add_up():
 
 # ------------------------------------------------------------------------------------ the packages
 
-PLAN = Plan((Layout(("a", "b"), (18 * 40, 30), (Kernel(9, 2), Kernel())),), "model", density=1.0)
+PLAN = Plan(
+    (Layout(("a", "b"), (18 * 40, 30), (ConvKernel(9, 2), ConvKernel())),), "model", density=1.0
+)
 
 
-def of_kernels(signs: Tensor) -> Sparse:
+def of_kernels(signs: Tensor) -> Entries:
     """Whole kernels, the first ones of parameter a, as entries of magnitude 2."""
     places = torch.arange(signs.numel())
     positions, order = PLAN.kernels.positions(places).sort()
-    return Sparse(positions.int(), torch.where(signs.flatten()[order], -2.0, 2.0))
+    return Entries(positions.int(), torch.where(signs.flatten()[order], -2.0, 2.0))
 
 
 def test_a_pattern_and_its_opposite_are_shared():
     minus = torch.rand(1, 9, generator=torch.Generator().manual_seed(0)) < 0.5
     signs = torch.cat([minus ^ bool(i % 3) for i in range(40)])
-    packages = Packages().pack(of_kernels(signs), PLAN)
+    packages = KernelPatterns().pack(of_kernels(signs), PLAN)
     assert [len(package.places) for package in packages] == [40, 0, 0]
     # A mean, the pattern, a table, a state, and at most a bit for every kernel.
     assert len(packages[0].values) <= 4 + 1 + 2 + 4 + 4 + 5
@@ -142,14 +144,14 @@ def test_a_pattern_and_its_opposite_are_shared():
 
 def test_kernels_without_a_pattern_send_their_signs():
     signs = torch.rand(40, 9, generator=torch.Generator().manual_seed(0)) < 0.5
-    packages = Packages().pack(of_kernels(signs), PLAN)
+    packages = KernelPatterns().pack(of_kernels(signs), PLAN)
     assert [len(package.places) for package in packages] == [0, 40, 0]
     assert len(packages[1].values) == 4 + 45
 
 
 def test_a_kernel_that_lacks_an_element_is_no_kernel():
     whole = of_kernels(torch.zeros(2, 9, dtype=torch.bool))
-    packages = Packages().pack(Sparse(whole.positions[1:], whole.values[1:]), PLAN)
+    packages = KernelPatterns().pack(Entries(whole.positions[1:], whole.values[1:]), PLAN)
     assert [package.entries for package in packages] == [0, 9, 8]
 
 
@@ -159,11 +161,13 @@ def test_an_entry_in_two_packages_is_refused():
     signs = torch.zeros(2, dtype=torch.uint8)
     values = torch.cat([mean, signs, mean, signs[:1]])
     with pytest.raises(ValueError, match="an entry comes twice"):
-        Packages().unpack([nothing, kernel, torch.tensor([4], dtype=torch.int32)], values, PLAN)
+        KernelPatterns().unpack(
+            [nothing, kernel, torch.tensor([4], dtype=torch.int32)], values, PLAN
+        )
 
 
 MESSAGE = Message([Chunk(torch.zeros(PLAN.numel), PLAN.layouts[0])], PLAN, step=0)
-DRAW = entries.draw(PLAN, MESSAGE, rank=0)
+DRAW = entries.random_key(PLAN, MESSAGE, rank=0)
 RECIPE = recipes.smartidx()
 
 
@@ -173,7 +177,7 @@ def a_body() -> Tensor:
     chosen = of_kernels(signs)
     keep = torch.ones(len(chosen), dtype=torch.bool)
     keep[-3:] = False
-    some = Sparse(chosen.positions[keep], chosen.values[keep])
+    some = Entries(chosen.positions[keep], chosen.values[keep])
     body = entries.encode(some, PLAN, RECIPE, Stats(), DRAW)
     found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
     assert torch.equal(found.positions, some.positions)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ddp_compress.ops.devices import to_host
-from ddp_compress.transport.comm import place
+from ddp_compress.transport.comm import rank_and_size
 
 
 class Stateful(Protocol):
@@ -70,5 +70,5 @@ class PerRank:
 
 def _name() -> str:
     """Unique in the job, even where states live in groups of some ranks."""
-    rank, world_size = place()
+    rank, world_size = rank_and_size()
     return f"rank {rank} of {world_size}"

@@ -2,11 +2,11 @@
 
 from ddp_compress.checks import check_one_of
 from ddp_compress.codec.elias_fano import EliasFano
-from ddp_compress.codec.everything import Everything
 from ddp_compress.codec.golomb import Golomb
+from ddp_compress.codec.implicit import Implicit
 from ddp_compress.codec.raw import Raw
 
-__all__ = ["CODECS", "EliasFano", "Everything", "Golomb", "Raw", "by_name"]
+__all__ = ["CODECS", "EliasFano", "Golomb", "Implicit", "Raw", "codec_by_name"]
 
 CODECS: dict[str, EliasFano | Golomb | Raw] = {
     "elias_fano": EliasFano(),
@@ -15,7 +15,7 @@ CODECS: dict[str, EliasFano | Golomb | Raw] = {
 }
 
 
-def by_name(name: str) -> EliasFano | Golomb | Raw:
+def codec_by_name(name: str) -> EliasFano | Golomb | Raw:
     """The codec that recipes call by this name.
 
     Args:
@@ -26,7 +26,7 @@ def by_name(name: str) -> EliasFano | Golomb | Raw:
         ValueError: there is no such codec.
 
     Example:
-        >>> by_name("golomb")
+        >>> codec_by_name("golomb")
         Golomb()
     """
     check_one_of("codec", name, CODECS)

@@ -12,7 +12,7 @@ from ddp_compress.codec.errors import bytes_read
 from ddp_compress.ops.reference.elias_fano import elias_fano_size
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Space
+    from ddp_compress.message.layout import Universe
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class EliasFano:
         (11, (tensor([  3,  14, 159], dtype=torch.int32), 11))
     """
 
-    def size(self, space: Space) -> int:
+    def size(self, universe: Universe) -> int:
         """Bytes of every message."""
-        return elias_fano_size(space.numel, space.k)
+        return elias_fano_size(universe.numel, universe.k)
 
-    def encode(self, indices: Tensor, space: Space) -> Tensor:
-        """The ascending positions [K'] int32, at most `space.k`: uint8 [size]."""
-        return ops.elias_fano_encode(indices, space.numel, space.k)
+    def encode(self, indices: Tensor, universe: Universe) -> Tensor:
+        """The ascending positions [K'] int32, at most `universe.k`: uint8 [size]."""
+        return ops.elias_fano_encode(indices, universe.numel, universe.k)
 
-    def decode(self, data: Tensor, space: Space) -> tuple[Tensor, int]:
+    def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
-        indices, status = ops.elias_fano_decode(data, space.numel, space.k)
-        truncated = f"the message ends early; expected {self.size(space)} bytes, got {len(data)}"
-        return indices, bytes_read("elias_fano", status, space, truncated)
+        indices, status = ops.elias_fano_decode(data, universe.numel, universe.k)
+        truncated = f"the message ends early; expected {self.size(universe)} bytes, got {len(data)}"
+        return indices, bytes_read("elias_fano", status, universe, truncated)

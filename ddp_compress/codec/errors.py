@@ -9,16 +9,16 @@ from torch import Tensor
 from ddp_compress.ops.reference.wire_format import DecodeError
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Space
+    from ddp_compress.message.layout import Universe
 
 
-def bytes_read(codec: str, status: Tensor, space: Space, truncated: str) -> int:
+def bytes_read(codec: str, status: Tensor, universe: Universe, truncated: str) -> int:
     """The bytes that a decoder read, or the error it met.
 
     Args:
         codec: whose status it is.
         status: [1] int64, from a decoding op.
-        space: what the message may hold.
+        universe: what the message may hold.
         truncated: what to say where bytes are missing.
 
     Raises:
@@ -26,7 +26,7 @@ def bytes_read(codec: str, status: Tensor, space: Space, truncated: str) -> int:
 
     Example:
         >>> import torch
-        >>> bytes_read("golomb", torch.tensor([12]), space=None, truncated="")
+        >>> bytes_read("golomb", torch.tensor([12]), universe=None, truncated="")
         12
     """
     found = int(status)
@@ -35,11 +35,11 @@ def bytes_read(codec: str, status: Tensor, space: Space, truncated: str) -> int:
     words = {
         DecodeError.TRUNCATED: truncated,
         DecodeError.OUT_OF_RANGE: (
-            f"a position lies outside its tensor; expected positions below {space.numel} in all"
+            f"a position lies outside its tensor; expected positions below {universe.numel} in all"
         ),
         DecodeError.NOT_ASCENDING: "positions do not ascend; expected each above the one before",
         DecodeError.TOO_MANY: (
-            f"more positions than a tensor or the message can hold; expected at most {space.k}"
+            f"more positions than a tensor or the message can hold; expected at most {universe.k}"
         ),
         DecodeError.DIRTY_PADDING: "an unused bit is set; expected only zeros there",
     }

@@ -13,7 +13,7 @@ from ddp_compress.ops.reference.elias_fano import elias_fano_size
 from ddp_compress.ops.reference.golomb import PARAMETER_BITS
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Space
+    from ddp_compress.message.layout import Universe
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Golomb:
         (5, (tensor([  3,  14, 159], dtype=torch.int32), 5))
     """
 
-    def size(self, space: Space) -> int:
+    def size(self, universe: Universe) -> int:
         """The most bytes that a message takes: headers, and what `EliasFano` would take.
 
         With Elias-Fano's `l` for the parameter of Rice's code, all gaps together have at most
         `(N - 1) >> l` ones, and Rice's codes are no longer; the best parameters only help.
         """
-        sizes: list[int] = [size for size in space.bounds.diff().tolist() if size > 0]
+        sizes: list[int] = [size for size in universe.bounds.diff().tolist() if size > 0]
         header = sum(size.bit_length() for size in sizes)
-        parameters = PARAMETER_BITS * min(space.k, len(sizes))
-        return (header + parameters + 7) // 8 + elias_fano_size(space.numel, space.k)
+        parameters = PARAMETER_BITS * min(universe.k, len(sizes))
+        return (header + parameters + 7) // 8 + elias_fano_size(universe.numel, universe.k)
 
-    def encode(self, indices: Tensor, space: Space) -> Tensor:
-        """The ascending positions [K'] int32, at most `space.k`: uint8 of `size` bytes or fewer."""
-        return ops.golomb_encode(indices, space.bounds)
+    def encode(self, indices: Tensor, universe: Universe) -> Tensor:
+        """The ascending positions [K'] int32, at most `universe.k`: uint8, up to `size` bytes."""
+        return ops.golomb_encode(indices, universe.bounds)
 
-    def decode(self, data: Tensor, space: Space) -> tuple[Tensor, int]:
+    def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
-        indices, status = ops.golomb_decode(data, space.bounds, space.k)
+        indices, status = ops.golomb_decode(data, universe.bounds, universe.k)
         truncated = f"the message ends early; expected more than {len(data)} bytes"
-        return indices, bytes_read("golomb", status, space, truncated)
+        return indices, bytes_read("golomb", status, universe, truncated)

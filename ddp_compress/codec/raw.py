@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Space
+    from ddp_compress.message.layout import Universe
 
 UNUSED = -1
 
@@ -31,19 +31,19 @@ class Raw:
         (tensor([3], dtype=torch.int32), 8)
     """
 
-    def size(self, space: Space) -> int:
+    def size(self, universe: Universe) -> int:
         """Bytes of every message."""
-        return 4 * space.k
+        return 4 * universe.k
 
-    def encode(self, indices: Tensor, space: Space) -> Tensor:
-        """The ascending positions [K'] int32, at most `space.k`: uint8 [size]."""
-        if len(indices) > space.k:
-            raise ValueError(f"raw: got {len(indices)} positions; expected at most {space.k}")
-        return pad(indices, (0, space.k - len(indices)), value=UNUSED).view(torch.uint8)
+    def encode(self, indices: Tensor, universe: Universe) -> Tensor:
+        """The ascending positions [K'] int32, at most `universe.k`: uint8 [size]."""
+        if len(indices) > universe.k:
+            raise ValueError(f"raw: got {len(indices)} positions; expected at most {universe.k}")
+        return pad(indices, (0, universe.k - len(indices)), value=UNUSED).view(torch.uint8)
 
-    def decode(self, data: Tensor, space: Space) -> tuple[Tensor, int]:
+    def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
-        size = self.size(space)
+        size = self.size(universe)
         if len(data) < size:
             raise ValueError(f"raw: the message ends early; expected {size} bytes, got {len(data)}")
         slots = data[:size].clone().view(torch.int32)  # a view needs aligned bytes
@@ -51,8 +51,8 @@ class Raw:
         indices, unused = slots[:count], slots[count:]
         _refuse(unused[unused != UNUSED], "follows an unused slot; expected it before them all")
         _refuse(
-            indices[(indices < 0) | (indices >= space.numel)],
-            f"lies outside the message; expected it within [0, {space.numel})",
+            indices[(indices < 0) | (indices >= universe.numel)],
+            f"lies outside the message; expected it within [0, {universe.numel})",
         )
         _refuse(indices[1:][indices.diff() <= 0], "does not ascend; expected each above the last")
         return indices, size

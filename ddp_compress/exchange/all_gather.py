@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.exchange import entries
-from ddp_compress.message.layout import Sparse
+from ddp_compress.message.layout import Entries
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.stats import Stats
@@ -26,8 +26,8 @@ class AllGather:
     """Select, quantize, encode, gather; decode every rank in rank order and take the mean.
 
     One collective a message, and no error but the compression's own. A rank sends one message and
-    receives W - 1, so traffic grows with W. The body is: exact values in the gradient's dtype,
-    positions, values.
+    receives W - 1, so traffic grows with W. The body is: uncompressed values in the gradient's
+    dtype, positions, values.
 
     Example:
         >>> AllGather()
@@ -35,7 +35,7 @@ class AllGather:
     """
 
     many_phase: ClassVar[bool] = False
-    rotates: ClassVar[bool] = False
+    has_large_sender: ClassVar[bool] = False
     tensors: ClassVar[Tensors] = {}
 
     def run(
@@ -47,18 +47,20 @@ class AllGather:
         )
         if answers is None:
             return None
-        selected, exact = [], []
+        selected, uncompressed = [], []
         for rank, answer in enumerate(answers):
             try:
                 sparse, dense = _decode(answer, message, recipe, rank)
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
             selected.append(sparse)
-            exact.append(dense)
+            uncompressed.append(dense)
         scale = 1.0 / channel.world_size
         deliveries = [Delivery([selected[channel.rank]], selected, scale)]
-        if len(message.plan.exact):
-            deliveries.append(Delivery([exact[channel.rank]], exact, scale, exact=True))
+        if len(message.plan.uncompressed):
+            deliveries.append(
+                Delivery([uncompressed[channel.rank]], uncompressed, scale, uncompressed=True)
+            )
         return deliveries
 
 
@@ -67,24 +69,28 @@ def _encode(message: Message, recipe: Recipe, stats: Stats, rank: int) -> Tensor
     selection = entries.select(message, recipe)
     if not selection.finite:
         return None
-    exact = message.clamped(message.values_at(message.plan.exact)).to(message.grads[0].dtype)
-    stats.nonzeros += len(exact)
-    draw = entries.draw(message.plan, message, rank)
-    selected = entries.encode(selection.entries, message.plan, recipe, stats, draw)
-    return torch.cat([exact.view(torch.uint8), selected])
-
-
-def _decode(body: Tensor, message: Message, recipe: Recipe, rank: int) -> tuple[Sparse, Sparse]:
-    """Selected and exact entries of a rank's body."""
-    plan, dtype = message.plan, message.grads[0].dtype
-    exact_bytes = len(plan.exact) * dtype.itemsize
-    if len(body) < exact_bytes:
-        raise ValueError(f"exact values: got {len(body)} bytes, expected {exact_bytes}")
-    exact = body[:exact_bytes].clone().view(dtype)
-    if not exact.isfinite().all():
-        raise ValueError("exact values: a value is not finite")
-    exact = exact.to(message.device, message.memory_dtype, non_blocking=True)
-    selected = entries.decode(
-        body[exact_bytes:], plan, recipe, message, entries.draw(plan, message, rank)
+    uncompressed = message.clamped(message.values_at(message.plan.uncompressed)).to(
+        message.grads[0].dtype
     )
-    return selected, Sparse(to_device_of(plan.exact, exact), exact)
+    stats.nonzeros += len(uncompressed)
+    key = entries.random_key(message.plan, message, rank)
+    selected = entries.encode(selection.entries, message.plan, recipe, stats, key)
+    return torch.cat([uncompressed.view(torch.uint8), selected])
+
+
+def _decode(body: Tensor, message: Message, recipe: Recipe, rank: int) -> tuple[Entries, Entries]:
+    """Selected and uncompressed entries of a rank's body."""
+    plan, dtype = message.plan, message.grads[0].dtype
+    uncompressed_bytes = len(plan.uncompressed) * dtype.itemsize
+    if len(body) < uncompressed_bytes:
+        raise ValueError(
+            f"uncompressed values: got {len(body)} bytes, expected {uncompressed_bytes}"
+        )
+    uncompressed = body[:uncompressed_bytes].clone().view(dtype)
+    if not uncompressed.isfinite().all():
+        raise ValueError("uncompressed values: a value is not finite")
+    uncompressed = uncompressed.to(message.device, message.memory_dtype, non_blocking=True)
+    selected = entries.decode(
+        body[uncompressed_bytes:], plan, recipe, message, entries.random_key(plan, message, rank)
+    )
+    return selected, Entries(to_device_of(plan.uncompressed, uncompressed), uncompressed)

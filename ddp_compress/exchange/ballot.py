@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
-from ddp_compress.message.layout import Room
+from ddp_compress.message.layout import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 
@@ -55,7 +55,7 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
     numel = int(bounds[-1])
     if not 0 <= count <= numel:
         raise ValueError(f"ballot: {count} positions, expected at most {numel}")
-    added, used = codec.decode(body[COUNT_BYTES:], Room(bounds, count))
+    added, used = codec.decode(body[COUNT_BYTES:], CountedUniverse(bounds, count))
     if form == WHOLE:
         return added
     if last is None:
@@ -78,4 +78,6 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
 
 def _counted(form: int, positions: Tensor, bounds: Tensor, codec: Codec) -> Tensor:
     head = host.tensor([2 * len(positions) + form], dtype=torch.int32).view(torch.uint8)
-    return torch.cat([head, to_host(codec.encode(positions, Room(bounds, len(positions))))])
+    return torch.cat(
+        [head, to_host(codec.encode(positions, CountedUniverse(bounds, len(positions))))]
+    )

@@ -13,7 +13,7 @@ from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.exchange import ballot, entries
 from ddp_compress.exchange.shared_mask import Mask
-from ddp_compress.message.layout import Room, Sparse
+from ddp_compress.message.layout import CountedUniverse, Entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.shards import Shards
 from ddp_compress.ops import host
@@ -64,7 +64,7 @@ class BallotBox:
     seed: int = 0
     count: Count = "auto"
 
-    rotates: ClassVar[bool] = False
+    has_large_sender: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_one_of("ballot_box", self.count, ("auto", "gather", "sharded"))
@@ -91,7 +91,7 @@ class _Poll:
         self.channel = channel
         self.box = box
         self.salts = salts(message.plan.names, box.seed, message.step)
-        self.writes: Mapping[str, Sparse] = {}
+        self.writes: Mapping[str, Entries] = {}
 
     def vote(self) -> Tensor | None:
         """The positions that this rank votes for; None where a gradient is not finite."""
@@ -131,11 +131,11 @@ class _Poll:
 
     def _last(self, what: str, count: int) -> list[Tensor | None]:
         """The ballots of the last step, where they can be known."""
-        return self.channel.known.get(f"{type(self).__name__} {what}", [None] * count)
+        return self.channel.committed.get(f"{type(self).__name__} {what}", [None] * count)
 
     def _remember(self, what: str, ballots: list[Tensor]) -> None:
         if self.recipe.select.tensors:  # the next ballot follows from this one
-            self.channel.learned[f"{type(self).__name__} {what}"] = ballots
+            self.channel.pending[f"{type(self).__name__} {what}"] = ballots
 
 
 class _Gathered(_Poll):
@@ -156,7 +156,9 @@ class _Gathered(_Poll):
         for rank, votes in enumerate(ballots):
             counts = self.plan.counts(votes)
             if (counts > self.plan.ks).any() or int(counts.sum()) != len(votes):
-                raise ValueError(f"rank {rank}: ballot: more votes than K, or for exact parameters")
+                raise ValueError(
+                    f"rank {rank}: ballot: more votes than K, or for uncompressed parameters"
+                )
         positions, keys = self.keys(ballots, self.plan.bounds, self.salts)
         return positions[ops.largest(keys, self.plan.k)]
 
@@ -187,7 +189,7 @@ class _Sharded(_Poll):
         vote = self.vote()
         if vote is None:
             return None
-        parts = self._cut.split(Sparse(vote, vote))
+        parts = self._cut.split(Entries(vote, vote))
         votes = [part.positions for part in parts]
         return self.write(votes, [plan.bounds for plan in self._cut.plans])
 
@@ -208,8 +210,8 @@ class _Sharded(_Poll):
         return torch.cat(
             [
                 host.tensor([len(sure), len(near)], dtype=torch.int32).view(torch.uint8),
-                to_host(encode(sure, Room(bounds, len(sure)))),
-                to_host(encode(near, Room(bounds, len(near)))),
+                to_host(encode(sure, CountedUniverse(bounds, len(sure)))),
+                to_host(encode(near, CountedUniverse(bounds, len(near)))),
                 to_host(rests.view(torch.uint8)),
             ]
         )
@@ -232,8 +234,8 @@ class _Sharded(_Poll):
         for count in counts:
             if not 0 <= count <= int(bounds[-1]):
                 raise ValueError(f"rank {rank}: {count} winners, expected at most {bounds[-1]}")
-            positions, used = self.recipe.codec.decode(body[at:], Room(bounds, count))
-            lists.append(self._cut.widen(Sparse(positions, positions), rank).positions)
+            positions, used = self.recipe.codec.decode(body[at:], CountedUniverse(bounds, count))
+            lists.append(self._cut.widen(Entries(positions, positions), rank).positions)
             at += used
         rests = body[at:].clone().view(torch.int32)
         if len(rests) != len(lists[1]):

@@ -29,7 +29,7 @@ class BySize:
     limit: int
 
     many_phase: ClassVar[bool] = True
-    rotates: ClassVar[bool] = False
+    has_large_sender: ClassVar[bool] = False
 
     @property
     def tensors(self) -> Tensors:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ddp_compress.message.draw import Draw
-from ddp_compress.message.layout import Plan, Room, Space, Sparse
+from ddp_compress.message.layout import CountedUniverse, Entries, Plan, Universe
 from ddp_compress.message.message import Message, Selection
+from ddp_compress.message.random_key import RandomKey
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.stats import Stats
@@ -23,29 +23,29 @@ COUNT_BYTES = 4
 def select(message: Message, recipe: Recipe) -> Selection:
     """The recipe's selection, with values that fit the gradients' dtype.
 
-    It is finite only where the exact parameters are so, too.
+    It is finite only where the uncompressed parameters are so, too.
     """
     selection = recipe.select(message)
-    exact, finite = message.plan.exact, selection.finite
-    if len(exact):
-        finite = finite and bool(message.values_at(exact).isfinite().all())
+    uncompressed, finite = message.plan.uncompressed, selection.finite
+    if len(uncompressed):
+        finite = finite and bool(message.values_at(uncompressed).isfinite().all())
     chosen = selection.entries
     return Selection(
-        Sparse(chosen.indices, message.clamped(chosen.values)), finite, selection.writes
+        Entries(chosen.indices, message.clamped(chosen.values)), finite, selection.writes
     )
 
 
-def draw(plan: Plan, message: Message, rank: int, reply: bool = False) -> Draw:
+def random_key(plan: Plan, message: Message, rank: int, reply: bool = False) -> RandomKey:
     """What is random in a body of a message: in what ``rank`` sends, or answers as an owner."""
-    return Draw(plan.group_names, message.step, rank, reply)
+    return RandomKey(plan.group_names, message.step, rank, reply)
 
 
-def encode(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats, draw: Draw) -> Tensor:
+def encode(entries: Entries, plan: Plan, recipe: Recipe, stats: Stats, key: RandomKey) -> Tensor:
     """Bytes of at most `plan.ks` entries: uint8 [B]."""
-    return _encode(entries, plan, plan, recipe, stats, draw)
+    return _encode(entries, plan, plan, recipe, stats, key)
 
 
-def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message, draw: Draw) -> Sparse:
+def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message, key: RandomKey) -> Entries:
     """The entries again, checked against what the plan allows.
 
     Args:
@@ -53,32 +53,36 @@ def decode(body: Tensor, plan: Plan, recipe: Recipe, message: Message, draw: Dra
         plan: what the body may hold.
         recipe: its codec and quantizer.
         message: whose device and memory's dtype the entries get.
-        draw: as encoded, but perhaps for the rank.
+        key: as encoded, but perhaps for the rank.
 
     Raises:
         ValueError: the bytes do not fit the plan.
     """
-    entries, counts = _decode(body, plan, plan, recipe, message, draw)
+    entries, counts = _decode(body, plan, plan, recipe, message, key)
     _check_most(counts, plan)
     return entries
 
 
-def encode_counted(entries: Sparse, plan: Plan, recipe: Recipe, stats: Stats, draw: Draw) -> Tensor:
+def encode_counted(
+    entries: Entries, plan: Plan, recipe: Recipe, stats: Stats, key: RandomKey
+) -> Tensor:
     """Bytes of any number of entries in the plan's groups; their count comes first."""
     stats.position_bits += 8 * COUNT_BYTES
     count = host.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
-    space = Room(plan.bounds, len(entries))
-    return torch.cat([count, to_host(_encode(entries, plan, space, recipe, stats, draw))])
+    universe = CountedUniverse(plan.bounds, len(entries))
+    return torch.cat([count, to_host(_encode(entries, plan, universe, recipe, stats, key))])
 
 
 def decode_counted(
-    body: Tensor, plan: Plan, recipe: Recipe, message: Message, draw: Draw
-) -> Sparse:
+    body: Tensor, plan: Plan, recipe: Recipe, message: Message, key: RandomKey
+) -> Entries:
     """Undo `encode_counted`; see `decode`."""
     count = read_count(body)
     if not 0 <= count <= plan.numel:
         raise ValueError(f"{count} entries, expected at most {plan.numel}")
-    entries, _ = _decode(body[COUNT_BYTES:], plan, Room(plan.bounds, count), recipe, message, draw)
+    entries, _ = _decode(
+        body[COUNT_BYTES:], plan, CountedUniverse(plan.bounds, count), recipe, message, key
+    )
     return entries
 
 
@@ -111,12 +115,12 @@ def _check_most(counts: Tensor, plan: Plan) -> None:
 
 
 def _encode(
-    entries: Sparse, plan: Plan, space: Space, recipe: Recipe, stats: Stats, draw: Draw
+    entries: Entries, plan: Plan, universe: Universe, recipe: Recipe, stats: Stats, key: RandomKey
 ) -> Tensor:
-    packages = recipe.quantize.pack(entries, plan, draw)
-    spaces = recipe.quantize.spaces(plan, space)
+    packages = recipe.quantize.pack(entries, plan, key)
+    universes = recipe.quantize.universes(plan, universe)
     lists = []
-    for package, where in zip(packages, spaces, strict=True):
+    for package, where in zip(packages, universes, strict=True):
         places = recipe.codec.encode(cast(Tensor, package.places), where)
         stats.package(package.name, package.entries, 8 * len(places), 8 * len(package.values))
         lists.append(to_device_of(places, package.values))
@@ -124,16 +128,16 @@ def _encode(
 
 
 def _decode(
-    body: Tensor, plan: Plan, space: Space, recipe: Recipe, message: Message, draw: Draw
-) -> tuple[Sparse, Tensor]:
+    body: Tensor, plan: Plan, universe: Universe, recipe: Recipe, message: Message, key: RandomKey
+) -> tuple[Entries, Tensor]:
     """The entries, and how many are in every group."""
     body = body.to(message.device, non_blocking=True)
     lists = []
-    for where in recipe.quantize.spaces(plan, space):
+    for where in recipe.quantize.universes(plan, universe):
         places, used = recipe.codec.decode(body, where)
         lists.append(places)
         body = body[used:]
-    entries, counts = recipe.quantize.unpack(lists, body, plan, draw)
+    entries, counts = recipe.quantize.unpack(lists, body, plan, key)
     values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
     # A quantizer's noise may be beyond the largest value that was sent.
-    return Sparse(entries.indices, message.clamped(values)), counts
+    return Entries(entries.indices, message.clamped(values)), counts

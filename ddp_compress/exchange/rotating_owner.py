@@ -34,7 +34,7 @@ class RotatingOwner:
         RotatingOwner()
     """
 
-    rotates: ClassVar[bool] = True
+    has_large_sender: ClassVar[bool] = True
 
     def run(
         self, message: Message, recipe: Recipe, channel: Channel

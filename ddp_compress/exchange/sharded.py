@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.exchange import entries
-from ddp_compress.exchange.exact import reduce_exact
-from ddp_compress.message.draw import Draw
-from ddp_compress.message.layout import Plan, Sparse, add_entries
+from ddp_compress.exchange.uncompressed import reduce_uncompressed
+from ddp_compress.message.layout import Entries, Plan, add_entries
 from ddp_compress.message.message import Chunk, Delivery, Message
+from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.shards import Shards
 from ddp_compress.quantize import Values
 from ddp_compress.recipe import Recipe
@@ -58,7 +58,7 @@ class Sharded:
     down: Recipe | Literal["reselect", "union"] = "reselect"
 
     many_phase: ClassVar[bool] = True
-    rotates: ClassVar[bool] = False
+    has_large_sender: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.down, str):
@@ -96,8 +96,8 @@ class Sharded:
         replies = yield from channel.share(lambda: answer(arrived))
         if replies is None:
             return None
-        exact = yield from reduce_exact(message, channel)
-        return [Delivery(part.sent, part.received(replies), 1.0, writes=part.writes), *exact]
+        uncompressed = yield from reduce_uncompressed(message, channel)
+        return [Delivery(part.sent, part.received(replies), 1.0, writes=part.writes), *uncompressed]
 
 
 class _Part:
@@ -127,8 +127,8 @@ class _Part:
             assert not callable(density)
             plan = replace(message.plan, scope=scope, density=density)
             self._answers = Shards(plan, channel.world_size)
-        self.sent: list[Sparse] = []
-        self.writes: dict[str, Sparse] = {}
+        self.sent: list[Entries] = []
+        self.writes: dict[str, Entries] = {}
 
     def for_owners(self) -> list[Tensor] | None:
         """A body for every owner; None where a gradient is not finite."""
@@ -148,9 +148,9 @@ class _Part:
     def unite(self, arrived: list[Tensor]) -> Tensor:
         """The mean of what came, wherever anything came."""
         mean, union = self._mean(arrived)
-        entries_of_union = Sparse(union, mean[union.long()])
-        draw = self._draw(self._plan, reply=True)
-        return entries.encode_counted(entries_of_union, self._plan, self._down, self._stats, draw)
+        entries_of_union = Entries(union, mean[union.long()])
+        key = self._draw(self._plan, reply=True)
+        return entries.encode_counted(entries_of_union, self._plan, self._down, self._stats, key)
 
     def reselect(self, arrived: list[Tensor]) -> Tensor | None:
         """The mean and the second residual, compressed again; None where it is not finite."""
@@ -172,20 +172,20 @@ class _Part:
         if not selection.finite:
             return None
         chosen = selection.entries
-        chosen = Sparse(chosen.indices, self._message.clamped(chosen.values))
-        draw = self._draw(plan, reply=True)
-        reply = entries.encode(chosen, plan, self._down, self._stats, draw)
+        chosen = Entries(chosen.indices, self._message.clamped(chosen.values))
+        key = self._draw(plan, reply=True)
+        reply = entries.encode(chosen, plan, self._down, self._stats, key)
         if second is None:
             return reply
         second.add_(mean)
-        decoded = entries.decode(reply, plan, self._down, self._message, draw)
+        decoded = entries.decode(reply, plan, self._down, self._message, key)
         add_entries(second, 0, [decoded], -1.0)
         touched = _all_of(mean) if chosen.indices is None else ops.tally([union, chosen.indices])[0]
-        left = Sparse(touched, second[touched.long()])
+        left = Entries(touched, second[touched.long()])
         self.writes["owner_residual"] = self._cut.widen(left, self._rank)
         return reply
 
-    def received(self, replies: list[Tensor]) -> list[Sparse]:
+    def received(self, replies: list[Tensor]) -> list[Entries]:
         """What all owners answered."""
         decode = entries.decode_counted if self._union else entries.decode
         return self._answers.join(
@@ -211,12 +211,12 @@ class _Part:
             return mean, ops.tally(positions)[0]
         return mean, _all_of(mean)
 
-    def _decode(self, body: Tensor, plan: Plan) -> Sparse:
-        draw = self._draw(plan)
-        return entries.decode_counted(body, plan, self._recipe, self._message, draw)
+    def _decode(self, body: Tensor, plan: Plan) -> Entries:
+        key = self._draw(plan)
+        return entries.decode_counted(body, plan, self._recipe, self._message, key)
 
-    def _draw(self, plan: Plan, reply: bool = False) -> Draw:
-        return entries.draw(plan, self._message, self._rank, reply)
+    def _draw(self, plan: Plan, reply: bool = False) -> RandomKey:
+        return entries.random_key(plan, self._message, self._rank, reply)
 
 
 def _all_of(flat: Tensor) -> Tensor:

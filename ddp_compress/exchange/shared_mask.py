@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ddp_compress.exchange.exact import reduce_exact
-from ddp_compress.message.draw import Draw
-from ddp_compress.message.layout import Sparse
+from ddp_compress.exchange.uncompressed import reduce_uncompressed
+from ddp_compress.message.layout import Entries
 from ddp_compress.message.message import Delivery, Message
+from ddp_compress.message.random_key import RandomKey
 from ddp_compress.quantize import Values
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Work
@@ -33,14 +33,14 @@ class Mask:
     """
 
     positions: Tensor
-    writes: Mapping[str, Sparse] = field(default_factory=dict)
+    writes: Mapping[str, Entries] = field(default_factory=dict)
 
 
 class Agree(Protocol):
     """How ranks agree on a mask."""
 
     @property
-    def rotates(self) -> bool:
+    def has_large_sender(self) -> bool:
         """See `recipe.Exchange`."""
 
     def run(
@@ -73,9 +73,9 @@ class SharedMask:
     tensors: ClassVar[Tensors] = {}
 
     @property
-    def rotates(self) -> bool:
+    def has_large_sender(self) -> bool:
         """Whether the mask comes from one rank, in turn."""
-        return self.agree.rotates
+        return self.agree.has_large_sender
 
     def run(
         self, message: Message, recipe: Recipe, channel: Channel
@@ -84,9 +84,9 @@ class SharedMask:
         mask = yield from self.agree.run(message, recipe, channel)
         if mask is None:
             return None
-        exact = yield from reduce_exact(message, channel)
+        uncompressed = yield from reduce_uncompressed(message, channel)
         delivery = yield from _average(mask.positions, message, recipe.quantize, channel)
-        return [replace(delivery, writes={**mask.writes, **delivery.writes}), *exact]
+        return [replace(delivery, writes={**mask.writes, **delivery.writes}), *uncompressed]
 
 
 def _average(
@@ -97,13 +97,13 @@ def _average(
     name = next(iter(quantize.tensors), None)
     guess = message.kept_at(name, mask) if name else None
     stats.nonzeros += len(mask)
-    draw = Draw(message.plan.group_names, message.step, channel.rank)
+    key = RandomKey(message.plan.group_names, message.step, channel.rank)
 
     def encoded() -> Tensor:
-        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess, draw)
+        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess, key)
 
     def decoded(body: Tensor) -> Tensor:
-        values = quantize.decode(body, counts, guess, draw)
+        values = quantize.decode(body, counts, guess, key)
         return values.to(message.device, message.memory_dtype, non_blocking=True)
 
     summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
@@ -128,9 +128,9 @@ def _average(
     writes = {}
     if name and guess is not None:
         total = reduce(torch.add, received)  # in rank order on every device
-        writes[name] = Sparse(mask, quantize.learn(guess, total * scale))
-    lists = [Sparse(mask, values) for values in received]
-    gone, unused = Sparse(mask, sent), message.unused_at(mask)
+        writes[name] = Entries(mask, quantize.learn(guess, total * scale))
+    lists = [Entries(mask, values) for values in received]
+    gone, unused = Entries(mask, sent), message.unused_at(mask)
     if unused is not None:  # there nothing was sent, and momentum stays
-        gone = Sparse(mask[~unused], sent[~unused])
+        gone = Entries(mask[~unused], sent[~unused])
     return Delivery([gone], lists, scale, writes=writes)

@@ -20,7 +20,7 @@ from ddp_compress.local.round import Round
 from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.comm import place
+from ddp_compress.transport.comm import rank_and_size
 
 Memory = dict[str, dict[str, Tensor]]  # by slot and parameter
 
@@ -292,7 +292,7 @@ class FederatedDropout:
 
     def _place(self) -> tuple[int, int]:
         group = _state_of(self._through).process_group if self._through else None
-        return place(group)
+        return rank_and_size(group)
 
     # ------------------------------------------------------------------------------------ memory
 
@@ -328,7 +328,7 @@ class FederatedDropout:
         rank, _ = self._place()
         self.round, self._index = number, self._indices(number, rank)
         if self._through is not None:
-            _state_of(self._through).alike = f"{self._description()}, round {number}"
+            _state_of(self._through).must_match = f"{self._description()}, round {number}"
 
     def _drawn(self, number: int, rank: int) -> dict[str, Tensor]:
         """The units that a round keeps of every group."""

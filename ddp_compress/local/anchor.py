@@ -29,7 +29,7 @@ class Anchor:
         >>> weight = torch.zeros(2)
         >>> anchor = Anchor({"weight": weight})
         >>> _ = weight.add_(0.5)
-        >>> anchor.moved()
+        >>> anchor.delta()
         {'weight': tensor([0.5000, 0.5000])}
         >>> anchor.write()
         >>> weight
@@ -47,7 +47,7 @@ class Anchor:
         flat = torch.cat([weight.flatten() for weight in self.weights.values()])
         return int(ops.checksum(to_host(flat).view(torch.uint8)))
 
-    def moved(self) -> dict[str, Tensor]:
+    def delta(self) -> dict[str, Tensor]:
         """Weights now - weights after the last round."""
         return {
             name: p.detach().to(then.dtype) - then.to(p.dtype).to(then.dtype)

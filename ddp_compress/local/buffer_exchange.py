@@ -29,7 +29,7 @@ def average_buffers(
 
     Returns:
         The mean of `Buffers.moved`, [N], the same bits on every rank, and rank 0's
-        `Buffers.others`; both on the host.
+        `Buffers.integer_bytes`; both on the host.
 
     Raises:
         PeerError: on every rank, where one failed.
@@ -44,7 +44,7 @@ def _talk(
     mean, others, numel = nothing.to(buffers.dtype), nothing, buffers.numel(names)
     if buffers.others_of(names):
         bodies = yield from channel.share(
-            lambda: nothing if channel.rank else buffers.others(names)
+            lambda: nothing if channel.rank else buffers.integer_bytes(names)
         )
         assert bodies is not None, "no rank calls its bytes non-finite"
         others = bodies[0]

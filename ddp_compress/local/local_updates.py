@@ -256,7 +256,7 @@ class LocalUpdates(Optimizer):
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
             "anchor": {name: t.clone() for name, t in self._round.anchor.weights.items()},
-            "buffers": {name: t.clone() for name, t in self._round.buffers.then.items()},
+            "buffers": {name: t.clone() for name, t in self._round.buffers.last_synced.items()},
             "passes": self._local_steps,
         }
 
@@ -367,7 +367,7 @@ class LocalUpdates(Optimizer):
             raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
         check_count("checkpoint's passes", saved["passes"], least=0)
         _check_tensors("anchor", saved["anchor"], self._round.anchor.weights)
-        _check_tensors("buffers", saved["buffers"], self._round.buffers.then)
+        _check_tensors("buffers", saved["buffers"], self._round.buffers.last_synced)
         _check_optimizer("inner", saved["inner"], self.inner)
         _check_optimizer("outer", saved["outer"], self.outer)
         for part in ("anchor", "outer"):

@@ -90,11 +90,11 @@ class Round:
         Raises:
             PeerError: on every rank, where ranks differ or one failed. Nothing has changed then.
         """
-        state, comm, number = self._state, self._bind(), self._state.step
+        state, comm, number = self._state, self._connect(), self._state.step
         moved: dict[str, Tensor] = {}
 
         def ready() -> Answer:  # all that may fail on this rank alone, for the others to hear of
-            moved.update(self.anchor.moved())
+            moved.update(self.anchor.delta())
             return replace(answer(), changed=self._changed())
 
         answers = call_roll(comm, number, ready)
@@ -136,20 +136,20 @@ class Round:
     def _changed(self) -> int:
         """This rank's buffers that must travel, a bit each."""
         changed = set(self.buffers.changed()) if self._averages else ()
-        return sum((name in changed) << bit for bit, name in enumerate(self.buffers.then))
+        return sum((name in changed) << bit for bit, name in enumerate(self.buffers.last_synced))
 
     def _names(self, changed: Iterable[int]) -> list[str]:
         """The buffers that have changed on any rank."""
         bits = reduce(or_, changed)
-        return [name for bit, name in enumerate(self.buffers.then) if bits >> bit & 1]
+        return [name for bit, name in enumerate(self.buffers.last_synced) if bits >> bit & 1]
 
-    def _bind(self) -> Comm:
+    def _connect(self) -> Comm:
         """The other ranks."""
         stats = self._state.stats
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
             group = self._state.process_group
-            comm = Comm(group, stats, device, rotates=False)
+            comm = Comm(group, stats, device, has_large_sender=False)
             comm.agree(lambda: "local updates", 1.0, self._state.step)
             self._state.ends_with(comm.close)
             self._comm = comm
@@ -163,7 +163,7 @@ class Round:
             self._agreed = True
 
     def _description(self) -> str:
-        kinds = {name: (tuple(b.shape), b.dtype) for name, b in self.buffers.then.items()}
+        kinds = {name: (tuple(b.shape), b.dtype) for name, b in self.buffers.last_synced.items()}
         buffers = f"averaged from #{self.buffers.digest:08x}" if self._averages else "kept"
         outer = " ".join(repr(self.outer).split())
         return f"outer {outer}, anchor #{self.anchor.digest:08x}, buffers {buffers}: {kinds}"

@@ -10,7 +10,7 @@ import torch
 
 from ddp_compress import ops
 from ddp_compress.memory.clip import check_clip
-from ddp_compress.message.layout import Sparse, add_entries
+from ddp_compress.message.layout import Entries, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ class MomentumCorrection:
     """Accumulate velocities instead of gradients: ``m = mu m + g``, ``v = v + m - sent``.
 
     Where an entry was sent, its momentum is zeroed too (factor masking), so that stale momentum
-    does not carry the weight on. Exact entries, sent at every step, keep theirs: for them this is
-    plain momentum SGD. The optimizer itself must run without momentum.
+    does not carry the weight on. Uncompressed entries, sent at every step, keep theirs: for them
+    this is plain momentum SGD. The optimizer itself must run without momentum.
 
     Args:
         momentum: mu, in [0, 1), or a schedule of it.
@@ -67,8 +67,8 @@ class MomentumCorrection:
         for slot, tensor in after.items():
             kept.replace(slot, tensor)
 
-    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
-        """Take out what was sent, and the momentum with it unless it is exact."""
+    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
+        """Take out what was sent, and the momentum with it unless it is uncompressed."""
         add_entries(chunk.kept["residual"], start, [sent], -1.0)
-        if not exact:
+        if not uncompressed:
             sent.zero_in(chunk.kept["momentum"], start)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.message.layout import Sparse
+from ddp_compress.message.layout import Entries
 
 if TYPE_CHECKING:
     from ddp_compress.message.message import Chunk
@@ -34,5 +34,5 @@ class NoMemory:
         """Leave zeros in the gradient's place."""
         chunk.grad.zero_()
 
-    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
         """Nothing is kept."""

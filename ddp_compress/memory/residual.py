@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddp_compress import ops
-from ddp_compress.message.layout import Sparse, add_entries
+from ddp_compress.message.layout import Entries, add_entries
 
 if TYPE_CHECKING:
     from ddp_compress.message.message import Chunk
@@ -51,6 +51,6 @@ class Residual:
             chunk.grad.zero_()
         kept.replace("residual", after)
 
-    def release(self, chunk: Chunk, start: int, sent: Sparse, exact: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
         """Take out what was sent. What quantization lost stays."""
         add_entries(chunk.kept["residual"], start, [sent], -1.0)

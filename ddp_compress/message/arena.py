@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Sparse
+from ddp_compress.message.layout import Entries
 
 
 class Arena(dict[str, Tensor]):
@@ -30,7 +30,7 @@ class Arena(dict[str, Tensor]):
         super().__init__(tensors or {})
         self._others: dict[str, Tensor] = {}  # of the step before, or free to be written
         self._replaced: list[str] = []
-        self._overwritten: list[tuple[str, Sparse]] = []
+        self._overwritten: list[tuple[str, Entries]] = []
 
     def reserve(self, slots: Iterable[str]) -> None:
         """Begin a step: have room for its next tensors, and no way back before the last step."""
@@ -49,7 +49,7 @@ class Arena(dict[str, Tensor]):
         self._others[slot], self[slot] = self[slot], tensor
         self._replaced.append(slot)
 
-    def overwrite(self, slot: str, entries: Sparse) -> None:
+    def overwrite(self, slot: str, entries: Entries) -> None:
         """Write entries into a slot's tensor, one that the step does not replace."""
         assert slot not in self._replaced
         self._overwritten.append((slot, entries.of(self[slot])))

@@ -20,14 +20,14 @@ CONVOLUTIONS = (
 )
 
 
-class Kernel(NamedTuple):
+class ConvKernel(NamedTuple):
     """The kernels of one parameter: their elements, and how far apart these lie in memory."""
 
     numel: int = 1
     stride: int = 1
 
 
-def kernel_of(weight: Tensor) -> Kernel:
+def kernel_of(weight: Tensor) -> ConvKernel:
     """The kernels of a convolution's weight, whatever its memory format.
 
     A kernel is the trailing spatial block, all of one pair of channels. In a contiguous weight its
@@ -40,18 +40,18 @@ def kernel_of(weight: Tensor) -> Kernel:
     Example:
         >>> weight = torch.empty(8, 4, 3, 3)
         >>> kernel_of(weight), kernel_of(weight.to(memory_format=torch.channels_last))
-        (Kernel(numel=9, stride=1), Kernel(numel=9, stride=4))
+        (ConvKernel(numel=9, stride=1), ConvKernel(numel=9, stride=4))
     """
     numel = prod(weight.shape[2:])
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if numel <= 1:
-        return Kernel()
+        return ConvKernel()
     if weight.is_contiguous():
-        return Kernel(numel)
+        return ConvKernel(numel)
     last = formats.get(weight.dim())
     if last is not None and weight.is_contiguous(memory_format=last):
-        return Kernel(numel, weight.shape[1])
-    return Kernel()
+        return ConvKernel(numel, weight.shape[1])
+    return ConvKernel()
 
 
 def convolutions(model: nn.Module) -> frozenset[int]:
@@ -66,7 +66,7 @@ def convolutions(model: nn.Module) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
-class Kernels:
+class ConvKernels:
     """The kernels of a message's P parameters, one parameter after another.
 
     A *place* counts elements kernel after kernel, a *position* as they lie in memory; both begin
@@ -77,7 +77,7 @@ class Kernels:
         kernels: of every parameter; parameters that are no convolution's have kernels of 1.
 
     Example:
-        >>> kernels = Kernels(torch.tensor([0, 8, 10]), [Kernel(4, 2), Kernel()])
+        >>> kernels = ConvKernels(torch.tensor([0, 8, 10]), [ConvKernel(4, 2), ConvKernel()])
         >>> kernels.places(torch.tensor([1, 2, 9]))
         tensor([4, 1, 9])
         >>> kernels.gather(torch.arange(10))
@@ -87,7 +87,7 @@ class Kernels:
     """
 
     bounds: Tensor
-    kernels: Sequence[Kernel]
+    kernels: Sequence[ConvKernel]
 
     @cached_property
     def numels(self) -> Tensor:

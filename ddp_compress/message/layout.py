@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.message.conv_kernels import Kernel, Kernels
+from ddp_compress.message.conv_kernels import ConvKernel, ConvKernels
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 
@@ -42,7 +42,7 @@ class Layout:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    kernels: tuple[Kernel, ...] = ()
+    kernels: tuple[ConvKernel, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -54,7 +54,7 @@ class Layout:
         return dict(zip(self.names, flat.split(list(self.sizes)), strict=True))
 
 
-class Space(Protocol):
+class Universe(Protocol):
     """Where a list of positions may lie: all that a codec must know. A `Plan` is one."""
 
     @property
@@ -70,16 +70,16 @@ class Space(Protocol):
         """The most positions in a list."""
 
     @property
-    def everything(self) -> Tensor | None:
+    def all_positions(self) -> Tensor | None:
         """The positions that a dense message holds, int32; None for simply all."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """A `Space` for an exact count of positions, known to both sides.
+class CountedUniverse:
+    """A `Universe` for an exact count of positions, known to both sides.
 
     Example:
-        >>> Room(torch.tensor([0, 600, 602]), k=5).numel
+        >>> CountedUniverse(torch.tensor([0, 600, 602]), k=5).numel
         602
     """
 
@@ -92,12 +92,12 @@ class Room:
         return int(self.bounds[-1])
 
     @property
-    def everything(self) -> None:
+    def all_positions(self) -> None:
         """Simply all."""
 
 
 @dataclass(frozen=True)
-class Package:
+class EntryList:
     """Entries that share a list of places: what one place costs, they share.
 
     Args:
@@ -112,10 +112,10 @@ class Package:
     entries: int
     values: Tensor
 
-    def to_device_of(self, data: Tensor) -> Package:
+    def to_device_of(self, data: Tensor) -> EntryList:
         """The same on the device of a tensor."""
         places = None if self.places is None else to_device_of(self.places, data)
-        return Package(self.name, places, self.entries, to_device_of(self.values, data))
+        return EntryList(self.name, places, self.entries, to_device_of(self.values, data))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Tables:
     Args:
         layouts: the message's chunks in order.
         scope: what one top-k runs over: every parameter, every chunk, or the whole message.
-        min_numel: parameters with fewer elements are exact.
+        min_numel: parameters with fewer elements are uncompressed.
 
     Example:
         >>> parts = Tables((Layout(("weight", "bias"), (600, 2)),), "tensor", min_numel=3)
@@ -165,14 +165,14 @@ class Tables:
         return _table(accumulate(self._sizes, initial=0), torch.int64)
 
     @cached_property
-    def kernels(self) -> Kernels:
+    def kernels(self) -> ConvKernels:
         """The kernels of the P parameters."""
-        each = [layout.kernels or (Kernel(),) * len(layout.sizes) for layout in self.layouts]
-        return Kernels(self.bounds, [kernel for kernels in each for kernel in kernels])
+        each = [layout.kernels or (ConvKernel(),) * len(layout.sizes) for layout in self.layouts]
+        return ConvKernels(self.bounds, [kernel for kernels in each for kernel in kernels])
 
     @cached_property
     def groups(self) -> Tensor:
-        """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
+        """The top-k group of every parameter, [P] int64; -1 for the uncompressed ones."""
         number = {group: i for i, group in enumerate(self._group_ends)}
         return _table((number.get(owner, -1) for owner in self._owners), torch.int64)
 
@@ -191,7 +191,7 @@ class Tables:
         return _table(self._group_ends.values(), torch.int32)
 
     @cached_property
-    def exact(self) -> Tensor:
+    def uncompressed(self) -> Tensor:
         """The positions that always travel, [D] int32."""
         ends = accumulate(self._sizes)
         spans = [
@@ -215,13 +215,13 @@ class Tables:
         return tuple(first[owner] for owner in self._group_ends)
 
     @cached_property
-    def everything(self) -> Tensor | None:
-        """The positions [K] int32 of all but the exact parameters; None where none is exact."""
-        if not len(self.exact):
+    def all_positions(self) -> Tensor | None:
+        """The positions [K] int32 of all parameters that are compressed; None where all are."""
+        if not len(self.uncompressed):
             return None
-        exact = host.zeros(self.numel, dtype=torch.bool)
-        exact[self.exact.long()] = True
-        return (~exact).nonzero().flatten().int()
+        uncompressed = host.zeros(self.numel, dtype=torch.bool)
+        uncompressed[self.uncompressed.long()] = True
+        return (~uncompressed).nonzero().flatten().int()
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -229,7 +229,7 @@ class Tables:
 
     @cached_property
     def _owners(self) -> list[int]:
-        """A group for every parameter, ascending, with gaps; -1 for exact and empty ones."""
+        """A group for every parameter, ascending, with gaps; -1 for uncompressed and empty ones."""
         owners: list[int] = []
         for chunk, layout in enumerate(self.layouts):
             for size in layout.sizes:
@@ -254,14 +254,14 @@ def tables(layouts: tuple[Layout, ...], scope: Scope, min_numel: int = 0) -> Tab
 class Plan:
     """What a message of several flat tensors may hold: known to every rank beforehand.
 
-    Positions count through the whole message. Parameters smaller than ``min_numel`` are *exact*:
-    all their elements travel, without positions.
+    Positions count through the whole message. Parameters smaller than ``min_numel`` are
+    *uncompressed*: all their elements travel, without positions.
 
     Args:
         layouts: the message's chunks in order.
         scope: what one top-k runs over: every parameter, every chunk, or the whole message.
         density: share of the elements to send, in (0, 1].
-        min_numel: parameters with fewer elements are exact.
+        min_numel: parameters with fewer elements are uncompressed.
 
     Attributes:
         tables: all that does not depend on the density, shared with plans of other densities.
@@ -271,7 +271,7 @@ class Plan:
 
     Example:
         >>> plan = Plan((Layout(("weight", "bias"), (600, 2)),), "tensor", 0.01, min_numel=3)
-        >>> plan.numel, plan.k, plan.exact
+        >>> plan.numel, plan.k, plan.uncompressed
         (602, 6, tensor([600, 601], dtype=torch.int32))
     """
 
@@ -300,7 +300,7 @@ class Plan:
     @cached_property
     def ks(self) -> Tensor:
         """The most entries every group may send, [G] int64: density of its elements, at least 1."""
-        return _table((entries(self.density, n) for n in self.tables.group_sizes), torch.int64)
+        return _table((entry_count(self.density, n) for n in self.tables.group_sizes), torch.int64)
 
     @cached_property
     def k(self) -> int:
@@ -335,13 +335,13 @@ class Plan:
         return self.tables.bounds
 
     @property
-    def kernels(self) -> Kernels:
+    def kernels(self) -> ConvKernels:
         """The kernels of the P parameters."""
         return self.tables.kernels
 
     @property
     def groups(self) -> Tensor:
-        """The top-k group of every parameter, [P] int64; -1 for the exact ones."""
+        """The top-k group of every parameter, [P] int64; -1 for the uncompressed ones."""
         return self.tables.groups
 
     @property
@@ -350,9 +350,9 @@ class Plan:
         return self.tables.group_ends
 
     @property
-    def exact(self) -> Tensor:
+    def uncompressed(self) -> Tensor:
         """The positions that always travel, [D] int32."""
-        return self.tables.exact
+        return self.tables.uncompressed
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -365,9 +365,9 @@ class Plan:
         return self.tables.group_names
 
     @property
-    def everything(self) -> Tensor | None:
-        """The positions [K] int32 of all but the exact parameters; None where none is exact."""
-        return self.tables.everything
+    def all_positions(self) -> Tensor | None:
+        """The positions [K] int32 of all parameters that are compressed; None where all are."""
+        return self.tables.all_positions
 
 
 def plan(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: int) -> Plan:
@@ -379,11 +379,11 @@ def _table(values: Iterable[int], dtype: torch.dtype) -> Tensor:
     return host.tensor(list(values), dtype=dtype)
 
 
-def entries(density: float, numel: int) -> int:
+def entry_count(density: float, numel: int) -> int:
     """How many of N elements a density stands for: ``max(1, round(density * N))``.
 
     Example:
-        >>> entries(0.01, 250), entries(0.001, 10)
+        >>> entry_count(0.01, 250), entry_count(0.001, 10)
         (3, 1)
     """
     return min(numel, max(1, math.floor(density * numel + 0.5)))
@@ -402,7 +402,7 @@ def span(indices: Tensor, start: int, numel: int) -> slice:
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Entries:
     """Entries of a message: positions [K] (int32, ascending) and their values [K].
 
     Without positions the values are those of all positions, [N].
@@ -420,12 +420,12 @@ class Sparse:
         assert self.indices is not None, "these are entries of all positions"
         return self.indices
 
-    def within(self, start: int, numel: int) -> Sparse:
+    def within(self, start: int, numel: int) -> Entries:
         """The entries of ``[start, start + numel)``, as positions from ``start``."""
         if self.indices is None:
-            return Sparse(None, self.values[start : start + numel])
+            return Entries(None, self.values[start : start + numel])
         here = span(self.indices, start, numel)
-        return Sparse(self.indices[here] - start, self.values[here])
+        return Entries(self.indices[here] - start, self.values[here])
 
     def write_to(self, out: Tensor) -> None:
         """``out[positions] = values`` on a flat tensor [N]."""
@@ -434,11 +434,11 @@ class Sparse:
         else:
             out[self.indices.long()] = self.values.to(out.dtype)
 
-    def of(self, flat: Tensor) -> Sparse:
+    def of(self, flat: Tensor) -> Entries:
         """What a flat tensor [N] holds at these positions, copied."""
         if self.indices is None:
-            return Sparse(None, flat.clone())
-        return Sparse(self.indices, flat[self.indices.long()])
+            return Entries(None, flat.clone())
+        return Entries(self.indices, flat[self.indices.long()])
 
     def zero_in(self, out: Tensor, start: int) -> None:
         """``out[positions - start] = 0`` on a flat tensor [n] of finite numbers.
@@ -450,10 +450,10 @@ class Sparse:
             out.zero_()
         elif len(out):
             here = (self.indices.long() - start).clamp(0, len(out) - 1)
-            add_entries(out, start, [Sparse(self.indices, out[here])], -1.0)
+            add_entries(out, start, [Entries(self.indices, out[here])], -1.0)
 
 
-def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) -> None:
+def add_entries(out: Tensor, start: int, lists: Sequence[Entries], scale: float) -> None:
     """``out += scale * entries`` for list after list.
 
     Args:
@@ -465,7 +465,7 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Sparse], scale: float) 
 
     Example:
         >>> out = torch.zeros(3)
-        >>> entries = Sparse(torch.tensor([0, 2], dtype=torch.int32), torch.ones(2))
+        >>> entries = Entries(torch.tensor([0, 2], dtype=torch.int32), torch.ones(2))
         >>> add_entries(out, 1, [entries], 0.5)
         >>> out
         tensor([0.0000, 0.5000, 0.0000])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.arena import Arena
-from ddp_compress.message.layout import Layout, Plan, Sparse, span
+from ddp_compress.message.layout import Entries, Layout, Plan, span
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 
@@ -26,7 +26,7 @@ class Chunk:
         may_be_unused: whether a parameter may have been left out of this rank's step.
         sums: [N], ``residual + grad``, where selecting has left it.
         scale: [], what the gradient was multiplied by; None for 1.
-        alike: anything whose repr ranks must share.
+        must_match: anything whose repr ranks must share.
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
@@ -38,7 +38,7 @@ class Chunk:
     may_be_unused: bool = False
     sums: Tensor | None = None
     scale: Tensor | None = None
-    alike: object = None
+    must_match: object = None
 
     def __post_init__(self) -> None:
         devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
@@ -157,9 +157,9 @@ class Message:
         return self.chunks[0].scale
 
     @property
-    def alike(self) -> object:
+    def must_match(self) -> object:
         """Anything else whose repr ranks must share."""
-        return self.chunks[0].alike
+        return self.chunks[0].must_match
 
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
@@ -202,9 +202,9 @@ class Selection:
         writes: entries to write into kept tensors, by name, if the step commits.
     """
 
-    entries: Sparse
+    entries: Entries
     finite: bool
-    writes: Mapping[str, Sparse] = field(default_factory=dict)
+    writes: Mapping[str, Entries] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,15 +215,15 @@ class Delivery:
         sent: what others decoded of this rank, so that memory keeps exactly the rest.
         received: entries to add, in rank order.
         scale: factor of every received value, 1/W for a mean.
-        exact: whether these are the entries that travel at every step.
+        uncompressed: whether these are the entries that travel at every step.
         writes: entries to write into kept tensors, by name.
     """
 
-    sent: Sequence[Sparse]
-    received: Sequence[Sparse]
+    sent: Sequence[Entries]
+    received: Sequence[Entries]
     scale: float
-    exact: bool = False
-    writes: Mapping[str, Sparse] = field(default_factory=dict)
+    uncompressed: bool = False
+    writes: Mapping[str, Entries] = field(default_factory=dict)
 
 
 def memory_dtype(grad: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Layout, Plan, Sparse, Tables, tables
+from ddp_compress.message.layout import Entries, Layout, Plan, Tables, tables
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 
@@ -23,7 +23,7 @@ class Shards:
 
     So what a rank owns does not depend on the order in which parameters come, which DDP changes,
     and large tensors do not all fall to one rank. Positions in a shard count through its ranges.
-    Nobody owns exact parameters.
+    Nobody owns uncompressed parameters.
 
     Args:
         plan: of the whole message.
@@ -35,7 +35,7 @@ class Shards:
         >>> [shard.numel for shard in shards.plans]
         [4, 4]
         >>> positions = torch.tensor([1, 4, 7], dtype=torch.int32)
-        >>> parts = shards.split(Sparse(positions, torch.ones(3)))
+        >>> parts = shards.split(Entries(positions, torch.ones(3)))
         >>> [part.indices.tolist() for part in parts]
         [[1], [1, 3]]
         >>> [part.indices.tolist() for part in shards.join(parts)]
@@ -55,11 +55,11 @@ class Shards:
         """Where every rank's range begins in its parameter, [W, P] int64."""
         return self._cuts.offsets
 
-    def split(self, entries: Sparse) -> list[Sparse]:
+    def split(self, entries: Entries) -> list[Entries]:
         """The entries of every shard, as positions in it."""
         if entries.indices is None:
             pieces = entries.values.split(self._cuts.pieces)
-            return [Sparse(None, torch.cat(self._of(rank, pieces))) for rank in self._ranks]
+            return [Entries(None, torch.cat(self._of(rank, pieces))) for rank in self._ranks]
         edges, shifts = (
             to_device_of(t, entries.indices) for t in (self._cuts.edges, self._cuts.shifts)
         )
@@ -67,9 +67,9 @@ class Shards:
         owner = piece % self._owners
         local = (entries.indices + shifts[piece]).int()
         mine = [(owner == rank).nonzero().flatten() for rank in self._ranks]
-        return [Sparse(local[here], entries.values[here]) for here in mine]
+        return [Entries(local[here], entries.values[here]) for here in mine]
 
-    def join(self, parts: Sequence[Sparse]) -> list[Sparse]:
+    def join(self, parts: Sequence[Entries]) -> list[Entries]:
         """Entries of every shard as positions in the message: W ascending lists, or one dense."""
         if parts[0].indices is not None:
             return [self.widen(part, rank) for rank, part in enumerate(parts)]
@@ -81,19 +81,19 @@ class Shards:
                 self._of(rank, places), part.values.split(lengths), strict=True
             ):
                 place.copy_(piece)
-        positions = self.plan.everything
+        positions = self.plan.all_positions
         if positions is None:
-            return [Sparse(None, whole)]
+            return [Entries(None, whole)]
         positions = to_device_of(positions, whole)
-        return [Sparse(positions, whole[positions.long()])]
+        return [Entries(positions, whole[positions.long()])]
 
-    def widen(self, part: Sparse, rank: int) -> Sparse:
+    def widen(self, part: Entries, rank: int) -> Entries:
         """Entries of one shard as positions in the message."""
         assert part.indices is not None
         bounds = to_device_of(self.plans[rank].bounds, part.indices)
         param = torch.searchsorted(bounds, part.indices.long(), right=True) - 1
         shifts = to_device_of(self._cuts.shifts[rank :: self._owners], part.indices)
-        return Sparse((part.indices - shifts[param]).int(), part.values)
+        return Entries((part.indices - shifts[param]).int(), part.values)
 
     def take(self, flat: Iterable[Tensor], rank: int) -> Tensor:
         """One shard of the message's flat tensors, given chunk by chunk."""
@@ -146,9 +146,9 @@ class Cuts:
     def lengths(self) -> Tensor:
         """Elements of every parameter that each rank owns, and that nobody does: [P, W + 1]."""
         sizes = self.tables.bounds.diff()
-        exact = (self.tables.groups < 0) * sizes
-        owned = cuts(sizes - exact, self.world_size).diff(dim=1)
-        return torch.cat([owned, exact[:, None]], dim=1)
+        uncompressed = (self.tables.groups < 0) * sizes
+        owned = cuts(sizes - uncompressed, self.world_size).diff(dim=1)
+        return torch.cat([owned, uncompressed[:, None]], dim=1)
 
     @cached_property
     def pieces(self) -> list[int]:

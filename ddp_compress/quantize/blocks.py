@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import entries
+from ddp_compress.message.layout import entry_count
 from ddp_compress.ops import host
 
 LARGEST, SMALLEST = 8192, 32  # coefficients of a block, powers of two
@@ -55,7 +55,7 @@ class Blocks:
     @cached_property
     def kept_sizes(self) -> list[int]:
         """Coefficients of every block that are sent, [B]."""
-        return [entries(self.keep, size) for size in self.sizes]
+        return [entry_count(self.keep, size) for size in self.sizes]
 
     @cached_property
     def per_group(self) -> Tensor:

@@ -21,8 +21,8 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
     from ddp_compress.message.layout import Plan
+    from ddp_compress.message.random_key import RandomKey
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class Fractional(NoGuess):
         return 4 * self._levels * len(plan.ks) + most_bytes(plan.k, self._alphabet)
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The means of all levels of all groups, fp32; then a symbol a value."""
         values = to_host(values)
@@ -83,7 +87,11 @@ class Fractional(NoGuess):
         return torch.cat([means.flatten().view(torch.uint8), stream])
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The mean of its level for every value, with its sign: fp32 [K]."""
         data = to_host(data)

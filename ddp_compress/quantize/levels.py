@@ -23,8 +23,8 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
     from ddp_compress.message.layout import Plan
+    from ddp_compress.message.random_key import RandomKey
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ class Levels(OnePackage):
         return 4 * self._zero * len(plan.ks) + symbols
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The groups' means, fp32, positive levels first; symbols never seen, then those seen."""
         values = to_host(values)
@@ -99,7 +103,11 @@ class Levels(OnePackage):
         return torch.cat([means.flatten().view(torch.uint8), *streams])
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The mean of its level for every value: fp32 [K]."""
         data = to_host(data)

@@ -13,8 +13,8 @@ from ddp_compress.ops.devices import to_device_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
     from ddp_compress.message.layout import Plan
+    from ddp_compress.message.random_key import RandomKey
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,21 @@ class Means(NoGuess):
         return 4 * len(plan.ks)
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The groups' means, fp32: uint8 [4 G]."""
         return ops.segment_means(values, counts).view(torch.uint8)
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The mean of its group for every value: fp32 [K]."""
         if len(data) != 4 * len(counts):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ddp_compress.message.layout import Package, Sparse
+from ddp_compress.message.layout import Entries, EntryList
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
-    from ddp_compress.message.layout import Plan, Space
+    from ddp_compress.message.layout import Plan, Universe
+    from ddp_compress.message.random_key import RandomKey
     from ddp_compress.recipe import Quantize
 
 
@@ -23,31 +23,31 @@ class OnePackage:
         >>> from ddp_compress.message.layout import Layout, Plan
         >>> from ddp_compress.quantize import Means
         >>> plan = Plan((Layout(("weight",), (8,)),), "tensor", density=0.25)
-        >>> entries = Sparse(torch.tensor([3, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]))
+        >>> entries = Entries(torch.tensor([3, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]))
         >>> (package,) = Means().pack(entries, plan)
         >>> entries, counts = Means().unpack([package.places], package.values, plan)
         >>> entries.values, counts
         (tensor([1.5000, 1.5000]), tensor([2]))
     """
 
-    def spaces(self, plan: Plan, space: Space) -> list[Space]:
+    def universes(self, plan: Plan, universe: Universe) -> list[Universe]:
         """All positions are in one list."""
-        return [space]
+        return [universe]
 
     def pack(
-        self: Quantize, entries: Sparse, plan: Plan, draw: Draw | None = None
-    ) -> list[Package]:
+        self: Quantize, entries: Entries, plan: Plan, key: RandomKey | None = None
+    ) -> list[EntryList]:
         """All entries in one package."""
-        data = self.encode(entries.values, plan.counts(entries.indices), None, draw)
-        return [Package("individual", entries.indices, len(entries), data)]
+        data = self.encode(entries.values, plan.counts(entries.indices), None, key)
+        return [EntryList("individual", entries.indices, len(entries), data)]
 
     def unpack(
         self: Quantize,
         places: Sequence[Tensor],
         values: Tensor,
         plan: Plan,
-        draw: Draw | None = None,
-    ) -> tuple[Sparse, Tensor]:
+        key: RandomKey | None = None,
+    ) -> tuple[Entries, Tensor]:
         """The entries, and how many are in every group.
 
         Raises:
@@ -57,4 +57,4 @@ class OnePackage:
         counts = plan.counts(indices)
         if indices is not None and int(counts.sum()) != len(indices):
             raise ValueError("positions: outside every group")
-        return Sparse(indices, self.decode(values, counts, None, draw)), counts
+        return Entries(indices, self.decode(values, counts, None, key)), counts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.message.layout import Package, Room, Sparse
+from ddp_compress.message.layout import CountedUniverse, Entries, EntryList
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.ops.reference.wire_format import pack, unpack
@@ -19,8 +19,8 @@ from ddp_compress.quantize.signs import Signs
 from ddp_compress.quantize.symbols import most_bytes, read_means, read_symbols
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
-    from ddp_compress.message.layout import Plan, Space
+    from ddp_compress.message.layout import Plan, Universe
+    from ddp_compress.message.random_key import RandomKey
 
 TABLE_BITS = 13  # of a symbol in rANS's table of frequencies
 WORD_BITS = 32  # of a pattern: with the number of those before, they fit into 63
@@ -28,7 +28,7 @@ MOST_PATTERNS = 32  # each has two symbols of the at most 65 of rANS, one for ei
 
 
 @dataclass(frozen=True)
-class Packages(Signs):
+class KernelPatterns(Signs):
     """Three packages: kernels of a pattern, other whole kernels, individual entries.
 
     Wherever all elements of a convolution's kernel are sent, one position stands for them. The
@@ -48,17 +48,17 @@ class Packages(Signs):
     Source: the appendix of SmartIdx (Table 3, Fig. 4); it is silent on how patterns are found.
 
     Example:
-        >>> from ddp_compress.message.conv_kernels import Kernel
+        >>> from ddp_compress.message.conv_kernels import ConvKernel
         >>> from ddp_compress.message.layout import Layout, Plan
-        >>> plan = Plan((Layout(("weight",), (12,), (Kernel(4),)),), "tensor", density=0.5)
+        >>> plan = Plan((Layout(("weight",), (12,), (ConvKernel(4),)),), "tensor", density=0.5)
         >>> indices = torch.tensor([0, 8, 9, 10, 11], dtype=torch.int32)
         >>> values = torch.tensor([5.0, 1, -3, 1, 1])
-        >>> packages = Packages().pack(Sparse(indices, values), plan)
+        >>> packages = KernelPatterns().pack(Entries(indices, values), plan)
         >>> [(package.name, package.places.tolist()) for package in packages]
         [('pattern', []), ('kernel', [2]), ('individual', [0])]
         >>> data = torch.cat([package.values for package in packages])
         >>> places = [package.places for package in packages]
-        >>> Packages().unpack(places, data, plan)[0].values
+        >>> KernelPatterns().unpack(places, data, plan)[0].values
         tensor([ 5.0000,  1.5000, -1.5000,  1.5000,  1.5000])
     """
 
@@ -71,13 +71,15 @@ class Packages(Signs):
         parameters = len(plan.bounds) - 1
         return (3 * 4 + 2) * parameters + patterns + plan.k // 8
 
-    def spaces(self, plan: Plan, space: Space) -> list[Space]:
+    def universes(self, plan: Plan, universe: Universe) -> list[Universe]:
         """The kernels, twice, where there are any; and all positions."""
         kernels, sizes = plan.kernels, plan.kernels.sizes
-        lists: list[Space] = [Room(kernels.starts, space.k // sizes[0])] * 2 if sizes else []
-        return [*lists, space]
+        lists: list[Universe] = (
+            [CountedUniverse(kernels.starts, universe.k // sizes[0])] * 2 if sizes else []
+        )
+        return [*lists, universe]
 
-    def pack(self, entries: Sparse, plan: Plan, draw: Draw | None = None) -> list[Package]:
+    def pack(self, entries: Entries, plan: Plan, key: RandomKey | None = None) -> list[EntryList]:
         """Find the whole kernels, and what is the least for each."""
         kernels = plan.kernels
         positions, values = to_host(entries.positions), to_host(entries.values)
@@ -87,14 +89,14 @@ class Packages(Signs):
         individual = self.encode(
             values[order[single]][alone.indices], _counts_within(alone.values, plan)
         )
-        packages = [Package("individual", alone.values, len(alone.values), individual)]
+        packages = [EntryList("individual", alone.values, len(alone.values), individual)]
         if kernels.sizes:
             packages = self._of_kernels(whole, places, values[order], plan) + packages
         return [package.to_device_of(entries.values) for package in packages]
 
     def _of_kernels(
         self, whole: Tensor, places: Tensor, values: Tensor, plan: Plan
-    ) -> list[Package]:
+    ) -> list[EntryList]:
         """The packages of these kernels [n], whose elements are among places and values [K]."""
         owners, sizes = _facts(whole, plan)
         begins = torch.searchsorted(places, plan.kernels.first_places(whole))
@@ -111,13 +113,13 @@ class Packages(Signs):
         patterns = torch.cat([used.view(torch.uint8), *streams])
         signs = self.encode(unlike, _entries_within(owners[~shared], sizes[~shared], plan))
         return [
-            Package("pattern", whole[shared].int(), len(alike), patterns),
-            Package("kernel", whole[~shared].int(), len(unlike), signs),
+            EntryList("pattern", whole[shared].int(), len(alike), patterns),
+            EntryList("kernel", whole[~shared].int(), len(unlike), signs),
         ]
 
     def unpack(
-        self, places: Sequence[Tensor], values: Tensor, plan: Plan, draw: Draw | None = None
-    ) -> tuple[Sparse, Tensor]:
+        self, places: Sequence[Tensor], values: Tensor, plan: Plan, key: RandomKey | None = None
+    ) -> tuple[Entries, Tensor]:
         """The entries, and how many are in every group.
 
         Raises:
@@ -141,7 +143,7 @@ class Packages(Signs):
         if (positions.diff() == 0).any():
             raise ValueError("packages: an entry comes twice, expected it in one package alone")
         found = torch.cat([alike, unlike_values, alone])[order]
-        entries = Sparse(positions.int().to(device), found.to(device))
+        entries = Entries(positions.int().to(device), found.to(device))
         return entries, plan.counts(entries.indices)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_count, check_int, check_one_of
-from ddp_compress.message.layout import entries
+from ddp_compress.message.layout import entry_count
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.ops.reference import block_salts, random_words
@@ -21,8 +21,8 @@ from ddp_compress.quantize.symbols import read_means
 from ddp_compress.schedules import check_density
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
     from ddp_compress.message.layout import Plan
+    from ddp_compress.message.random_key import RandomKey
 
 Transform = Literal["hadamard", "kashin", "none"]
 FARTHEST = 4e34  # of a level: 8192 of them have a finite sum
@@ -64,10 +64,10 @@ class Rotated(NoGuess):
     Requirements (2018), §3.1 and App. A.
 
     Example:
-        >>> from ddp_compress.message.draw import Draw
-        >>> counts, draw, rotated = torch.tensor([3]), Draw(("weight",), 0, 0), Rotated(bits=4)
-        >>> data = rotated.encode(torch.tensor([1.0, -2.0, 8.0]), counts, None, draw)
-        >>> rotated.decode(data, counts, None, draw)
+        >>> from ddp_compress.message.random_key import RandomKey
+        >>> counts, key, rotated = torch.tensor([3]), RandomKey(("weight",), 0, 0), Rotated(bits=4)
+        >>> data = rotated.encode(torch.tensor([1.0, -2.0, 8.0]), counts, None, key)
+        >>> rotated.decode(data, counts, None, key)
         tensor([ 1., -2.,  8.])
     """
 
@@ -93,28 +93,36 @@ class Rotated(NoGuess):
         return 4 * self._numbers(cut) + self._code_bytes(cut)
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The exact values and the blocks' levels, fp32, then their codes."""
-        assert draw is not None, "what is random comes of it"
+        assert key is not None, "what is random comes of it"
         cut = self._cut(counts)
         values, left_over = cut.split(values.clamp(-LIMIT, LIMIT).float())
-        coefficients = self._turned(values, cut, draw)
+        coefficients = self._turned(values, cut, key)
         if self.keep < 1:
-            coefficients = coefficients[to_device_of(self._sent(cut, draw), values)]
+            coefficients = coefficients[to_device_of(self._sent(cut, key), values)]
             if self.unbiased:
                 both = zip(cut.sizes, cut.kept_sizes, strict=True)
                 weights = host.tensor([size / kept for size, kept in both], dtype=torch.float32)
                 coefficients = coefficients * _each(weights, cut.kept_sizes, values)
-        salts = block_salts(draw.own(self.seed), cut.per_group)
+        salts = block_salts(key.per_rank(self.seed), cut.per_group)
         codes, levels = ops.uniform_encode(coefficients, cut.kept_bounds, salts, self.bits)
         return torch.cat([left_over.view(torch.uint8), levels.view(torch.uint8), codes])
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The values again, with noise: fp32 [K]."""
-        assert draw is not None, "what is random comes of it"
+        assert key is not None, "what is random comes of it"
         cut = self._cut(counts)
         numbers = self._numbers(cut)
         expected = 4 * numbers + self._code_bytes(cut)
@@ -127,9 +135,9 @@ class Rotated(NoGuess):
             raise ValueError(f"rotated: a level is farther from 0 than {FARTHEST:g}")
         coefficients = ops.uniform_decode(data[4 * numbers :], levels, cut.kept_bounds, self.bits)
         if self.keep < 1:
-            sent = to_device_of(self._sent(cut, draw), data)
+            sent = to_device_of(self._sent(cut, key), data)
             coefficients = levels.new_zeros(sum(cut.sizes)).index_copy_(0, sent, coefficients)
-        return cut.join(self._turned_back(coefficients, cut, draw), left_over)
+        return cut.join(self._turned_back(coefficients, cut, key), left_over)
 
     def _cut(self, counts: Tensor) -> Blocks:
         hold = SMALLEST - 1 if self.transform == "kashin" else SMALLEST
@@ -143,47 +151,47 @@ class Rotated(NoGuess):
     def _code_bytes(self, cut: Blocks) -> int:
         return sum((self.bits * kept + 7) // 8 for kept in cut.kept_sizes)
 
-    def _turned(self, values: Tensor, cut: Blocks, draw: Draw) -> Tensor:
+    def _turned(self, values: Tensor, cut: Blocks, key: RandomKey) -> Tensor:
         """The coefficients of values, which may be overwritten."""
         if self.transform == "none":
             return values
-        salts = self._signs(cut, draw)
+        salts = self._signs(cut, key)
         if self.transform == "hadamard":
             ops.hadamard(values, cut.bounds, salts, inverse=False)
             return values
-        places = to_device_of(self._filled(cut, draw), values)
+        places = to_device_of(self._filled(cut, key), values)
         return _kashin(values, places, cut, salts, self.iterations)
 
-    def _turned_back(self, coefficients: Tensor, cut: Blocks, draw: Draw) -> Tensor:
+    def _turned_back(self, coefficients: Tensor, cut: Blocks, key: RandomKey) -> Tensor:
         """The values of coefficients, which may be overwritten."""
         if self.transform == "none":
             return coefficients
-        ops.hadamard(coefficients, cut.bounds, self._signs(cut, draw), inverse=True)
+        ops.hadamard(coefficients, cut.bounds, self._signs(cut, key), inverse=True)
         if self.transform == "hadamard":
             return coefficients
-        return coefficients[to_device_of(self._filled(cut, draw), coefficients)]
+        return coefficients[to_device_of(self._filled(cut, key), coefficients)]
 
-    def _signs(self, cut: Blocks, draw: Draw) -> Tensor:
+    def _signs(self, cut: Blocks, key: RandomKey) -> Tensor:
         """A salt for every block, the same on all ranks."""
-        return block_salts(draw.shared(self.seed), cut.per_group)
+        return block_salts(key.common(self.seed), cut.per_group)
 
-    def _sent(self, cut: Blocks, draw: Draw) -> Tensor:
+    def _sent(self, cut: Blocks, key: RandomKey) -> Tensor:
         """Positions of the coefficients that are sent: in blocks of one size the same."""
-        salt = draw.whole(self.seed)
+        salt = key.single(self.seed)
 
         def some_of(size: int) -> Tensor:
             order = random_words(host.arange(size), salt).argsort(stable=True)
-            return order[: entries(self.keep, size)].sort().values
+            return order[: entry_count(self.keep, size)].sort().values
 
         return cut.places(some_of)
 
-    def _filled(self, cut: Blocks, draw: Draw) -> Tensor:
+    def _filled(self, cut: Blocks, key: RandomKey) -> Tensor:
         """Positions of values among the coefficients of Kashin's representation.
 
         One of every 32 is left free. They are drawn, because the free ones must not lie in line
         with the rows of a Hadamard matrix: half of them, say, would only repeat the other half.
         """
-        salt = draw.whole(self.seed)
+        salt = key.single(self.seed)
 
         def all_but_free(size: int) -> Tensor:
             starts = host.arange(0, size, SMALLEST)

@@ -14,8 +14,8 @@ from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
     from ddp_compress.message.layout import Plan
+    from ddp_compress.message.random_key import RandomKey
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,22 @@ class Signs(NoGuess):
         return in_scales + in_bits
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The scales, fp32, then the sign bits (see `reference.sign_encode`)."""
         bits, scales = ops.sign_encode(values, _bounds(counts), self._block(counts))
         return torch.cat([scales.view(torch.uint8), bits])
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The mean magnitude of its block for every value, with its sign: fp32 [K]."""
         in_scales, in_bits = self._bytes(counts)

@@ -12,8 +12,8 @@ from ddp_compress.checks import check_one_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.message.draw import Draw
     from ddp_compress.message.layout import Plan
+    from ddp_compress.message.random_key import RandomKey
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -48,14 +48,22 @@ class Values(NoGuess):
         return plan.k * self.dtype.itemsize
 
     def encode(
-        self, values: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        values: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The values [K], cast: uint8 [K * itemsize]."""
         limit = torch.finfo(self.dtype).max
         return values.clamp(-limit, limit).to(self.dtype).view(torch.uint8)
 
     def decode(
-        self, data: Tensor, counts: Tensor, guess: Tensor | None = None, draw: Draw | None = None
+        self,
+        data: Tensor,
+        counts: Tensor,
+        guess: Tensor | None = None,
+        key: RandomKey | None = None,
     ) -> Tensor:
         """The values [K], fp32."""
         expected = int(counts.sum()) * self.dtype.itemsize

@@ -2,7 +2,7 @@
 
 import torch
 
-from ddp_compress.codec import by_name
+from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import exchange_by_name
 from ddp_compress.memory import MomentumCorrection
 from ddp_compress.message.layout import Scope
@@ -58,6 +58,6 @@ def dgc(
         MomentumCorrection(momentum, clip),
         TopK(density, scope),
         Values(value_dtype),
-        by_name(codec),
+        codec_by_name(codec),
         exchange_by_name(exchange),
     )

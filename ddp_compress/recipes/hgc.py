@@ -1,7 +1,7 @@
 """Hybrid Gradient Compression: one rank's mask for all, and predicted, entropy-coded levels."""
 
 from ddp_compress.checks import check_int
-from ddp_compress.codec import by_name
+from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import RotatingOwner, SharedMask
 from ddp_compress.memory import memory_with
 from ddp_compress.message.layout import Scope
@@ -63,6 +63,6 @@ def hgc(
         memory_with(momentum),
         TopK(density, scope, seed),
         Levels(bits, predictor),
-        by_name(codec),
+        codec_by_name(codec),
         SharedMask(RotatingOwner()),
     )

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.codec import by_name
+from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import BallotBox, SharedMask
 from ddp_compress.memory import memory_with
 from ddp_compress.message.layout import Scope
@@ -90,6 +90,6 @@ def majority_vote(
         memory_with(momentum),
         ballot,
         quantizers[value_bits],
-        by_name(codec),
+        codec_by_name(codec),
         SharedMask(BallotBox(variant == "random", seed, ballot_box)),
     )

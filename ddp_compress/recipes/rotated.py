@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from ddp_compress.checks import check_one_of
-from ddp_compress.codec import Everything as AllPositions
+from ddp_compress.codec import Implicit
 from ddp_compress.exchange import AllGather, BySize, Sharded
 from ddp_compress.memory import NoMemory, Residual
 from ddp_compress.quantize import Rotated
 from ddp_compress.quantize.rotated import Transform
 from ddp_compress.recipe import Exchange, Recipe
-from ddp_compress.select import Everything
+from ddp_compress.select import All
 
 FEW = 4  # ranks up to which an all-gather, without a second compression, is worth its bytes
 
@@ -79,7 +79,7 @@ def rotated(
     memory = Residual() if error_feedback else NoMemory()
 
     def with_exchange(exchange: Exchange) -> Recipe:
-        return Recipe("rotated", memory, Everything(), quantize, AllPositions(), exchange)
+        return Recipe("rotated", memory, All(), quantize, Implicit(), exchange)
 
     if exchange == "all_gather":
         return with_exchange(AllGather())

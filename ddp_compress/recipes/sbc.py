@@ -1,6 +1,6 @@
 """Sparse Binary Compression: positions and one mean."""
 
-from ddp_compress.codec import by_name
+from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import exchange_by_name
 from ddp_compress.memory import memory_with
 from ddp_compress.message.layout import Scope
@@ -51,6 +51,6 @@ def sbc(
         memory_with(momentum),
         HeavierSide(density, scope),
         Means(),
-        by_name(codec),
+        codec_by_name(codec),
         exchange_by_name(exchange),
     )

@@ -3,12 +3,12 @@
 from typing import Literal
 
 from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.codec import Everything as AllPositions
+from ddp_compress.codec import Implicit
 from ddp_compress.exchange import AllGather, BySize, Sharded
 from ddp_compress.memory import Residual
 from ddp_compress.quantize import Signs
 from ddp_compress.recipe import Exchange, Recipe
-from ddp_compress.select import Everything
+from ddp_compress.select import All
 
 FEW = 4  # ranks up to which an all-gather, without a second compression, is worth its bytes
 
@@ -54,8 +54,8 @@ def sign(
     return Recipe(
         "sign",
         Residual(),
-        Everything(),
+        All(),
         Signs(block),
-        AllPositions(),
+        Implicit(),
         exchanges[exchange],
     )

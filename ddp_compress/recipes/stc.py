@@ -1,6 +1,6 @@
 """Sparse Ternary Compression: positions, signs and one magnitude, in both directions."""
 
-from ddp_compress.codec import by_name
+from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import Sharded
 from ddp_compress.memory import memory_with
 from ddp_compress.message.layout import Scope
@@ -49,6 +49,6 @@ def stc(
         memory_with(momentum),
         TopK(density, scope),
         Signs(),
-        by_name(codec),
+        codec_by_name(codec),
         Sharded(),
     )

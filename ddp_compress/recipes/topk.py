@@ -2,7 +2,7 @@
 
 import torch
 
-from ddp_compress.codec import by_name
+from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import exchange_by_name
 from ddp_compress.memory import Residual
 from ddp_compress.message.layout import Scope
@@ -50,6 +50,6 @@ def topk(
         Residual(),
         TopK(density, scope),
         Values(value_dtype),
-        by_name(codec),
+        codec_by_name(codec),
         exchange_by_name(exchange),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
-from ddp_compress.message.layout import Scope, Sparse, entries
+from ddp_compress.message.layout import Entries, Scope, entry_count
 from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
@@ -30,8 +30,8 @@ class AddDrop:
     most ``max(1, round(change * K))``; for each the smallest entry that is not among the K largest
     is dropped. So a ballot is as long as the list of the K largest, and costs few bits beside the
     previous one. An empty or short ballot is filled up at once. Parameters that cannot be voted
-    for, unused or exact ones, lose their votes. With another scope than ``"model"`` all this holds
-    in every group by itself.
+    for, unused or uncompressed ones, lose their votes. With another scope than ``"model"`` all this
+    holds in every group by itself.
 
     Args:
         density: share of the elements, in (0, 1], or a schedule of it.
@@ -86,7 +86,7 @@ class AddDrop:
         new = (~held).nonzero().flatten()
         old = (ballot & (lists == 1)).nonzero().flatten()
         news, olds = plan.counts(positions[new]), plan.counts(positions[old])  # [G]
-        changes = [entries(self.change, k) for k in plan.ks.tolist()]
+        changes = [entry_count(self.change, k) for k in plan.ks.tolist()]
         limits = host.tensor(changes, dtype=torch.int64)
         # What one list is longer than the other comes or goes at once.
         adds = news.minimum(limits + (news - olds).clamp(min=0))
@@ -96,9 +96,9 @@ class AddDrop:
         ballot[_largest_of_each(-magnitudes, old, olds, drops)] = False
 
         changed = (ballot != held).nonzero().flatten()
-        writes = Sparse(positions[changed], ballot[changed].to(torch.uint8))
+        writes = Entries(positions[changed], ballot[changed].to(torch.uint8))
         chosen = ballot.nonzero().flatten()
-        return Selection(Sparse(positions[chosen], values[chosen]), True, {"vote": writes})
+        return Selection(Entries(positions[chosen], values[chosen]), True, {"vote": writes})
 
 
 def _voted(message: Message) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.message.layout import SCOPES, Scope, Sparse
+from ddp_compress.message.layout import SCOPES, Entries, Scope
 from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.reference import salts
@@ -87,7 +87,7 @@ class TopK:
         )
         for chunk, left in zip(message.chunks, sums, strict=False):
             chunk.sums = left
-        return Selection(Sparse(indices, values), bool(finite))
+        return Selection(Entries(indices, values), bool(finite))
 
     def _salts(self, message: Message) -> Tensor:
         if self.seed is None:

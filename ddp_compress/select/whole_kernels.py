@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_count, check_one_of
-from ddp_compress.message.layout import SCOPES, Scope, Sparse
+from ddp_compress.message.layout import SCOPES, Entries, Scope
 from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
@@ -85,13 +85,13 @@ class WholeKernels:
         """Rank twice, the second time at the prices that the first has found."""
         flat = message.accumulated()
         if not flat.isfinite().all():
-            return Selection(Sparse(flat[:0].int(), flat[:0]), False)
+            return Selection(Entries(flat[:0].int(), flat[:0]), False)
         ranking = _Ranking(message, flat, self.patterns)
         chosen = ranking.choose()
         ranking.learn_prices(chosen)
         places, values = ranking.entries(ranking.choose())
         positions, order = message.plan.kernels.positions(places).sort()
-        return Selection(Sparse(positions.int(), values[order].to(flat.dtype)), True)
+        return Selection(Entries(positions.int(), values[order].to(flat.dtype)), True)
 
 
 class _Kernels:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from ddp_compress.message.conv_kernels import Kernel, convolutions, kernel_of
+from ddp_compress.message.conv_kernels import ConvKernel, convolutions, kernel_of
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import dim_order
 
@@ -24,7 +24,7 @@ class Parameters:
     Example:
         >>> linear = nn.Linear(3, 2)
         >>> Parameters(linear).layout([linear.bias, linear.weight])
-        Layout(names=('bias', 'weight'), sizes=(2, 6), kernels=(Kernel(...), Kernel(...)))
+        Layout(names=('bias', 'weight'), sizes=(2, 6), kernels=(ConvKernel(...), ConvKernel(...)))
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -32,7 +32,7 @@ class Parameters:
         self.named = {n: p for n, p in module.named_parameters() if n not in ignored}
         convs = convolutions(module)
         self._kernels = {
-            name: kernel_of(p) if id(p) in convs else Kernel() for name, p in self.named.items()
+            name: kernel_of(p) if id(p) in convs else ConvKernel() for name, p in self.named.items()
         }
         self._strides = {name: p.stride() for name, p in self.named.items()}
 
@@ -100,7 +100,7 @@ class Parameters:
     def stand_in(self, parameters: Sequence[Tensor]) -> Layout:
         """A layout of the right sizes, whatever may be wrong with the parameters."""
         names = [self._names.get(id(p), f"unknown {i}") for i, p in enumerate(parameters)]
-        kernels = tuple(self._kernels.get(name, Kernel()) for name in names)
+        kernels = tuple(self._kernels.get(name, ConvKernel()) for name in names)
         return Layout(tuple(names), tuple(p.numel() for p in parameters), kernels)
 
     def is_copy_of(self, others: Parameters) -> bool:

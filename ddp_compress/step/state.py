@@ -72,17 +72,17 @@ class CompressionState:
         process_group: the ranks to exchange with, those of the DDP model; None for its group, or
             the default one.
         start_step: the step that density schedules start from.
-        min_numel: parameters with fewer elements are exact: they travel dense, with ``all_gather``
-            inside the same messages, else by an all-reduce of their own. Raise it when the few
-            hundred numbers of biases and norms matter more than their bytes: at 0.1 % density they
-            can outweigh all the rest.
+        min_numel: parameters with fewer elements are uncompressed: they travel dense, with
+            ``all_gather`` inside the same messages, else by an all-reduce of their own. Raise it
+            when the few hundred numbers of biases and norms matter more than their bytes: at 0.1 %
+            density they can outweigh all the rest.
         flush_bytes: a message goes out when it holds this many bytes. Small ones cost a round
             trip each; large ones do not overlap backward.
 
     Attributes:
         stats: see `Stats`.
         step: steps taken, ``start_step`` included; an aborted step is not counted.
-        alike: anything else whose repr ranks must share in every step.
+        must_match: anything else whose repr ranks must share in every step.
 
     Raises:
         TypeError: ``recipe`` is not a `Recipe`.
@@ -135,7 +135,7 @@ class CompressionState:
         self._loaded_density: float | None = None
         self._buckets = Buckets()
         self._left_memory = False  # behind, with the DDP model that this is a copy's of
-        self.alike: object = None
+        self.must_match: object = None
         self._start()
         if isinstance(model, DistributedDataParallel):
             self._bind_to(model)
@@ -166,7 +166,7 @@ class CompressionState:
             *("process_group", "_given_group", "_comm", "_transaction", "_worker", "_side_stream"),
             *("_scaler", "_undo", "_ends", "_before_forward", "_applied", "_restored"),
         )
-        kept = {"_saved_by": self._here(), "_loaded_density": self._latest_density()}
+        kept = {"_saved_by": self._rank_and_size(), "_loaded_density": self._latest_density()}
         kept["_had_scaler"] = self._scaler is not None
         return self.__dict__ | dict.fromkeys(gone) | kept
 
@@ -271,7 +271,9 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, scale=scale, alike=self.alike)
+        chunk = Chunk(
+            flat, layout, may_be_unused=self._find_unused, scale=scale, must_match=self.must_match
+        )
         return self._take(chunk, last, self._buckets)
 
     def push_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
@@ -294,7 +296,9 @@ class CompressionState:
             layout, scale = self._parameters.layout(parameters), self.loss_scale(flat.device)
         except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
             failure, layout, scale = error, self._parameters.stand_in(parameters), None
-        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, scale=scale, alike=self.alike)
+        chunk = Chunk(
+            flat, layout, may_be_unused=self._find_unused, scale=scale, must_match=self.must_match
+        )
         future = self._take(chunk, bucket.is_last(), self._buckets, failure)
         joined = self._before_forward is not None and self._before_forward.joined
         if bucket.is_last() and self._undo is not None and not joined:
@@ -349,7 +353,7 @@ class CompressionState:
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
-        transaction = self._under_way(buckets)
+        transaction = self._current_step(buckets)
         if failure is not None:
             transaction.fail(failure)
         transaction.add(chunk)
@@ -357,12 +361,12 @@ class CompressionState:
             buckets.latest = tuple(transaction.layouts)
         return chunk.future
 
-    def reduce(self, tensors: Mapping[str, Tensor], alike: object = None) -> dict[str, Tensor]:
+    def reduce(self, tensors: Mapping[str, Tensor], must_match: object = None) -> dict[str, Tensor]:
         """Average named tensors through the recipe, as one step without DDP.
 
         Args:
             tensors: for some parameters, by name, a tensor of as many elements; not changed.
-            alike: anything whose repr ranks must share in this step.
+            must_match: anything whose repr ranks must share in this step.
 
         Returns:
             For each the mean over ranks of what they sent, shaped as given.
@@ -377,12 +381,12 @@ class CompressionState:
             layout, named = self._parameters.layout_of_given(tensors), self._parameters.named
             flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
         except Exception as error:
-            transaction = self._under_way(alone)
+            transaction = self._current_step(alone)
             transaction.fail(error)
             self._finish(transaction)
             raise
-        alike = (self.alike, alike)
-        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, alike=alike)
+        must_match = (self.must_match, must_match)
+        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, must_match=must_match)
         mean = self._take(chunk, True, alone).wait()
         parts = layout.split(mean)
         return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
@@ -483,13 +487,13 @@ class CompressionState:
         if self._before_forward is not None:
             self._before_forward.remove()
 
-    def _under_way(self, buckets: Buckets) -> Transaction | ReplayedBuckets:
+    def _current_step(self, buckets: Buckets) -> Transaction | ReplayedBuckets:
         """The step under way; where there is none a new one, in such buckets."""
         if self._closed and self._comm is not None:
             raise RuntimeError(CLOSED)
         if self._transaction is None:
             self._undo, self._passed = None, False
-            comm = self._bind()
+            comm = self._connect()
             step = Transaction(
                 self._settings, self._store, comm, self._worker, self._side_stream, self.step
             )
@@ -520,14 +524,14 @@ class CompressionState:
         self._undo = transaction.undo
         self.step += 1
         self._stepped_without_scaler |= self._scaler is None
-        world_size = self._bind().world_size
+        world_size = self._connect().world_size
         self.stats.steps += 1
         elements = sum(layout.numel for layout in transaction.layouts)
         self.stats.elements += elements
         self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * elements
         return True
 
-    def _bind(self) -> Comm:
+    def _connect(self) -> Comm:
         """Meet the other ranks, once: a state may be built before the process group."""
         if self._comm is None or self._comm.outdated:
             exchange = self.recipe.exchange
@@ -535,7 +539,7 @@ class CompressionState:
             device = next((p.device for p in self._parameters.named.values()), torch.device("cpu"))
             if exchange.many_phase or device.type == "cuda":
                 self._worker = self._worker or Worker(device)
-            comm = Comm(self.process_group, self.stats, device, exchange.rotates)
+            comm = Comm(self.process_group, self.stats, device, exchange.has_large_sender)
             try:
                 density = density_at(self.recipe.select.density, self.step)
             except Exception:
@@ -580,7 +584,7 @@ class CompressionState:
         self._left_memory = False
         self._store.load(tensors)
         if self._comm is not None:
-            self._comm.known.clear()
+            self._comm.committed.clear()
 
     # ---------------------------------------------------------------------------- checkpoints
 
@@ -601,7 +605,7 @@ class CompressionState:
             "format": FORMAT,
             "recipe": self.recipe.name,
             "parameters": digest_of(self._parameters.named),
-            "saved_by": self._here(),
+            "saved_by": self._rank_and_size(),
             "step": self.step,
             "density": self._latest_density(),
             "dim_orders": dim_orders(self._parameters.named),
@@ -611,7 +615,7 @@ class CompressionState:
             "checksum": checksum(tensors),
         }
 
-    def _here(self) -> list[int] | None:
+    def _rank_and_size(self) -> list[int] | None:
         """Rank and world size, where this rank has met the others; None where nothing is kept."""
         if self._comm is None:
             return self._saved_by

@@ -161,7 +161,9 @@ class Transaction:
         """Write memory, and the averaged gradients; or neither, where that fails."""
         chunks = [chunk for sent in self._sent for chunk in sent.chunks]
         used = [name for chunk in chunks for name in chunk.used]
-        self.undo = Undo([chunk.kept for chunk in chunks], self._comm, dict(self._comm.known), used)
+        self.undo = Undo(
+            [chunk.kept for chunk in chunks], self._comm, dict(self._comm.committed), used
+        )
         try:
             for sent in self._sent:
                 with self._side_stream.on(sent.device):
@@ -193,9 +195,9 @@ class Transaction:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
         recipe = self._settings.recipe
         alone = self._plan([chunk], self._shared_density)
-        exact = len(alone.exact) * chunk.grad.dtype.itemsize
-        positions = sum(map(recipe.codec.size, recipe.quantize.spaces(alone, alone)))
-        return positions + recipe.quantize.size(alone) + exact
+        uncompressed = len(alone.uncompressed) * chunk.grad.dtype.itemsize
+        positions = sum(map(recipe.codec.size, recipe.quantize.universes(alone, alone)))
+        return positions + recipe.quantize.size(alone) + uncompressed
 
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
         layouts = tuple(chunk.layout for chunk in chunks)
@@ -234,7 +236,7 @@ def _setting(message: Message, recipe: Recipe) -> object:
     """What ranks must share."""
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.quantize, recipe.codec, recipe.exchange)
-    return (recipe.name, *memory, *parts, message.plan.digest, message.alike)
+    return (recipe.name, *memory, *parts, message.plan.digest, message.must_match)
 
 
 def _commit(
@@ -245,7 +247,7 @@ def _commit(
     numel = len(chunk.grad)
     for delivery in deliveries:
         for entries in delivery.sent:
-            memory.release(chunk, start, entries, delivery.exact)
+            memory.release(chunk, start, entries, delivery.uncompressed)
         add_entries(chunk.grad, start, delivery.received, delivery.scale)
         for name, entries in delivery.writes.items():
             chunk.kept.overwrite(name, entries.within(start, numel))

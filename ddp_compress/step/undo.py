@@ -35,7 +35,7 @@ class Undo:
         """Bring memory back to before the step, bit for bit."""
         for arena in self._arenas:
             arena.undo()
-        self._comm.known = dict(self._known)
+        self._comm.committed = dict(self._known)
 
     def settle(self) -> None:
         """Let go of what was before: the step stays."""

@@ -51,7 +51,7 @@ class Channel:
         step: of the state; ranks must agree.
 
     Attributes:
-        learned: what the next message of this layout may build upon, if the step commits.
+        pending: what the next message of this layout may build upon, if the step commits.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Channel:
         self._step = step
         self._phase = 0
         self._failure: Exception | None = None
-        self.learned: dict[str, Any] = {}
+        self.pending: dict[str, Any] = {}
 
     @cached_property
     def _setting_digest(self) -> int:
@@ -93,14 +93,14 @@ class Channel:
         return self._comm.stats
 
     @property
-    def known(self) -> dict[str, Any]:
+    def committed(self) -> dict[str, Any]:
         """What the last committed message of this layout learned."""
-        layout, known = self._comm.known.get(self._number, (None, {}))
+        layout, known = self._comm.committed.get(self._number, (None, {}))
         return known if layout == self._layout else {}
 
     def commit(self) -> None:
         """Keep what was learned."""
-        self._comm.known[self._number] = (self._layout, self.learned)
+        self._comm.committed[self._number] = (self._layout, self.pending)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor:
         """What some work between two phases gives; if it raises, the next phase tells."""
@@ -247,8 +247,10 @@ class Channel:
         """Exchange frames, in a second and larger collective where one does not fit."""
         comm = self._comm
         # By the agreed step, not this rank's: whoever is in another must still meet the others.
-        turn = comm.turn if self._phase == 1 else None
-        slots = [(self._number, self._phase, rank == turn) for rank in range(self.world_size)]
+        large_sender = comm.large_sender if self._phase == 1 else None
+        slots = [
+            (self._number, self._phase, rank == large_sender) for rank in range(self.world_size)
+        ]
         room = [comm.capacities.get(slot, HEADER_BYTES) for slot in slots]
         here = room[self.rank]
         with comm.or_end():

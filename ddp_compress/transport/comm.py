@@ -42,15 +42,16 @@ class Comm:
             is alone.
         stats: where to count.
         device: of the model.
-        rotates: see `recipe.Exchange`.
+        has_large_sender: see `recipe.Exchange`.
 
     Attributes:
         density: the latest that all ranks are known to share. What must come out alike on every
             rank before the ranks have met, such as where a message ends, depends on it alone.
         step: the next, as far as the ranks have agreed, whatever one of them has loaded or missed.
-        turn: the rank whose frame is of another size in this step; None where none is.
+        large_sender: the rank whose frame is of another size in this step; None where none is.
         capacities: bytes of the next frame, by its place in a step; alike on every rank.
-        known: what the last step taught of each of its messages, by number: layout and findings.
+        committed: what the last step taught of each of its messages, by number: layout and
+            findings.
     """
 
     def __init__(
@@ -58,17 +59,17 @@ class Comm:
         group: dist.ProcessGroup | None,
         stats: Stats,
         device: torch.device,
-        rotates: bool,
+        has_large_sender: bool,
     ) -> None:
         alone = not dist.is_initialized()
         self.group = group
         self.stats = stats
-        self.rank, self.world_size = place(group)
+        self.rank, self.world_size = rank_and_size(group)
         self.density = 1.0
         self.step = 0
-        self.turn: int | None = None
+        self.large_sender: int | None = None
         self.capacities: dict[object, int] = {}
-        self.known: dict[int, tuple[int, dict[str, Any]]] = {}
+        self.committed: dict[int, tuple[int, dict[str, Any]]] = {}
         self._lengths: dict[object, tuple[int, int]] = {}
         self._alone = alone
         self._device = device
@@ -76,7 +77,7 @@ class Comm:
         self._world = dist.group.WORLD
         self._is_own = False  # whether the group is this state's own
         self._ended = False
-        self._rotates = rotates
+        self._has_large_sender = has_large_sender
         # Views of what collectives were given: as long as they live, Gloo's thread is not the last
         # in C++ to let go of a tensor that Python knows. It would need the GIL for that, which
         # deadlocks where the group is being destroyed, and ends the process where Python is ending.
@@ -89,9 +90,9 @@ class Comm:
         return dist.group.WORLD is not self._world
 
     def begin_step(self) -> None:
-        """Let go of the last step's tensors; see whose turn it is."""
+        """Let go of the last step's tensors; see which rank sends most."""
         self._views = []
-        self.turn = self.step % self.world_size if self._rotates else None
+        self.large_sender = self.step % self.world_size if self._has_large_sender else None
 
     def leak(self) -> None:
         """Never let go of this step's tensors."""
@@ -273,11 +274,11 @@ def finished(talk: Generator[Work, None, R]) -> R:
             return outcome
 
 
-def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     """This rank's number in a group, and how many there are; alone without torch.distributed.
 
     Example:
-        >>> place()
+        >>> rank_and_size()
         (0, 1)
     """
     if not dist.is_initialized():

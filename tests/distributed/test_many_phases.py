@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, PeerError, Recipe, exponential_warmup, ops, recipes
-from ddp_compress.message.layout import Layout, Plan, Sparse
+from ddp_compress.message.layout import Entries, Layout, Plan
 from ddp_compress.message.shards import Shards
 from ddp_compress.ops.reference import largest, salts, tally, vote_keys
 from ddp_compress.transport.comm import Comm
@@ -302,7 +302,7 @@ def second_residuals(row: Row) -> None:
     rank = dist.get_rank()
     everything = torch.arange(cut.plans[rank].numel, dtype=torch.int32)
     owned = torch.zeros(layout.numel, dtype=torch.bool)
-    owned[cut.widen(Sparse(everything, everything), rank).positions.long()] = True
+    owned[cut.widen(Entries(everything, everything), rank).positions.long()] = True
     assert flat(kept)[owned].any()
     assert not flat(kept)[~owned].any()
 

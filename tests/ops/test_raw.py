@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_compress.codec import CODECS, Raw, by_name
+from ddp_compress.codec import CODECS, Raw, codec_by_name
 
 
 def slots(*values: int) -> torch.Tensor:
@@ -62,6 +62,6 @@ def test_encoder_refuses_more_positions_than_slots():
 
 
 def test_codecs_by_name():
-    assert {name: by_name(name) for name in CODECS} == CODECS
+    assert {name: codec_by_name(name) for name in CODECS} == CODECS
     with pytest.raises(ValueError, match="one of elias_fano, golomb, raw; got 'huffman'"):
-        by_name("huffman")
+        codec_by_name("huffman")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Sparse, add_entries
+from ddp_compress.message.layout import Entries, add_entries
 from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
@@ -66,8 +66,8 @@ def test_entries_of_all_positions_round_like_those_of_some(dtype):
     values = [torch.randn(numel, generator=generator).to(wide) for _ in range(3)]
     some, all_ = torch.linspace(-1, 1, numel).to(dtype).repeat(2, 1)
     positions = torch.arange(numel, dtype=torch.int32)
-    add_entries(some, 0, [Sparse(positions, each) for each in values], 1 / 3)
-    add_entries(all_, 0, [Sparse(None, each) for each in values], 1 / 3)
+    add_entries(some, 0, [Entries(positions, each) for each in values], 1 / 3)
+    add_entries(all_, 0, [Entries(None, each) for each in values], 1 / 3)
     assert torch.equal(some, all_)
 
 

@@ -10,7 +10,7 @@ from ddp_compress.ops.reference import salts
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomKey:
     """What tells one drawing of random numbers from another.
 
     Numbers are hashes, so every device and every run draws the same ones; and of names, so they do
@@ -23,10 +23,10 @@ class Draw:
         reply: whether they are an owner's answer, and not what it was sent.
 
     Example:
-        >>> here, there = (Draw(("weight",), step=7, rank=rank) for rank in (0, 1))
-        >>> here.shared(seed=0).equal(there.shared(seed=0))
+        >>> here, there = (RandomKey(("weight",), step=7, rank=rank) for rank in (0, 1))
+        >>> here.common(seed=0).equal(there.common(seed=0))
         True
-        >>> here.own(seed=0).equal(there.own(seed=0))
+        >>> here.per_rank(seed=0).equal(there.per_rank(seed=0))
         False
     """
 
@@ -35,15 +35,15 @@ class Draw:
     rank: int
     reply: bool = False
 
-    def shared(self, seed: int) -> Tensor:
+    def common(self, seed: int) -> Tensor:
         """A salt for every group, [G] int64, the same on every rank."""
         return salts([f"{self._way}/{name}" for name in self.names], seed, self.step)
 
-    def own(self, seed: int) -> Tensor:
+    def per_rank(self, seed: int) -> Tensor:
         """A salt for every group, [G] int64, of this rank alone."""
         return salts([f"{self._way}/{self.rank}/{name}" for name in self.names], seed, self.step)
 
-    def whole(self, seed: int) -> Tensor:
+    def single(self, seed: int) -> Tensor:
         """One salt for all groups, [1] int64, the same on every rank."""
         return salts([self._way], seed, self.step)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from ddp_compress.message.layout import Sparse
+from ddp_compress.message.layout import Entries
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Work
 
 
-def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, list[Delivery]]:
-    """Average the exact parameters by an all-reduce; nothing where there are none."""
-    positions = message.plan.exact
+def reduce_uncompressed(
+    message: Message, channel: Channel
+) -> Generator[Work, None, list[Delivery]]:
+    """Average the uncompressed parameters by an all-reduce; nothing where there are none."""
+    positions = message.plan.uncompressed
     if not len(positions):
         return []
     channel.stats.nonzeros += len(positions)
@@ -22,6 +24,7 @@ def reduce_exact(message: Message, channel: Channel) -> Generator[Work, None, li
     )
     here = message.grads[0]
     lists = [
-        Sparse(to_device_of(positions, here), to_device_of(values, here)) for values in (sent, mean)
+        Entries(to_device_of(positions, here), to_device_of(values, here))
+        for values in (sent, mean)
     ]
-    return [Delivery(lists[:1], lists[1:], 1.0, exact=True)]
+    return [Delivery(lists[:1], lists[1:], 1.0, uncompressed=True)]

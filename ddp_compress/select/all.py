@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.message.layout import Scope, Sparse
+from ddp_compress.message.layout import Entries, Scope
 from ddp_compress.message.message import Selection
 from ddp_compress.ops.devices import to_device_of
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Everything:
+class All:
     """Send every entry; the quantizer alone makes the message small.
 
     Example:
-        >>> Everything().density
+        >>> All().density
         1.0
     """
 
@@ -31,8 +31,12 @@ class Everything:
     needs: ClassVar[Sequence[str]] = ()
 
     def __call__(self, message: Message) -> Selection:
-        """The accumulated gradient, of all but the exact parameters; zeros where unused."""
-        values, positions, unused = message.accumulated(), message.plan.everything, message.unused
+        """The accumulated gradient, of all but the uncompressed parameters; zeros where unused."""
+        values, positions, unused = (
+            message.accumulated(),
+            message.plan.all_positions,
+            message.unused,
+        )
         finite = bool(values.isfinite().all())
         if unused is not None:
             values = values * to_device_of(
@@ -41,4 +45,4 @@ class Everything:
         if positions is not None:
             positions = to_device_of(positions, values)
             values = values[positions.long()]
-        return Selection(Sparse(positions, values), finite)
+        return Selection(Entries(positions, values), finite)

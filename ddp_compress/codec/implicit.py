@@ -12,33 +12,33 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Space
+    from ddp_compress.message.layout import Universe
 
 
 @dataclass(frozen=True)
-class Everything:
-    """No bytes at all: all entries travel, but for the exact parameters'.
+class Implicit:
+    """No bytes at all: all entries travel, but for the uncompressed parameters'.
 
-    Positions are None, or all that there are where some parameters are exact.
+    Positions are None, or all that there are where some parameters are uncompressed.
 
     Example:
         >>> from ddp_compress.message.layout import Layout, Plan
         >>> plan = Plan((Layout(("weight", "bias"), (4, 2)),), "tensor", 1.0, min_numel=3)
-        >>> wire = Everything().encode(None, plan)
-        >>> len(wire), Everything().decode(wire, plan)
+        >>> wire = Implicit().encode(None, plan)
+        >>> len(wire), Implicit().decode(wire, plan)
         (0, (tensor([0, 1, 2, 3], dtype=torch.int32), 0))
     """
 
-    def size(self, space: Space) -> int:
+    def size(self, universe: Universe) -> int:
         """None."""
         return 0
 
-    def encode(self, indices: Any, space: Space) -> Tensor:
+    def encode(self, indices: Any, universe: Universe) -> Tensor:
         """uint8 [0]."""
         return host.empty(0, dtype=torch.uint8)
 
-    def decode(self, data: Tensor, space: Space) -> tuple[Any, int]:
+    def decode(self, data: Tensor, universe: Universe) -> tuple[Any, int]:
         """The positions, and no bytes that they took."""
-        return space.everything if space.everything is None else to_device_of(
-            space.everything, data
+        return universe.all_positions if universe.all_positions is None else to_device_of(
+            universe.all_positions, data
         ), 0
