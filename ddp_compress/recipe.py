@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Entries, EntryList, Plan, Scope, Universe
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.entry_list import EntryList
+from ddp_compress.message.layout import Scope
+from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.universe import Universe
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:

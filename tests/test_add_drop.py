@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.arena import Arena
-from ddp_compress.message.layout import Layout, Plan
+from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk, Message, Selection
+from ddp_compress.message.plan import Plan
 from ddp_compress.select import AddDrop, TopK
 
 SIZES = [[40, 3, 100], [0, 7], [61, 200, 2]]

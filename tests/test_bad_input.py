@@ -24,7 +24,8 @@ from ddp_compress import (
     select,
 )
 from ddp_compress.exchange import AllGather, Sharded
-from ddp_compress.message.layout import Layout, Plan
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import Plan
 
 
 def model() -> nn.Sequential:

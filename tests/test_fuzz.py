@@ -14,8 +14,10 @@ from torch import Tensor
 from ddp_compress import codec
 from ddp_compress.exchange import all_gather, ballot, entries
 from ddp_compress.message.arena import Arena
-from ddp_compress.message.layout import Entries, Layout, Plan
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk, Message
+from ddp_compress.message.plan import Plan
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, unseal
 from tests.make import ROOT, make

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.message.layout import Layout, Plan, plan, tables
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import Plan, plan, tables
 from ddp_compress.message.shards import Cuts, Shards
 
 LAYOUTS = (Layout(("a", "b", "c"), (600, 2, 0)), Layout(("d",), (90,)))

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddp_compress.message.layout import Entries, Layout, Plan
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import Plan
 from ddp_compress.message.shards import Shards
 
 

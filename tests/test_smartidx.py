@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ddp_compress import CompressionState, recipes
 from ddp_compress.exchange import entries
 from ddp_compress.message.conv_kernels import ConvKernel
-from ddp_compress.message.layout import Entries, Layout, Plan
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk, Message
+from ddp_compress.message.plan import Plan
 from ddp_compress.quantize import KernelPatterns
 from ddp_compress.stats import Stats
 from tests import pretend_cuda

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ddp_compress.message.arena import Arena
-from ddp_compress.message.layout import Layout, Plan
+from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk, Message
+from ddp_compress.message.plan import Plan
 from ddp_compress.select import HeavierSide, TopK
 
 SIZES = {"a": 300, "b": 500, "c": 200}

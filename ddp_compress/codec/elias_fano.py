@@ -12,7 +12,7 @@ from ddp_compress.codec.errors import bytes_read
 from ddp_compress.ops.reference.elias_fano import elias_fano_size
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Universe
+    from ddp_compress.message.universe import Universe
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class EliasFano:
 
     Example:
         >>> import torch
-        >>> from ddp_compress.message.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout
+        >>> from ddp_compress.message.plan import Plan
         >>> plan = Plan((Layout(("weight",), (1000,)),), "tensor", density=0.01)
         >>> wire = EliasFano().encode(torch.tensor([3, 14, 159], dtype=torch.int32), plan)
         >>> len(wire), EliasFano().decode(wire, plan)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ddp_compress.ops.reference.wire_format import DecodeError
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Universe
+    from ddp_compress.message.universe import Universe
 
 
 def bytes_read(codec: str, status: Tensor, universe: Universe, truncated: str) -> int:

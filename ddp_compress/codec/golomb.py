@@ -13,7 +13,7 @@ from ddp_compress.ops.reference.elias_fano import elias_fano_size
 from ddp_compress.ops.reference.golomb import PARAMETER_BITS
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Universe
+    from ddp_compress.message.universe import Universe
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Golomb:
 
     Example:
         >>> import torch
-        >>> from ddp_compress.message.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout
+        >>> from ddp_compress.message.plan import Plan
         >>> plan = Plan((Layout(("weight",), (1000,)),), "tensor", density=0.01)
         >>> wire = Golomb().encode(torch.tensor([3, 14, 159], dtype=torch.int32), plan)
         >>> len(wire), Golomb().decode(wire, plan)

@@ -12,7 +12,7 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Universe
+    from ddp_compress.message.universe import Universe
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Implicit:
     Positions are None, or all that there are where some parameters are uncompressed.
 
     Example:
-        >>> from ddp_compress.message.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout
+        >>> from ddp_compress.message.plan import Plan
         >>> plan = Plan((Layout(("weight", "bias"), (4, 2)),), "tensor", 1.0, min_numel=3)
         >>> wire = Implicit().encode(None, plan)
         >>> len(wire), Implicit().decode(wire, plan)

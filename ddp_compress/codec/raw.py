@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Universe
+    from ddp_compress.message.universe import Universe
 
 UNUSED = -1
 
@@ -22,7 +22,8 @@ class Raw:
     Every message of a plan has `plan.k` slots; the unused ones hold -1 and come last.
 
     Example:
-        >>> from ddp_compress.message.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout
+        >>> from ddp_compress.message.plan import Plan
         >>> plan = Plan((Layout(("weight",), (200,)),), "tensor", density=0.01)
         >>> wire = Raw().encode(torch.tensor([3], dtype=torch.int32), plan)
         >>> wire

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.exchange import entries
-from ddp_compress.message.layout import Entries
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.stats import Stats

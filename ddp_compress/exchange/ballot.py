@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.exchange.entries import COUNT_BYTES, read_count
-from ddp_compress.message.layout import CountedUniverse
+from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 

@@ -13,9 +13,10 @@ from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.exchange import ballot, entries
 from ddp_compress.exchange.shared_mask import Mask
-from ddp_compress.message.layout import CountedUniverse, Entries
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.shards import Shards
+from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.ops.reference import salts, shift_salts

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import CountedUniverse, Entries, Plan, Universe
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message, Selection
+from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.stats import Stats

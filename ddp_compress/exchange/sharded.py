@@ -12,8 +12,9 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.exchange import entries
 from ddp_compress.exchange.uncompressed import reduce_uncompressed
-from ddp_compress.message.layout import Entries, Plan, add_entries
+from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.message.message import Chunk, Delivery, Message
+from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.shards import Shards
 from ddp_compress.quantize import Values

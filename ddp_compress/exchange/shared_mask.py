@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ddp_compress.exchange.uncompressed import reduce_uncompressed
-from ddp_compress.message.layout import Entries
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.quantize import Values

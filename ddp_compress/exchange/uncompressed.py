@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from ddp_compress.message.layout import Entries
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Delivery, Message
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.transport.channel import Channel

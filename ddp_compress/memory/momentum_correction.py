@@ -10,7 +10,7 @@ import torch
 
 from ddp_compress import ops
 from ddp_compress.memory.clip import check_clip
-from ddp_compress.message.layout import Entries, add_entries
+from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.message.layout import Entries
+from ddp_compress.message.entries import Entries
 
 if TYPE_CHECKING:
     from ddp_compress.message.message import Chunk

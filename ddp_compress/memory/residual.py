@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddp_compress import ops
-from ddp_compress.message.layout import Entries, add_entries
+from ddp_compress.message.entries import Entries, add_entries
 
 if TYPE_CHECKING:
     from ddp_compress.message.message import Chunk

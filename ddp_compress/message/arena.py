@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Entries
+from ddp_compress.message.entries import Entries
 
 
 class Arena(dict[str, Tensor]):

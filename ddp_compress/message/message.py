@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.arena import Arena
-from ddp_compress.message.layout import Entries, Layout, Plan, span
+from ddp_compress.message.entries import Entries, span
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import Plan
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 

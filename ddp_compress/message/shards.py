@@ -10,7 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Entries, Layout, Plan, Tables, tables
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import Plan, Tables, tables
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 

@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import entry_count
+from ddp_compress.message.plan import entry_count
 from ddp_compress.ops import host
 
 LARGEST, SMALLEST = 8192, 32  # coefficients of a block, powers of two

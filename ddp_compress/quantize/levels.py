@@ -23,7 +23,7 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
 
 

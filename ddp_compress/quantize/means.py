@@ -13,7 +13,7 @@ from ddp_compress.ops.devices import to_device_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
 
 

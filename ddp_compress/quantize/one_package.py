@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ddp_compress.message.layout import Entries, EntryList
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.entry_list import EntryList
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan, Universe
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
+    from ddp_compress.message.universe import Universe
     from ddp_compress.recipe import Quantize
 
 
@@ -20,7 +22,8 @@ class OnePackage:
 
     Example:
         >>> import torch
-        >>> from ddp_compress.message.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout
+        >>> from ddp_compress.message.plan import Plan
         >>> from ddp_compress.quantize import Means
         >>> plan = Plan((Layout(("weight",), (8,)),), "tensor", density=0.25)
         >>> entries = Entries(torch.tensor([3, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]))

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.message.layout import CountedUniverse, Entries, EntryList
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.entry_list import EntryList
+from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.ops.reference.wire_format import pack, unpack
@@ -19,8 +21,9 @@ from ddp_compress.quantize.signs import Signs
 from ddp_compress.quantize.symbols import most_bytes, read_means, read_symbols
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan, Universe
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
+    from ddp_compress.message.universe import Universe
 
 TABLE_BITS = 13  # of a symbol in rANS's table of frequencies
 WORD_BITS = 32  # of a pattern: with the number of those before, they fit into 63
@@ -49,7 +52,8 @@ class KernelPatterns(Signs):
 
     Example:
         >>> from ddp_compress.message.conv_kernels import ConvKernel
-        >>> from ddp_compress.message.layout import Layout, Plan
+        >>> from ddp_compress.message.layout import Layout
+        >>> from ddp_compress.message.plan import Plan
         >>> plan = Plan((Layout(("weight",), (12,), (ConvKernel(4),)),), "tensor", density=0.5)
         >>> indices = torch.tensor([0, 8, 9, 10, 11], dtype=torch.int32)
         >>> values = torch.tensor([5.0, 1, -3, 1, 1])

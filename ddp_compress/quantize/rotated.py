@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_count, check_int, check_one_of
-from ddp_compress.message.layout import entry_count
+from ddp_compress.message.plan import entry_count
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.ops.reference import block_salts, random_words
@@ -21,7 +21,7 @@ from ddp_compress.quantize.symbols import read_means
 from ddp_compress.schedules import check_density
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
 
 Transform = Literal["hadamard", "kashin", "none"]

@@ -14,7 +14,7 @@ from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
 
 

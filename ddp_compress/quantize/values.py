@@ -12,7 +12,7 @@ from ddp_compress.checks import check_one_of
 from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.message.layout import Plan
+    from ddp_compress.message.plan import Plan
     from ddp_compress.message.random_key import RandomKey
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

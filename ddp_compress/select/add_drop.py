@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
-from ddp_compress.message.layout import Entries, Scope, entry_count
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Scope
 from ddp_compress.message.message import Selection
+from ddp_compress.message.plan import entry_count
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.schedules import Schedule, check_density

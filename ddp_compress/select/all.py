@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ddp_compress.message.layout import Entries, Scope
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Scope
 from ddp_compress.message.message import Selection
 from ddp_compress.ops.devices import to_device_of
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.message.layout import SCOPES, Entries, Scope
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import SCOPES, Scope
 from ddp_compress.message.message import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.reference import salts

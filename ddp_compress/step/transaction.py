@@ -12,8 +12,10 @@ from typing import Protocol
 import torch
 
 from ddp_compress.memory import clip_gradient
-from ddp_compress.message.layout import MAX_NUMEL, Layout, Plan, add_entries, plan
+from ddp_compress.message.entries import add_entries
+from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Chunk, Delivery, Message, memory_dtype
+from ddp_compress.message.plan import MAX_NUMEL, Plan, plan
 from ddp_compress.ops.devices import SideStream, record_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at

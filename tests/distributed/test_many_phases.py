@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, PeerError, Recipe, exponential_warmup, ops, recipes
-from ddp_compress.message.layout import Entries, Layout, Plan
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import Plan
 from ddp_compress.message.shards import Shards
 from ddp_compress.ops.reference import largest, salts, tally, vote_keys
 from ddp_compress.transport.comm import Comm

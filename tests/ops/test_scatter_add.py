@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_compress.message.layout import Entries, add_entries
+from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.ops import reference
 
 native = torch.ops.ddp_compress
