@@ -48,3 +48,29 @@ def check_one_of(name: str, value: object, choices: Iterable[object]) -> None:
         raise TypeError(words)
     if value not in known:
         raise ValueError(words)
+
+
+def check_part(name: str, part: object, kind: type, slot: str) -> None:
+    """Raise a TypeError that names an argument which lacks what a protocol asks for.
+
+    Example:
+        >>> from ddp_compress.recipe import Memory
+        >>> from ddp_compress.memory import Residual
+        >>> check_part("memory", Residual(), Memory, slot="memory")
+    """
+    if isinstance(part, type):
+        raise TypeError(
+            f"{name} must be an instance, got the class {part.__name__}: write {part.__name__}(...)"
+        )
+    if not isinstance(part, kind):
+        module = kind.__module__.removeprefix("ddp_compress.")
+        raise TypeError(
+            f"{name} must be one of the parts in ddp_compress.{slot}, or have all that "
+            f"{module}.{kind.__name__} has, got {part!r}"
+        )
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise a TypeError that names an argument which is no bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")

@@ -1,19 +1,23 @@
-"""A recipe names its five parts. The parts are frozen configuration: all that changes is elsewhere.
+"""A recipe names its parts. They are frozen configuration: all that changes is elsewhere.
 
-gradient ─► memory + select ─► quantize ─► codec ─► exchange ─► mean
+gradient ─► memory + select ─► body (codec, quantize) ─► exchange ─► mean
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ddp_compress.body.entry_list import EntryList
+from ddp_compress.body.listed import Listed
+from ddp_compress.checks import check_part
+from ddp_compress.memory.addends import Addends
+from ddp_compress.message.context import Context
 from ddp_compress.message.entries import Entries
-from ddp_compress.message.entry_list import EntryList
 from ddp_compress.message.layout import Scope
 from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
@@ -21,9 +25,12 @@ from ddp_compress.message.universe import Universe
 from ddp_compress.schedules import Schedule
 
 if TYPE_CHECKING:
-    from ddp_compress.message.message import Chunk, Delivery, Message, Selection
+    from ddp_compress.message.chunk import Chunk
+    from ddp_compress.message.delivery import Deliveries
+    from ddp_compress.message.message import Message
+    from ddp_compress.message.selection import Selection
     from ddp_compress.transport.channel import Channel
-    from ddp_compress.transport.comm import Work
+    from ddp_compress.transport.phases import Phases
 
 
 Tensors = Mapping[str, torch.dtype | None]
@@ -44,6 +51,12 @@ class Memory(Protocol):
 
     def momentum_at(self, step: int) -> float:
         """Factor of the kept momentum in a step; 0 where none is kept."""
+
+    def addends(self, chunk: Chunk) -> Addends:
+        """What is added to the gradient, before anything is selected of it."""
+
+    def place_for_sums(self, chunk: Chunk) -> Tensor | None:
+        """Where a selection is to leave the accumulated gradient [N]; None for nowhere."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient [N] into memory, leaving zeros."""
@@ -68,77 +81,42 @@ class Select(Protocol):
         """What one selection runs over."""
 
     @property
+    def sends_all(self) -> bool:
+        """Whether all entries are sent, so that none is left behind and no position travels."""
+
+    @property
     def tensors(self) -> Tensors:
         """What is kept from step to step."""
 
-    @property
-    def needs(self) -> Sequence[str]:
-        """The tensors of memory that selecting reads, and does not do without."""
-
     def __call__(self, message: Message) -> Selection:
-        """The entries to send. Writes nothing."""
+        """The entries to send. Writes nothing that is kept."""
 
 
 @runtime_checkable
 class Quantize(Protocol):
-    """The values on the wire, for positions that the receiver knows.
-
-    Entries that travel with their positions go in packages, each with a list of its own.
-    """
+    """Values on the wire."""
 
     @property
-    def tensors(self) -> Tensors:
-        """What is kept from step to step, to guess values: at most one tensor."""
+    def sum_dtype(self) -> torch.dtype:
+        """In which decoded values may be summed over ranks."""
 
-    def size(self, plan: Plan) -> int:
-        """The most bytes that `encode` gives."""
+    def size(self, counts: Tensor) -> int:
+        """The most bytes that `encode` gives for ``counts`` [G] values in the groups."""
 
-    def encode(
-        self,
-        values: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
-        """Bytes of the values [K], with ``counts`` [G] of them in every group.
+    def encode(self, values: Tensor, context: Context) -> Tensor:
+        """Bytes of the values [K]."""
 
-        What is random comes of ``key``.
-        """
-
-    def decode(
-        self,
-        data: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
-        """The values [K] again, fp32; ValueError where the bytes do not fit the counts.
-
-        All but ``key.own`` is as it was in `encode`.
-        """
-
-    def learn(self, guess: Tensor, mean: Tensor) -> Tensor:
-        """The next guess [K], after the mean over ranks is known."""
-
-    def universes(self, plan: Plan, universe: Universe) -> list[Universe]:
-        """Where the list of every package lies, for entries whose positions lie in ``universe``."""
-
-    def pack(self, entries: Entries, plan: Plan, key: RandomKey | None = None) -> list[EntryList]:
-        """The packages, as many as universes."""
-
-    def unpack(
-        self, places: Sequence[Tensor], values: Tensor, plan: Plan, key: RandomKey | None = None
-    ) -> tuple[Entries, Tensor]:
-        """The entries again, with values in fp32, and how many are in every group, [G].
-
-        Raises:
-            ValueError: the bytes of values are bad.
-        """
+    def decode(self, data: Tensor, context: Context) -> Tensor:
+        """The values [K] again, fp32; ValueError where the bytes do not fit the context."""
 
 
 @runtime_checkable
 class Codec(Protocol):
     """Positions on the wire."""
+
+    @property
+    def implicit(self) -> bool:
+        """Whether positions are those of all entries, and take no bytes."""
 
     def size(self, universe: Universe) -> int:
         """The most bytes that `encode` gives."""
@@ -148,6 +126,39 @@ class Codec(Protocol):
 
     def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions again, and the bytes they took; ValueError where the bytes are bad."""
+
+
+@runtime_checkable
+class Body(Protocol):
+    """Entries on the wire: how a codec's positions and a quantizer's values are put together."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise a `ValueError` that names two parts which do not go together."""
+
+    def size(self, plan: Plan, recipe: Recipe) -> int:
+        """The most bytes of `plan.ks` entries."""
+
+    def encode(
+        self, entries: Entries, plan: Plan, universe: Universe, recipe: Recipe, key: RandomKey
+    ) -> list[EntryList]:
+        """Lists that hold the entries. Positions of all lists travel first, then all values.
+
+        Args:
+            entries: in the plan's groups, within the universe.
+            plan: of the message, or of the shard, whose entries they are.
+            universe: where positions may lie: the plan, or so many of its positions.
+            recipe: its codec and quantizer.
+            key: what random numbers are drawn from.
+        """
+
+    def decode(
+        self, data: Tensor, plan: Plan, universe: Universe, recipe: Recipe, key: RandomKey
+    ) -> tuple[Entries, Tensor]:
+        """The entries again, values in fp32; how many are in every group, [G].
+
+        Raises:
+            ValueError: the bytes are bad, or entries lie outside the groups.
+        """
 
 
 @runtime_checkable
@@ -171,19 +182,16 @@ class Exchange(Protocol):
     def has_large_sender(self) -> bool:
         """Whether in the first phase one rank, ``step mod W``, sends more than the others."""
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, list[Delivery] | None]:
-        """Send a message and return what to add on this rank, or None to abort the step.
+    def check(self, recipe: Recipe) -> None:
+        """Raise a `ValueError` that names two parts which do not go together."""
 
-        A generator: it launches collectives, and yields each before it needs the result. All ranks
-        launch in the same order, so whoever drives it decides when to wait, never what comes first.
-        """
+    def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
+        """Send a message and return what to add on this rank, or None to abort the step."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An algorithm: five parts that fit together.
+    """An algorithm: parts that fit together.
 
     Args:
         name: how the algorithm is called in the literature.
@@ -192,10 +200,11 @@ class Recipe:
         quantize: how their values travel.
         codec: how their positions travel.
         exchange: how ranks share them.
+        body: how positions and values are put together.
 
     Raises:
         TypeError: a part is not of its slot, or a class in place of an instance.
-        ValueError: the selection reads what the memory does not keep.
+        ValueError: two parts do not go together.
 
     Example:
         >>> from ddp_compress import recipes
@@ -209,24 +218,35 @@ class Recipe:
     quantize: Quantize
     codec: Codec
     exchange: Exchange
+    body: Body = field(default_factory=Listed)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a string, got {self.name!r}")
         for slot, kind in _SLOTS.items():
-            _check_part(slot, kind, getattr(self, slot))
-        missing = [name for name in self.select.needs if name not in self.memory.tensors]
-        if missing:
+            check_part(slot, getattr(self, slot), kind, slot)
+        if not self.select.sends_all and not self.memory.tensors:
             raise ValueError(
-                f"select={self.select!r} reads the {' and '.join(missing)}, which "
-                f"memory={self.memory!r} does not keep: take memory.Residual(), or "
-                "select.All(), which reads none"
+                f"select={self.select!r} leaves entries behind, which memory={self.memory!r} does "
+                "not keep: take memory=Residual(), or select=All()"
             )
+        if self.select.sends_all and not self.codec.implicit:
+            raise ValueError(
+                f"select={self.select!r} sends all entries, whose positions codec={self.codec!r} "
+                "would send: take codec=Implicit()"
+            )
+        if self.codec.implicit and not self.select.sends_all:
+            raise ValueError(
+                f"codec={self.codec!r} sends no positions, and select={self.select!r} selects "
+                "some: take codec=EliasFano(), Golomb() or Raw()"
+            )
+        self.body.check(self)
+        self.exchange.check(self)
 
     @property
     def tensors(self) -> Tensors:
         """What all parts together keep for every parameter."""
-        parts = (self.memory, self.select, self.quantize, self.exchange)
+        parts = (self.memory, self.select, self.exchange)
         return {name: dtype for part in parts for name, dtype in part.tensors.items()}
 
 
@@ -236,16 +256,5 @@ _SLOTS: dict[str, type] = {
     "quantize": Quantize,
     "codec": Codec,
     "exchange": Exchange,
+    "body": Body,
 }
-
-
-def _check_part(slot: str, kind: type, part: object) -> None:
-    if isinstance(part, type):
-        raise TypeError(
-            f"{slot} must be an instance, got the class {part.__name__}: write {part.__name__}(...)"
-        )
-    if not isinstance(part, kind):
-        raise TypeError(
-            f"{slot} must be one of the parts in ddp_compress.{slot}, or have all that "
-            f"recipe.{kind.__name__} has, got {part!r}"
-        )

@@ -11,10 +11,10 @@ PACKAGES = ("pattern", "kernel", "individual")
 
 @dataclass
 class ListCounts:
-    """Counts of one kind of packages.
+    """Counts of one kind of lists of entries.
 
     Attributes:
-        entries: that were sent in it.
+        entries: that were sent in them.
         position_bits, value_bits: as of `Stats`.
     """
 
@@ -79,14 +79,14 @@ class Stats:
         self.sent_bytes += sent
         self.received_bytes += received
 
-    def package(self, name: str, entries: int, position_bits: int, value_bits: int) -> None:
-        """Count one package, here and in all."""
-        package = self.packages[name]
-        for counts in (self, package):
+    def entry_list(self, name: str, entries: int, position_bits: int, value_bits: int) -> None:
+        """Count one list of entries, by its name and in all."""
+        named = self.packages[name]
+        for counts in (self, named):
             counts.position_bits += position_bits
             counts.value_bits += value_bits
         self.nonzeros += entries
-        package.entries += entries
+        named.entries += entries
 
     def state_dict(self) -> dict[str, float]:
         """The counts as plain numbers, those of packages as ``"pattern.entries"``."""

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddp_compress.memory import Residual
 from ddp_compress.message.arena import Arena
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.message import Chunk, Message, Selection
+from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
+from ddp_compress.message.selection import Selection
 from ddp_compress.select import AddDrop, TopK
 
 SIZES = [[40, 3, 100], [0, 7], [61, 200, 2]]
@@ -44,7 +47,7 @@ class Rank:
             mine, flags = flags[: len(layout.sizes)], flags[len(layout.sizes) :]
             chunks.append(Chunk(grad.clone(), layout, Arena(kept)))
             chunks[-1].unused = mine
-        return Message(chunks, plan, step)
+        return Message(chunks, plan, step, Residual())
 
     @property
     def votes(self) -> set[int]:

@@ -23,7 +23,17 @@ from ddp_compress import (
     recipes,
     select,
 )
-from ddp_compress.exchange import AllGather, Sharded
+from ddp_compress.body import KernelPatterns
+from ddp_compress.exchange import (
+    AllGather,
+    BallotBox,
+    BySize,
+    RotatingOwner,
+    RunningAverage,
+    Sharded,
+    SharedMask,
+    Union,
+)
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.plan import Plan
 
@@ -186,29 +196,84 @@ PARTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    "reads",
-    [select.TopK(0.5), select.HeavierSide(0.5), select.AddDrop(0.5)],
-    ids=lambda s: type(s).__name__,
+    ("parts", "words"),
+    [
+        (
+            {"memory": memory.NoMemory()},
+            r"select=TopK\(.*\) leaves entries behind, which memory=NoMemory\(\) does not keep",
+        ),
+        ({"select": select.All()}, r"select=All\(\) sends all .* codec=EliasFano\(\) would send"),
+        ({"codec": codec.Implicit()}, r"codec=Implicit\(\) sends no .* select=TopK\(.*\) selects"),
+        (
+            {"select": select.AddDrop(0.5), "exchange": Sharded()},
+            r"exchange=Sharded\(.*\) selects again .* select=AddDrop\(.*\) keeps the vote",
+        ),
+        (
+            {"select": select.AddDrop(0.5), "exchange": BySize(AllGather(), Sharded(), 4)},
+            r"exchange=Sharded\(.*\) selects again .* select=AddDrop\(.*\) keeps the vote",
+        ),
+        (
+            {
+                "select": select.All(),
+                "codec": codec.Implicit(),
+                "exchange": SharedMask(RotatingOwner()),
+            },
+            r"exchange=SharedMask\(.*\) agrees on positions, and select=All\(\) sends all",
+        ),
+        (
+            {"exchange": SharedMask(RotatingOwner(), RunningAverage(0.9))},
+            r"predictor=RunningAverage\(.*\) guesses levels, and quantize=Values\(.*\) has none",
+        ),
+        (
+            {
+                "quantize": quantize.Signs(),
+                "body": KernelPatterns(),
+                "exchange": SharedMask(RotatingOwner()),
+            },
+            r"exchange=SharedMask\(.*\) sends positions and values apart, and body=KernelPatterns",
+        ),
+        ({"body": KernelPatterns()}, r"body=KernelPatterns\(\) holds the signs .* quantize=Values"),
+        (
+            {
+                "quantize": quantize.Signs(),
+                "body": KernelPatterns(),
+                "select": select.All(),
+                "codec": codec.Implicit(),
+            },
+            r"body=KernelPatterns\(\) holds positions, and select=All\(\) sends all",
+        ),
+    ],
 )
-def test_a_selection_needs_a_memory_that_keeps_what_it_reads(reads):
-    words = r"select=\w+\(.*\) reads the residual, which memory=NoMemory\(\) does not keep: take"
-    for exchange in (AllGather(), Sharded(), Sharded("union")):
-        parts = PARTS | {"select": reads, "memory": memory.NoMemory(), "exchange": exchange}
-        with pytest.raises(ValueError, match=words):
-            Recipe(**parts)
+def test_parts_that_do_not_go_together_are_named(parts, words):
+    with pytest.raises(ValueError, match=words):
+        Recipe(**PARTS | parts)
 
 
-@pytest.mark.parametrize("exchange", [AllGather(), Sharded(), Sharded("union")])
-@pytest.mark.parametrize("reads", [select.All(), select.WholeKernels(0.5)])
-def test_other_selections_do_without_a_memory(reads, exchange):
-    parts = PARTS | {"select": reads, "memory": memory.NoMemory(), "exchange": exchange}
-    if isinstance(reads, select.All):
-        parts["codec"] = codec.Implicit()
+@pytest.mark.parametrize("exchange", [AllGather(), Sharded(), Union()])
+def test_all_entries_do_without_a_memory(exchange):
+    parts = {"memory": memory.NoMemory(), "select": select.All(), "codec": codec.Implicit()}
     gradient = {"0.weight": torch.randn(4, 6)}
-    mean = CompressionState(model(), Recipe(**parts)).reduce(gradient)["0.weight"]
-    kept = mean != 0
-    assert kept.sum() == 24 * reads.density
-    assert torch.equal(mean[kept], gradient["0.weight"][kept])
+    state = CompressionState(model(), Recipe(**PARTS | parts | {"exchange": exchange}))
+    assert torch.equal(state.reduce(gradient)["0.weight"], gradient["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: BySize(AllGather, Sharded(), 4), TypeError, "few must be an instance, got the cl"),
+        (lambda: BySize(AllGather(), None, 4), TypeError, "many must be .* recipe.Exchange has"),
+        (lambda: BySize(AllGather(), Sharded(), "4"), TypeError, "limit must be an int, got '4'"),
+        (lambda: BySize(AllGather(), Sharded(), 0), ValueError, "limit must be 1 or more, got 0"),
+        (lambda: SharedMask(RotatingOwner), TypeError, "agree must be an instance, got the class"),
+        (lambda: SharedMask(AllGather()), TypeError, "agree must be .*, got AllGather"),
+        (lambda: SharedMask(RotatingOwner(), 0.9), TypeError, "predictor must be .*, got 0.9"),
+        (lambda: BallotBox("no"), TypeError, "random must be a bool, got 'no'"),
+        (lambda: Sharded("union"), TypeError, "down must be a recipe or None, got 'union'"),
+    ],
+)
+def test_parts_of_parts_that_are_no_such_thing_are_named(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,20 @@ Kernels run alone, under sanitizers (see fuzz/target.h); `make fuzz` does so for
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from ddp_compress import codec
-from ddp_compress.exchange import all_gather, ballot, entries
+from ddp_compress.exchange import all_gather, ballot, bodies
 from ddp_compress.message.arena import Arena
+from ddp_compress.message.chunk import Chunk
+from ddp_compress.message.context import Context
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.message import Chunk, Message
+from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, unseal
@@ -133,7 +136,7 @@ def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
             chunks.append(
                 Chunk(grad, layout, Arena({name: torch.zeros(layout.numel) for name in KEPT}))
             )
-        yield Message(chunks, plan, step=0)
+        yield Message(chunks, plan, 0, row.recipe.memory)
 
 
 KEPT = ("residual", "momentum")
@@ -163,18 +166,23 @@ def assert_entries(found: Entries, plan: Plan) -> None:
 def test_mutated_bodies_are_entries_or_refused(name, dtype):
     row = ROWS[name]
     messages = list(messages_of(row, dtype))
-    bodies = []
+    sent = []
     for message in messages:
-        body = all_gather._encode(message, row.recipe, Stats(), rank=0)
+        selection = bodies.select(message, row.recipe)
+        body = all_gather._encode(selection, message, row.recipe, Stats(), rank=0)
         assert body is not None
-        bodies.append(as_bytes(body))
-    for data in many(bodies, 2000):
+        sent.append(as_bytes(body))
+    decode = partial(
+        all_gather._decode, message=messages[0], recipe=row.recipe, stats=Stats(), rank=0
+    )
+    for data in many(sent, 2000):
         try:
-            selected, exact = all_gather._decode(as_tensor(data), messages[0], row.recipe, 0)
+            selected, uncompressed = decode(as_tensor(data))
         except ValueError:
             continue
-        entries.check_counts(selected.indices, messages[0].plan)
-        for found in (selected, exact):
+        if selected.indices is not None:
+            bodies.check_counts(selected.indices, messages[0].plan)
+        for found in (selected, uncompressed):
             assert_entries(found, messages[0].plan)
 
 
@@ -185,15 +193,15 @@ def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
     row = ROWS[name]
     messages = list(messages_of(row, torch.float32))
     plan = messages[0].plan
-    draw = entries.random_key(plan, messages[0], rank=0)
-    bodies = []
+    sent = []
     for message in messages:
         chosen = row.recipe.select(message).entries
-        body = entries.encode_counted(chosen, plan, row.recipe, Stats(), draw)
-        bodies.append(as_bytes(body))
-    for data in many(bodies, 2000):
+        body = bodies.Bodies(message, row.recipe, Stats(), rank=0).encode_counted(chosen, plan)
+        sent.append(as_bytes(body))
+    reader = bodies.Bodies(messages[0], row.recipe, Stats(), rank=0)
+    for data in many(sent, 2000):
         try:
-            found = entries.decode_counted(as_tensor(data), plan, row.recipe, messages[0], draw)
+            found = reader.decode_counted(as_tensor(data), plan)
         except ValueError:
             continue
         assert_entries(found, plan)
@@ -204,11 +212,11 @@ def test_mutated_values_at_a_mask_are_values_or_refused(name):
     quantize = ROWS[name].recipe.quantize
     counts, generator = torch.tensor([30, 0, 1, 9]), torch.Generator().manual_seed(3)
     rows = torch.randn(4, 40, generator=generator)
-    guess = torch.randn(40, generator=generator) if quantize.tensors else None
-    bodies = [as_bytes(quantize.encode(values, counts, guess)) for values in rows]
-    for data in many(bodies, 1500):
+    context = Context(counts, guess=torch.randn(40, generator=generator))
+    sent = [as_bytes(quantize.encode(values, context)) for values in rows]
+    for data in many(sent, 1500):
         try:
-            values = quantize.decode(as_tensor(data), counts, guess)
+            values = quantize.decode(as_tensor(data), context)
         except ValueError:
             continue
         assert values.shape == (40,)

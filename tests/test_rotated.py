@@ -1,13 +1,12 @@
 """Rotated quantization: what the quantizer alone promises; the laws are held elsewhere."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
 
 from ddp_compress import recipes
 from ddp_compress.exchange import Sharded
+from ddp_compress.message.context import Context
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.quantize import Rotated
 from ddp_compress.quantize.blocks import Blocks
@@ -18,9 +17,9 @@ NAMES = ("a", "b")
 def roundtrip(quantizer: Rotated, values: Tensor, counts: list[int], step: int = 0) -> Tensor:
     """What another rank decodes, after the checks that hold for all."""
     groups = torch.tensor(counts)
-    data = quantizer.encode(values, groups, None, RandomKey(NAMES, step, rank=1))
-    assert len(data) == quantizer.size(SimpleNamespace(ks=groups))
-    found = quantizer.decode(data, groups, None, RandomKey(NAMES, step, rank=0))
+    data = quantizer.encode(values, Context(groups, RandomKey(NAMES, step, rank=1)))
+    assert len(data) == quantizer.size(groups)
+    found = quantizer.decode(data, Context(groups, RandomKey(NAMES, step, rank=0)))
     assert found.shape == values.shape
     assert found.dtype == torch.float32
     return found
@@ -83,7 +82,7 @@ def test_more_iterations_of_kashin_lose_less():
 
 
 def test_a_share_of_the_coefficients_travels():
-    counts = SimpleNamespace(ks=torch.tensor([8192, 8192]))
+    counts = torch.tensor([8192, 8192])
     assert Rotated(4).size(counts) == 2 * (4096 + 8)
     assert Rotated(4, keep=0.25).size(counts) == 2 * (1024 + 8)
     assert Rotated(3, keep=0.25).size(counts) == 2 * (768 + 8)
@@ -92,12 +91,12 @@ def test_a_share_of_the_coefficients_travels():
 def test_ranks_share_the_mask_and_the_signs_but_not_the_noise():
     values, counts, quantizer = tails(512), torch.tensor([512, 0]), Rotated(4, keep=0.5)
     one, two = (
-        quantizer.encode(values, counts, None, RandomKey(NAMES, 3, rank)) for rank in (0, 1)
+        quantizer.encode(values, Context(counts, RandomKey(NAMES, 3, rank))) for rank in (0, 1)
     )
     assert torch.equal(one[:8], two[:8])  # the smallest and the step of the same coefficients
     assert not torch.equal(one, two)
-    later = quantizer.encode(values, counts, None, RandomKey(NAMES, 4, rank=0))
-    reply = quantizer.encode(values, counts, None, RandomKey(NAMES, 3, rank=0, reply=True))
+    later = quantizer.encode(values, Context(counts, RandomKey(NAMES, 4, rank=0)))
+    reply = quantizer.encode(values, Context(counts, RandomKey(NAMES, 3, rank=0, reply=True)))
     assert not torch.equal(one[:8], later[:8])
     assert not torch.equal(one[:8], reply[:8])
 
@@ -116,16 +115,16 @@ def test_large_values_are_cut_off(value):
 
 
 def test_bytes_that_do_not_fit_are_refused():
-    quantizer, counts, draw = Rotated(4), torch.tensor([70, 0]), RandomKey(NAMES, 0, 0)
-    data = quantizer.encode(tails(70), counts, None, draw)
+    quantizer, context = Rotated(4), Context(torch.tensor([70, 0]), RandomKey(NAMES, 0, 0))
+    data = quantizer.encode(tails(70), context)
     for wrong in (data[:-1], torch.cat([data, data[:1]])):
         with pytest.raises(ValueError, match="bytes, expected"):
-            quantizer.decode(wrong, counts, None, draw)
+            quantizer.decode(wrong, context)
     for bad, words in ((torch.nan, "not finite"), (1e37, "farther from 0")):
         wrong = data.clone()
         wrong[24:28] = torch.tensor([bad]).view(torch.uint8)  # behind six exact values
         with pytest.raises(ValueError, match=words):
-            quantizer.decode(wrong, counts, None, draw)
+            quantizer.decode(wrong, context)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole kernels of convolutions, in whatever memory format, and the three packages."""
+"""Whole kernels of convolutions, in whatever memory format, and the three lists."""
 
 import math
 
@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddp_compress import CompressionState, recipes
-from ddp_compress.exchange import entries
+from ddp_compress.body import KernelPatterns
+from ddp_compress.body.entry_list import EntryList
+from ddp_compress.exchange.bodies import Bodies
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.conv_kernels import ConvKernel
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.message import Chunk, Message
+from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
-from ddp_compress.quantize import KernelPatterns
+from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.stats import Stats
 from tests import pretend_cuda
 
@@ -121,11 +125,19 @@ def test_statistics_by_package_add_up():
     assert patterns.position_bits / patterns.entries < alone.position_bits / alone.entries
 
 
-# ------------------------------------------------------------------------------------ the packages
+# --------------------------------------------------------------------------------------- the lists
 
 PLAN = Plan(
     (Layout(("a", "b"), (18 * 40, 30), (ConvKernel(9, 2), ConvKernel())),), "model", density=1.0
 )
+RECIPE = recipes.smartidx()
+KEY = RandomKey(PLAN.group_names, step=0, rank=0)
+CHUNK = Chunk(torch.zeros(PLAN.numel), PLAN.layouts[0])
+BODIES = Bodies(Message([CHUNK], PLAN, 0, RECIPE.memory), RECIPE, Stats(), rank=0)
+
+
+def lists_of(entries: Entries) -> list[EntryList]:
+    return KernelPatterns().encode(entries, PLAN, PLAN, RECIPE, KEY)
 
 
 def of_kernels(signs: Tensor) -> Entries:
@@ -138,39 +150,44 @@ def of_kernels(signs: Tensor) -> Entries:
 def test_a_pattern_and_its_opposite_are_shared():
     minus = torch.rand(1, 9, generator=torch.Generator().manual_seed(0)) < 0.5
     signs = torch.cat([minus ^ bool(i % 3) for i in range(40)])
-    packages = KernelPatterns().pack(of_kernels(signs), PLAN)
-    assert [len(package.places) for package in packages] == [40, 0, 0]
+    lists = lists_of(of_kernels(signs))
+    assert [each.count for each in lists] == [9 * 40, 0, 0]
     # A mean, the pattern, a table, a state, and at most a bit for every kernel.
-    assert len(packages[0].values) <= 4 + 1 + 2 + 4 + 4 + 5
+    assert len(lists[0].values) <= 4 + 1 + 2 + 4 + 4 + 5
 
 
 def test_kernels_without_a_pattern_send_their_signs():
     signs = torch.rand(40, 9, generator=torch.Generator().manual_seed(0)) < 0.5
-    packages = KernelPatterns().pack(of_kernels(signs), PLAN)
-    assert [len(package.places) for package in packages] == [0, 40, 0]
-    assert len(packages[1].values) == 4 + 45
+    lists = lists_of(of_kernels(signs))
+    assert [each.count for each in lists] == [0, 9 * 40, 0]
+    assert len(lists[1].values) == 4 + 45
 
 
 def test_a_kernel_that_lacks_an_element_is_no_kernel():
     whole = of_kernels(torch.zeros(2, 9, dtype=torch.bool))
-    packages = KernelPatterns().pack(Entries(whole.positions[1:], whole.values[1:]), PLAN)
-    assert [package.entries for package in packages] == [0, 9, 8]
+    lists = lists_of(Entries(whole.positions[1:], whole.values[1:]))
+    assert [each.count for each in lists] == [0, 9, 8]
 
 
-def test_an_entry_in_two_packages_is_refused():
-    kernel, nothing = torch.tensor([0], dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+def test_an_entry_in_two_lists_is_refused():
+    kernel, nothing, single = (torch.tensor(at, dtype=torch.int32) for at in ([0], [], [4]))
+    of_kernels = CountedUniverse(PLAN.kernels.starts, int(PLAN.kernels.starts[-1]))
+    universes = (of_kernels, of_kernels, PLAN)
+    positions = map(RECIPE.codec.encode, (nothing, kernel, single), universes)
     mean = torch.tensor([1.0]).view(torch.uint8)
     signs = torch.zeros(2, dtype=torch.uint8)
-    values = torch.cat([mean, signs, mean, signs[:1]])
+    body = torch.cat([*positions, mean, signs, mean, signs[:1]])
     with pytest.raises(ValueError, match="an entry comes twice"):
-        KernelPatterns().unpack(
-            [nothing, kernel, torch.tensor([4], dtype=torch.int32)], values, PLAN
-        )
+        KernelPatterns().decode(body, PLAN, PLAN, RECIPE, KEY)
 
 
-MESSAGE = Message([Chunk(torch.zeros(PLAN.numel), PLAN.layouts[0])], PLAN, step=0)
-DRAW = entries.random_key(PLAN, MESSAGE, rank=0)
-RECIPE = recipes.smartidx()
+@pytest.mark.parametrize("codec", ["elias_fano", "golomb", "raw"])
+def test_few_kernels_beside_many_other_entries(codec):
+    """A list of kernels never takes more positions than there are kernels."""
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.Linear(20, 30))
+    state = CompressionState(model, recipes.smartidx(0.5, codec=codec))
+    grads = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+    assert sum(int(mean.count_nonzero()) for mean in state.reduce(grads).values()) > 300
 
 
 def a_body() -> Tensor:
@@ -180,8 +197,8 @@ def a_body() -> Tensor:
     keep = torch.ones(len(chosen), dtype=torch.bool)
     keep[-3:] = False
     some = Entries(chosen.positions[keep], chosen.values[keep])
-    body = entries.encode(some, PLAN, RECIPE, Stats(), DRAW)
-    found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
+    body = BODIES.encode(some, PLAN)
+    found = BODIES.decode(body, PLAN)
     assert torch.equal(found.positions, some.positions)
     assert torch.equal(found.values, some.values)
     return body
@@ -200,7 +217,7 @@ def test_altered_bytes_give_entries_within_the_plan_or_are_refused(data):
     wire += data.draw(st.binary(max_size=3))
     body = torch.tensor(list(wire), dtype=torch.uint8)
     try:
-        found = entries.decode(body, PLAN, RECIPE, MESSAGE, DRAW)
+        found = BODIES.decode(body, PLAN)
     except ValueError:
         return
     assert found.values.isfinite().all()

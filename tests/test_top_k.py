@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from ddp_compress.memory import Residual
 from ddp_compress.message.arena import Arena
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.message import Chunk, Message
+from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
 from ddp_compress.select import HeavierSide, TopK
 
@@ -18,7 +20,7 @@ def chosen(select: TopK, step: int, order: str = "abc") -> set[tuple[str, int]]:
     chunks = [
         Chunk(torch.ones(x.numel), x, Arena({"residual": torch.zeros(x.numel)})) for x in layouts
     ]
-    message = Message(chunks, Plan(layouts, "model", 0.1), step)
+    message = Message(chunks, Plan(layouts, "model", 0.1), step, Residual())
     places = [(name, i) for name in order for i in range(SIZES[name])]
     indices = select(message).entries.positions
     assert len(indices) == 100

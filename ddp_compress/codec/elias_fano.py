@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ class EliasFano:
         >>> len(wire), EliasFano().decode(wire, plan)
         (11, (tensor([  3,  14, 159], dtype=torch.int32), 11))
     """
+
+    implicit: ClassVar[bool] = False
 
     def size(self, universe: Universe) -> int:
         """Bytes of every message."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class Golomb:
         >>> len(wire), Golomb().decode(wire, plan)
         (5, (tensor([  3,  14, 159], dtype=torch.int32), 5))
     """
+
+    implicit: ClassVar[bool] = False
 
     def size(self, universe: Universe) -> int:
         """The most bytes that a message takes: headers, and what `EliasFano` would take.

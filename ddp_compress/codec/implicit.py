@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Implicit:
         >>> len(wire), Implicit().decode(wire, plan)
         (0, (tensor([0, 1, 2, 3], dtype=torch.int32), 0))
     """
+
+    implicit: ClassVar[bool] = True
 
     def size(self, universe: Universe) -> int:
         """None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Raw:
         >>> Raw().decode(wire, plan)
         (tensor([3], dtype=torch.int32), 8)
     """
+
+    implicit: ClassVar[bool] = False
 
     def size(self, universe: Universe) -> int:
         """Bytes of every message."""

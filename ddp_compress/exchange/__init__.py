@@ -5,21 +5,25 @@ from ddp_compress.exchange.all_gather import AllGather
 from ddp_compress.exchange.ballot_box import BallotBox
 from ddp_compress.exchange.by_size import BySize
 from ddp_compress.exchange.rotating_owner import RotatingOwner
+from ddp_compress.exchange.running_average import RunningAverage
 from ddp_compress.exchange.sharded import Sharded
 from ddp_compress.exchange.shared_mask import SharedMask
+from ddp_compress.exchange.union import Union
 
 __all__ = [
     "AllGather",
     "BallotBox",
     "BySize",
     "RotatingOwner",
+    "RunningAverage",
     "Sharded",
     "SharedMask",
+    "Union",
     "exchange_by_name",
 ]
 
 
-def exchange_by_name(name: str) -> AllGather | Sharded:
+def exchange_by_name(name: str) -> AllGather | Sharded | Union:
     """How ranks share selected entries, by the word that recipes use.
 
     Args:
@@ -36,12 +40,12 @@ def exchange_by_name(name: str) -> AllGather | Sharded:
 
     Example:
         >>> exchange_by_name("union")
-        Sharded(down='union')
+        Union()
     """
-    exchanges: dict[str, AllGather | Sharded] = {
+    exchanges: dict[str, AllGather | Sharded | Union] = {
         "all_gather": AllGather(),
         "sharded": Sharded(),
-        "union": Sharded("union"),
+        "union": Union(),
     }
     check_one_of("exchange", name, exchanges)
     return exchanges[name]

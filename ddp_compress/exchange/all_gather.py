@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange import entries
+from ddp_compress.exchange.bodies import Bodies, select
+from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries
-from ddp_compress.message.message import Delivery, Message
+from ddp_compress.message.message import Message
+from ddp_compress.message.selection import Selection
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.stats import Stats
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Work
+from ddp_compress.transport.phases import Phases
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe, Tensors
@@ -38,59 +39,64 @@ class AllGather:
     has_large_sender: ClassVar[bool] = False
     tensors: ClassVar[Tensors] = {}
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, list[Delivery] | None]:
+    def check(self, recipe: Recipe) -> None:
+        """Whatever is selected can be gathered."""
+
+    def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
-        answers = yield from channel.share(
-            lambda: _encode(message, recipe, channel.stats, channel.rank)
-        )
-        if answers is None:
+        selection: list[Selection] = []  # of this rank, once it is made
+
+        def body() -> Tensor | None:
+            selection.append(select(message, recipe))
+            return _encode(selection[0], message, recipe, channel.stats, channel.rank)
+
+        bodies = yield from channel.share(body)
+        if bodies is None:
             return None
         selected, uncompressed = [], []
-        for rank, answer in enumerate(answers):
+        for rank, body_of_rank in enumerate(bodies):
             try:
-                sparse, dense = _decode(answer, message, recipe, rank)
+                entries, values = _decode(body_of_rank, message, recipe, channel.stats, rank)
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
-            selected.append(sparse)
-            uncompressed.append(dense)
-        scale = 1.0 / channel.world_size
-        deliveries = [Delivery([selected[channel.rank]], selected, scale)]
+            selected.append(entries)
+            uncompressed.append(values)
+        scale, rank = 1.0 / channel.world_size, channel.rank
+        deliveries = [
+            Delivery(selected[rank : rank + 1], selected, scale, writes=selection[0].writes)
+        ]
         if len(message.plan.uncompressed):
-            deliveries.append(
-                Delivery([uncompressed[channel.rank]], uncompressed, scale, uncompressed=True)
-            )
+            sent = uncompressed[rank : rank + 1]
+            deliveries.append(Delivery(sent, uncompressed, scale, uncompressed=True))
         return deliveries
 
 
-def _encode(message: Message, recipe: Recipe, stats: Stats, rank: int) -> Tensor | None:
+def _encode(
+    selection: Selection, message: Message, recipe: Recipe, stats: Stats, rank: int
+) -> Tensor | None:
     """The body, or None where a gradient is not finite."""
-    selection = entries.select(message, recipe)
     if not selection.finite:
         return None
-    uncompressed = message.clamped(message.values_at(message.plan.uncompressed)).to(
-        message.grads[0].dtype
-    )
-    stats.nonzeros += len(uncompressed)
-    key = entries.random_key(message.plan, message, rank)
-    selected = entries.encode(selection.entries, message.plan, recipe, stats, key)
+    selected = Bodies(message, recipe, stats, rank).encode(selection.entries, message.plan)
+    positions = message.plan.uncompressed
+    if not len(positions):
+        return selected
+    uncompressed = message.clamped(message.values_at(positions)).to(message.dtype)
+    stats.nonzeros += len(positions)
     return torch.cat([uncompressed.view(torch.uint8), selected])
 
 
-def _decode(body: Tensor, message: Message, recipe: Recipe, rank: int) -> tuple[Entries, Entries]:
+def _decode(
+    body: Tensor, message: Message, recipe: Recipe, stats: Stats, rank: int
+) -> tuple[Entries, Entries]:
     """Selected and uncompressed entries of a rank's body."""
-    plan, dtype = message.plan, message.grads[0].dtype
-    uncompressed_bytes = len(plan.uncompressed) * dtype.itemsize
-    if len(body) < uncompressed_bytes:
-        raise ValueError(
-            f"uncompressed values: got {len(body)} bytes, expected {uncompressed_bytes}"
-        )
-    uncompressed = body[:uncompressed_bytes].clone().view(dtype)
+    plan, dtype = message.plan, message.dtype
+    size = len(plan.uncompressed) * dtype.itemsize
+    if len(body) < size:
+        raise ValueError(f"uncompressed values: got {len(body)} bytes, expected {size}")
+    selected = Bodies(message, recipe, stats, rank).decode(body[size:], plan)
+    uncompressed = body[:size].clone().view(dtype)
     if not uncompressed.isfinite().all():
         raise ValueError("uncompressed values: a value is not finite")
     uncompressed = uncompressed.to(message.device, message.memory_dtype, non_blocking=True)
-    selected = entries.decode(
-        body[uncompressed_bytes:], plan, recipe, message, entries.random_key(plan, message, rank)
-    )
     return selected, Entries(to_device_of(plan.uncompressed, uncompressed), uncompressed)

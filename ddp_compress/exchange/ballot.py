@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.exchange.entries import COUNT_BYTES, read_count
+from ddp_compress.exchange.bodies import COUNT_BYTES, read_count
 from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.checks import check_int, check_one_of
-from ddp_compress.exchange import ballot, entries
+from ddp_compress.checks import check_bool, check_int, check_one_of
+from ddp_compress.exchange import ballot
+from ddp_compress.exchange.bodies import select
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
@@ -21,7 +22,7 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.ops.reference import salts, shift_salts
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Work
+from ddp_compress.transport.phases import Phases
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe
@@ -68,13 +69,12 @@ class BallotBox:
     has_large_sender: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_bool("random", self.random)
         check_one_of("ballot_box", self.count, ("auto", "gather", "sharded"))
         check_int("seed", self.seed)
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, Mask | None]:
-        """See `shared_mask.Agree.run`."""
+    def mask(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Mask | None]:
+        """See `shared_mask.Agree`."""
         size, others = recipe.codec.size(message.plan), channel.world_size - 1
         sharded = 2 * size * others // channel.world_size + 4 * PHASE_BYTES
         gathers = self.count == "gather" or (self.count == "auto" and size * others <= sharded)
@@ -96,7 +96,7 @@ class _Poll:
 
     def vote(self) -> Tensor | None:
         """The positions that this rank votes for; None where a gradient is not finite."""
-        selection = entries.select(self.message, self.recipe)
+        selection = select(self.message, self.recipe)
         self.writes = selection.writes
         return selection.entries.positions if selection.finite else None
 
@@ -142,7 +142,7 @@ class _Poll:
 class _Gathered(_Poll):
     """Every rank gathers every ballot."""
 
-    def run(self) -> Generator[Work, None, Mask | None]:
+    def run(self) -> Phases[Mask | None]:
         bodies = yield from self.channel.share(self._ballot)
         if bodies is None:
             return None
@@ -173,7 +173,7 @@ class _Sharded(_Poll):
         # Voted for, of those that this rank owns.
         self._positions = self._keys = host.empty(0, dtype=torch.int32)
 
-    def run(self) -> Generator[Work, None, Mask | None]:
+    def run(self) -> Phases[Mask | None]:
         channel = self.channel
         bodies = yield from channel.route(self._ballots)
         if bodies is None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ddp_compress.message.message import Delivery, Message
+from ddp_compress.checks import check_count, check_part
+from ddp_compress.message.delivery import Deliveries
+from ddp_compress.message.message import Message
+from ddp_compress.recipe import Exchange
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Work
+from ddp_compress.transport.phases import Phases
 
 if TYPE_CHECKING:
-    from ddp_compress.recipe import Exchange, Recipe, Tensors
+    from ddp_compress.recipe import Recipe, Tensors
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,22 @@ class BySize:
     many_phase: ClassVar[bool] = True
     has_large_sender: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_part("few", self.few, Exchange, slot="exchange")
+        check_part("many", self.many, Exchange, slot="exchange")
+        check_count("limit", self.limit, least=1)
+
     @property
     def tensors(self) -> Tensors:
         """What either keeps."""
         return {**self.few.tensors, **self.many.tensors}
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, list[Delivery] | None]:
+    def check(self, recipe: Recipe) -> None:
+        """Both must take the recipe's parts: the number of ranks is not known yet."""
+        self.few.check(recipe)
+        self.many.check(recipe)
+
+    def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
         chosen = self.few if channel.world_size <= self.limit else self.many
         return (yield from chosen.run(message, recipe, channel))

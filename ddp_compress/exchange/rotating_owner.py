@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange import entries
+from ddp_compress.exchange.bodies import check_counts, select
 from ddp_compress.exchange.shared_mask import Mask
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.ops import host
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Work
+from ddp_compress.transport.phases import Phases
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Recipe
@@ -36,18 +36,18 @@ class RotatingOwner:
 
     has_large_sender: ClassVar[bool] = True
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, Mask | None]:
-        """See `shared_mask.Agree.run`."""
+    def mask(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Mask | None]:
+        """See `shared_mask.Agree`."""
         plan, owner = message.plan, message.step % channel.world_size
+        writes: dict[str, Entries] = {}
 
         def build() -> Tensor | None:
             if channel.rank != owner:
                 return host.empty(0, dtype=torch.uint8) if message.is_finite() else None
-            selection = entries.select(message, recipe)
+            selection = select(message, recipe)
             if not selection.finite:
                 return None
+            writes.update(selection.writes)
             body = recipe.codec.encode(selection.entries.positions, plan)
             channel.stats.position_bits += 8 * len(body)
             return body
@@ -58,7 +58,7 @@ class RotatingOwner:
 
         def read() -> Tensor:
             mask, _ = recipe.codec.decode(bodies[owner].to(message.device, non_blocking=True), plan)
-            entries.check_counts(mask, plan)
+            check_counts(mask, plan)
             return mask
 
-        return Mask(channel.attempt(read))
+        return Mask(channel.attempt(read), writes)

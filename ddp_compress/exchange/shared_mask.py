@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ddp_compress.body import Listed
+from ddp_compress.checks import check_part
+from ddp_compress.exchange.running_average import RunningAverage
 from ddp_compress.exchange.uncompressed import reduce_uncompressed
+from ddp_compress.message.context import Context
+from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries
-from ddp_compress.message.message import Delivery, Message
+from ddp_compress.message.message import Message
 from ddp_compress.message.random_key import RandomKey
-from ddp_compress.quantize import Values
+from ddp_compress.quantize import Levels
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Work
+from ddp_compress.transport.phases import Phases
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Quantize, Recipe, Tensors
@@ -36,6 +41,7 @@ class Mask:
     writes: Mapping[str, Entries] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Agree(Protocol):
     """How ranks agree on a mask."""
 
@@ -43,9 +49,7 @@ class Agree(Protocol):
     def has_large_sender(self) -> bool:
         """See `recipe.Exchange`."""
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, Mask | None]:
+    def mask(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Mask | None]:
         """The mask, the same on every rank; None where a gradient is not finite."""
 
 
@@ -60,77 +64,132 @@ class SharedMask:
 
     Args:
         agree: how ranks agree on a mask.
+        predictor: what guesses the values; None for nothing.
 
     Example:
         >>> from ddp_compress.exchange import RotatingOwner
         >>> SharedMask(RotatingOwner())
-        SharedMask(agree=RotatingOwner())
+        SharedMask(agree=RotatingOwner(), predictor=None)
     """
 
     agree: Agree
+    predictor: RunningAverage | None = None
 
     many_phase: ClassVar[bool] = True
-    tensors: ClassVar[Tensors] = {}
+
+    def __post_init__(self) -> None:
+        check_part("agree", self.agree, Agree, slot="exchange")
+        if not isinstance(self.predictor, RunningAverage | None):
+            raise TypeError(
+                f"predictor must be exchange.RunningAverage(beta) or None, got {self.predictor!r}"
+            )
 
     @property
     def has_large_sender(self) -> bool:
         """Whether the mask comes from one rank, in turn."""
         return self.agree.has_large_sender
 
-    def run(
-        self, message: Message, recipe: Recipe, channel: Channel
-    ) -> Generator[Work, None, list[Delivery] | None]:
+    @property
+    def tensors(self) -> Tensors:
+        """The predictor's."""
+        return {} if self.predictor is None else self.predictor.tensors
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise a `ValueError` where there are no positions to agree on, or no use of a guess."""
+        if recipe.select.sends_all:
+            raise ValueError(
+                f"exchange={self!r} agrees on positions, and select={recipe.select!r} sends all "
+                "entries: take exchange=AllGather() or Sharded()"
+            )
+        if recipe.body != Listed():
+            raise ValueError(
+                f"exchange={self!r} sends positions and values apart, and body={recipe.body!r} "
+                "holds both: take body=Listed()"
+            )
+        if self.predictor is not None and not isinstance(recipe.quantize, Levels):
+            raise ValueError(
+                f"predictor={self.predictor!r} guesses levels, and quantize={recipe.quantize!r} "
+                "has none: take quantize=Levels(), or predictor=None"
+            )
+
+    def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
-        mask = yield from self.agree.run(message, recipe, channel)
+        mask = yield from self.agree.mask(message, recipe, channel)
         if mask is None:
             return None
         uncompressed = yield from reduce_uncompressed(message, channel)
-        delivery = yield from _average(mask.positions, message, recipe.quantize, channel)
-        return [replace(delivery, writes={**mask.writes, **delivery.writes}), *uncompressed]
+        average = None if self.predictor is None else message.kept_at("average", mask.positions)
+        values = _MaskedValues(message, mask.positions, recipe.quantize, average, channel)
+        sent, received, scale = yield from values.average()
+        writes = dict(mask.writes)
+        if self.predictor is not None and average is not None:
+            total = reduce(torch.add, received)  # in rank order on every device
+            learned = self.predictor.next(average, total * scale)
+            writes["average"] = Entries(mask.positions, learned)
+        lists = [Entries(mask.positions, each) for each in received]
+        gone, unused = Entries(mask.positions, sent), message.unused_at(mask.positions)
+        if unused is not None:  # there nothing was sent, and momentum stays
+            gone = Entries(mask.positions[~unused], sent[~unused])
+        return [Delivery([gone], lists, scale, writes=writes), *uncompressed]
 
 
-def _average(
-    mask: Tensor, message: Message, quantize: Quantize, channel: Channel
-) -> Generator[Work, None, Delivery]:
-    """Average the accumulated gradients at the mask."""
-    counts, k, stats = message.plan.counts(mask), message.plan.k, channel.stats
-    name = next(iter(quantize.tensors), None)
-    guess = message.kept_at(name, mask) if name else None
-    stats.nonzeros += len(mask)
-    key = RandomKey(message.plan.group_names, message.step, channel.rank)
+class _MaskedValues:
+    """The accumulated gradient at a mask [K], on its way to the other ranks."""
 
-    def encoded() -> Tensor:
-        return quantize.encode(message.clamped(message.values_at(mask)), counts, guess, key)
+    def __init__(
+        self,
+        message: Message,
+        mask: Tensor,
+        quantize: Quantize,
+        guess: Tensor | None,
+        channel: Channel,
+    ) -> None:
+        plan = message.plan
+        key = RandomKey(plan.group_names, message.step, channel.rank)
+        self._context = Context(plan.counts(mask), key, guess)
+        self._message = message
+        self._mask = mask
+        self._quantize = quantize
+        self._channel = channel
 
-    def decoded(body: Tensor) -> Tensor:
-        values = quantize.decode(body, counts, guess, key)
-        return values.to(message.device, message.memory_dtype, non_blocking=True)
+    def average(self) -> Phases[tuple[Tensor, list[Tensor], float]]:
+        """What this rank has sent [K]; what came, to be added up and scaled."""
+        quantize, channel, ks = self._quantize, self._channel, self._message.plan.ks
+        channel.stats.nonzeros += len(self._mask)
+        reduced = 2 * int(ks.sum()) * quantize.sum_dtype.itemsize
+        if channel.world_size * quantize.size(ks) <= reduced:
+            return (yield from self._gather())
+        return (yield from self._reduce())
 
-    summed = quantize.dtype if isinstance(quantize, Values) else torch.float32
-    if channel.world_size * quantize.size(message.plan) <= 2 * k * summed.itemsize:
-        bodies = yield from channel.share(encoded)
+    def _gather(self) -> Phases[tuple[Tensor, list[Tensor], float]]:
+        channel = self._channel
+        bodies = yield from channel.share(self._encoded)
         assert bodies is not None, "all was finite when the mask was agreed on"
-        stats.value_bits += 8 * len(bodies[channel.rank])
-        received, scale = [decoded(body) for body in bodies], 1.0 / channel.world_size
-        sent = received[channel.rank]
-    else:
-        # All K places, whatever the mask's length: a rank that could not read it must still meet
-        # the others in a collective of one size.
-        sent, mean = yield from channel.mean(
-            lambda: pad(decoded(encoded()), (0, k - len(mask))), k, summed
+        channel.stats.value_bits += 8 * len(bodies[channel.rank])
+        received = [self._decoded(body) for body in bodies]
+        return received[channel.rank], received, 1.0 / channel.world_size
+
+    def _reduce(self) -> Phases[tuple[Tensor, list[Tensor], float]]:
+        """In the quantizer's dtype for sums.
+
+        All K places, whatever the mask's length: a rank that could not read it must still meet the
+        others in a collective of one size.
+        """
+        k, dtype, length = self._message.plan.k, self._quantize.sum_dtype, len(self._mask)
+        sent, mean = yield from self._channel.mean(
+            lambda: pad(self._decoded(self._encoded()), (0, k - length)), k, dtype
         )
-        stats.value_bits += 8 * k * summed.itemsize
-        sent, mean = (
-            each[: len(mask)].to(message.device, message.memory_dtype, non_blocking=True)
-            for each in (sent, mean)
-        )
-        received, scale = [mean], 1.0
-    writes = {}
-    if name and guess is not None:
-        total = reduce(torch.add, received)  # in rank order on every device
-        writes[name] = Entries(mask, quantize.learn(guess, total * scale))
-    lists = [Entries(mask, values) for values in received]
-    gone, unused = Entries(mask, sent), message.unused_at(mask)
-    if unused is not None:  # there nothing was sent, and momentum stays
-        gone = Entries(mask[~unused], sent[~unused])
-    return Delivery([gone], lists, scale, writes=writes)
+        self._channel.stats.value_bits += 8 * k * dtype.itemsize
+        sent, mean = (self._on_device(each[:length]) for each in (sent, mean))
+        return sent, [mean], 1.0
+
+    def _encoded(self) -> Tensor:
+        message = self._message
+        return self._quantize.encode(message.clamped(message.values_at(self._mask)), self._context)
+
+    def _decoded(self, body: Tensor) -> Tensor:
+        return self._on_device(self._quantize.decode(body, self._context))
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        message = self._message
+        return values.to(message.device, message.memory_dtype, non_blocking=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.message.message import memory_dtype
+from ddp_compress.message.chunk import memory_dtype
 from ddp_compress.ops.devices import to_host
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddp_compress.ops import host
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Comm, Work, finished
+from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.phases import Phases, drive
 
 if TYPE_CHECKING:
     from ddp_compress.local.buffers import Buffers
@@ -34,12 +35,12 @@ def average_buffers(
     Raises:
         PeerError: on every rank, where one failed.
     """
-    return finished(_talk(Channel(comm, 1, comm.density, lambda: names, 0, step), buffers, names))
+    return drive(_talk(Channel(comm, 1, comm.density, lambda: names, 0, step), buffers, names))
 
 
 def _talk(
     channel: Channel, buffers: Buffers, names: Sequence[str]
-) -> Generator[Work, None, tuple[Tensor, Tensor]]:
+) -> Phases[tuple[Tensor, Tensor]]:
     nothing = host.empty(0, dtype=torch.uint8)
     mean, others, numel = nothing.to(buffers.dtype), nothing, buffers.numel(names)
     if buffers.others_of(names):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Comm, PeerError, Work, finished
+from ddp_compress.transport.comm import Comm, PeerError
+from ddp_compress.transport.phases import Phases, drive
 
 _COUNTS = struct.Struct("<II")
 
@@ -72,7 +73,7 @@ def call_roll(comm: Comm, step: int, answer: Callable[[], Answer]) -> list[Answe
     """
     comm.begin_step()
     channel = Channel(comm, 0, comm.density, lambda: "roll call", 0, step)
-    answers = finished(_talk(channel, answer))
+    answers = drive(_talk(channel, answer))
     for rank, other in enumerate(answers):
         if _reason(other) != _reason(answers[0]):
             raise PeerError(
@@ -84,7 +85,7 @@ def call_roll(comm: Comm, step: int, answer: Callable[[], Answer]) -> list[Answe
     return answers
 
 
-def _talk(channel: Channel, answer: Callable[[], Answer]) -> Generator[Work, None, list[Answer]]:
+def _talk(channel: Channel, answer: Callable[[], Answer]) -> Phases[list[Answer]]:
     bodies = yield from channel.share(lambda: answer().body())
     assert bodies is not None, "no rank calls its answer non-finite"
     return [Answer.of(body) for body in bodies]

@@ -9,7 +9,7 @@ import torch
 from ddp_compress.checks import check_number
 
 if TYPE_CHECKING:
-    from ddp_compress.message.message import Chunk
+    from ddp_compress.message.chunk import Chunk
 
 
 def clip_gradient(chunk: Chunk, limit: float) -> None:

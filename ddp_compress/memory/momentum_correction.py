@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddp_compress import ops
+from ddp_compress.memory.addends import Addends
 from ddp_compress.memory.clip import check_clip
 from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 if TYPE_CHECKING:
-    from ddp_compress.message.message import Chunk
+    from ddp_compress.message.chunk import Chunk
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class MomentumCorrection:
     def momentum_at(self, step: int) -> float:
         """The factor in a step."""
         return momentum_at(self.momentum, step)
+
+    def addends(self, chunk: Chunk) -> Addends:
+        """The velocity that was not sent, and the momentum."""
+        return Addends(chunk.kept["residual"], chunk.kept["momentum"])
+
+    def place_for_sums(self, chunk: Chunk) -> None:
+        """Sums are not kept: the momentum must be written too."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Move the gradient into momentum and residual, leaving zeros."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ddp_compress.memory.addends import Addends
 from ddp_compress.message.entries import Entries
 
 if TYPE_CHECKING:
-    from ddp_compress.message.message import Chunk
+    from ddp_compress.message.chunk import Chunk
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,13 @@ class NoMemory:
     def momentum_at(self, step: int) -> float:
         """None is kept."""
         return 0.0
+
+    def addends(self, chunk: Chunk) -> Addends:
+        """Nothing is added."""
+        return Addends()
+
+    def place_for_sums(self, chunk: Chunk) -> None:
+        """Sums are not kept."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Leave zeros in the gradient's place."""

@@ -33,6 +33,7 @@ class CountedUniverse:
     """A `Universe` for an exact count of positions, known to both sides.
 
     Example:
+        >>> import torch
         >>> CountedUniverse(torch.tensor([0, 600, 602]), k=5).numel
         602
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
-from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import (
     cell_means,
     groups_of,
@@ -21,12 +20,11 @@ from ddp_compress.quantize.symbols import (
 )
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
-    from ddp_compress.message.random_key import RandomKey
+    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)
-class Fractional(NoGuess):
+class Fractional:
     """A sign, and one of 2^(bits - 1) intervals of magnitude, each as its mean.
 
     In every group the intervals are equally wide on a logarithmic scale, from the smallest
@@ -44,13 +42,16 @@ class Fractional(NoGuess):
     Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020), §4.3.2.
 
     Example:
-        >>> counts = torch.tensor([5])
-        >>> wire = Fractional(bits=2).encode(torch.tensor([1.0, -2.0, 0.0, 16.0, -18.0]), counts)
-        >>> Fractional(bits=2).decode(wire, counts)
+        >>> from ddp_compress.message.context import Context
+        >>> context = Context(counts=torch.tensor([5]))
+        >>> values = torch.tensor([1.0, -2.0, 0.0, 16.0, -18.0])
+        >>> Fractional(bits=2).decode(Fractional(bits=2).encode(values, context), context)
         tensor([  1.5000,  -1.5000,   0.0000,  17.0000, -17.0000])
     """
 
     bits: int = 4
+
+    sum_dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
         if self.bits not in range(2, 7):
@@ -65,19 +66,13 @@ class Fractional(NoGuess):
         """Zero, then every level twice: positive and negative."""
         return 2 * self._levels + 1
 
-    def size(self, plan: Plan) -> int:
+    def size(self, counts: Tensor) -> int:
         """The means, and the most that the symbols take."""
-        return 4 * self._levels * len(plan.ks) + most_bytes(plan.k, self._alphabet)
+        return 4 * self._levels * len(counts) + most_bytes(int(counts.sum()), self._alphabet)
 
-    def encode(
-        self,
-        values: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def encode(self, values: Tensor, context: Context) -> Tensor:
         """The means of all levels of all groups, fp32; then a symbol a value."""
-        values = to_host(values)
+        values, counts = to_host(values), context.counts
         magnitudes = values.abs()
         levels = [_intervals(part, self._levels) for part in magnitudes.split(counts.tolist())]
         level = torch.cat([host.empty(0, dtype=torch.int64), *levels])
@@ -86,15 +81,9 @@ class Fractional(NoGuess):
         stream = ops.rans_encode(symbols, self._alphabet)
         return torch.cat([means.flatten().view(torch.uint8), stream])
 
-    def decode(
-        self,
-        data: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def decode(self, data: Tensor, context: Context) -> Tensor:
         """The mean of its level for every value, with its sign: fp32 [K]."""
-        data = to_host(data)
+        data, counts = to_host(data), context.counts
         means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)
         rest = data[means.nbytes :]
         symbols, used = read_symbols("fractional", rest, int(counts.sum()), self._alphabet)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.ops.devices import to_device_of
-from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
-    from ddp_compress.message.random_key import RandomKey
+    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)
-class Means(NoGuess):
+class Means:
     """The mean of a group stands for all its values: no bits a value, 32 a group.
 
     The mean is exact (see `reference.segment_means`), so every device finds the same one.
@@ -26,36 +24,28 @@ class Means(NoGuess):
     Source: Sattler et al., Sparse Binary Compression (2018), §II, Alg. 2.
 
     Example:
-        >>> counts = torch.tensor([2, 1])
-        >>> wire = Means().encode(torch.tensor([1.0, 2.0, -8.0]), counts)
-        >>> Means().decode(wire, counts)
+        >>> from ddp_compress.message.context import Context
+        >>> context = Context(counts=torch.tensor([2, 1]))
+        >>> wire = Means().encode(torch.tensor([1.0, 2.0, -8.0]), context)
+        >>> Means().decode(wire, context)
         tensor([ 1.5000,  1.5000, -8.0000])
     """
 
-    def size(self, plan: Plan) -> int:
+    sum_dtype: ClassVar[torch.dtype] = torch.float32
+
+    def size(self, counts: Tensor) -> int:
         """Four bytes a group."""
-        return 4 * len(plan.ks)
+        return 4 * len(counts)
 
-    def encode(
-        self,
-        values: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def encode(self, values: Tensor, context: Context) -> Tensor:
         """The groups' means, fp32: uint8 [4 G]."""
-        return ops.segment_means(values, counts).view(torch.uint8)
+        return ops.segment_means(values, context.counts).view(torch.uint8)
 
-    def decode(
-        self,
-        data: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def decode(self, data: Tensor, context: Context) -> Tensor:
         """The mean of its group for every value: fp32 [K]."""
-        if len(data) != 4 * len(counts):
-            raise ValueError(f"means: got {len(data)} bytes, expected {4 * len(counts)}")
+        counts, expected = context.counts, self.size(context.counts)
+        if len(data) != expected:
+            raise ValueError(f"means: got {len(data)} bytes, expected {expected}")
         means = data.clone().view(torch.float32)
         if not means.isfinite().all():
             raise ValueError("means: a mean is not finite")

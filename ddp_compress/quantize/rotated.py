@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.ops.reference import block_salts, random_words
 from ddp_compress.quantize.blocks import SMALLEST, Blocks, blocks
-from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 from ddp_compress.schedules import check_density
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
+    from ddp_compress.message.context import Context
     from ddp_compress.message.random_key import RandomKey
 
 Transform = Literal["hadamard", "kashin", "none"]
@@ -30,7 +29,7 @@ LIMIT = 1e26  # of a value: its levels are nearer, also where one coefficient st
 
 
 @dataclass(frozen=True)
-class Rotated(NoGuess):
+class Rotated:
     """Turn blocks of values, send some of the coefficients, rounded to 2^bits levels at random.
 
     Every group is cut into blocks of 8192, 4096, ... 32 coefficients, the largest first; fewer
@@ -64,10 +63,12 @@ class Rotated(NoGuess):
     Requirements (2018), §3.1 and App. A.
 
     Example:
+        >>> from ddp_compress.message.context import Context
         >>> from ddp_compress.message.random_key import RandomKey
-        >>> counts, key, rotated = torch.tensor([3]), RandomKey(("weight",), 0, 0), Rotated(bits=4)
-        >>> data = rotated.encode(torch.tensor([1.0, -2.0, 8.0]), counts, None, key)
-        >>> rotated.decode(data, counts, None, key)
+        >>> context = Context(torch.tensor([3]), RandomKey(("weight",), step=0, rank=0))
+        >>> rotated = Rotated(bits=4)
+        >>> data = rotated.encode(torch.tensor([1.0, -2.0, 8.0]), context)
+        >>> rotated.decode(data, context)
         tensor([ 1., -2.,  8.])
     """
 
@@ -78,6 +79,8 @@ class Rotated(NoGuess):
     iterations: int = 2
     seed: int = 0
 
+    sum_dtype: ClassVar[torch.dtype] = torch.float32
+
     def __post_init__(self) -> None:
         check_int("bits", self.bits)
         if not 1 <= self.bits <= 8:
@@ -87,21 +90,14 @@ class Rotated(NoGuess):
         check_count("iterations", self.iterations, least=1)
         check_int("seed", self.seed)
 
-    def size(self, plan: Plan) -> int:
+    def size(self, counts: Tensor) -> int:
         """Bytes of all exact values, levels and codes."""
-        cut = self._cut(plan.ks)
+        cut = self._cut(counts)
         return 4 * self._numbers(cut) + self._code_bytes(cut)
 
-    def encode(
-        self,
-        values: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def encode(self, values: Tensor, context: Context) -> Tensor:
         """The exact values and the blocks' levels, fp32, then their codes."""
-        assert key is not None, "what is random comes of it"
-        cut = self._cut(counts)
+        cut, key = self._cut(context.counts), context.key
         values, left_over = cut.split(values.clamp(-LIMIT, LIMIT).float())
         coefficients = self._turned(values, cut, key)
         if self.keep < 1:
@@ -114,16 +110,9 @@ class Rotated(NoGuess):
         codes, levels = ops.uniform_encode(coefficients, cut.kept_bounds, salts, self.bits)
         return torch.cat([left_over.view(torch.uint8), levels.view(torch.uint8), codes])
 
-    def decode(
-        self,
-        data: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values again, with noise: fp32 [K]."""
-        assert key is not None, "what is random comes of it"
-        cut = self._cut(counts)
+        cut, key = self._cut(context.counts), context.key
         numbers = self._numbers(cut)
         expected = 4 * numbers + self._code_bytes(cut)
         if len(data) != expected:

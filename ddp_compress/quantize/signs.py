@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
-from ddp_compress.quantize.no_guess import NoGuess
 from ddp_compress.quantize.symbols import read_means
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
-    from ddp_compress.message.random_key import RandomKey
+    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)
-class Signs(NoGuess):
+class Signs:
     """A bit for the sign of a value, and a mean magnitude that many values share.
 
     With one magnitude a group, and positions beside it, this is sparse ternary compression.
@@ -36,13 +34,16 @@ class Signs(NoGuess):
     Momentum SGD with Error-Feedback (NeurIPS 2019).
 
     Example:
-        >>> counts = torch.tensor([2, 1])
-        >>> wire = Signs().encode(torch.tensor([1.0, -2.0, -8.0]), counts)
-        >>> Signs().decode(wire, counts)
+        >>> from ddp_compress.message.context import Context
+        >>> context = Context(counts=torch.tensor([2, 1]))
+        >>> wire = Signs().encode(torch.tensor([1.0, -2.0, -8.0]), context)
+        >>> Signs().decode(wire, context)
         tensor([ 1.5000, -1.5000, -8.0000])
     """
 
     block: int | None = None
+
+    sum_dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
         if self.block is None:
@@ -51,30 +52,20 @@ class Signs(NoGuess):
         if self.block <= 0 or self.block % 8:
             raise ValueError(f"block must be a positive multiple of 8 or None, got {self.block!r}")
 
-    def size(self, plan: Plan) -> int:
+    def size(self, counts: Tensor) -> int:
         """Bytes of all scales and bits."""
-        in_scales, in_bits = self._bytes(plan.ks)
+        in_scales, in_bits = self._bytes(counts)
         return in_scales + in_bits
 
-    def encode(
-        self,
-        values: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def encode(self, values: Tensor, context: Context) -> Tensor:
         """The scales, fp32, then the sign bits (see `reference.sign_encode`)."""
+        counts = context.counts
         bits, scales = ops.sign_encode(values, _bounds(counts), self._block(counts))
         return torch.cat([scales.view(torch.uint8), bits])
 
-    def decode(
-        self,
-        data: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def decode(self, data: Tensor, context: Context) -> Tensor:
         """The mean magnitude of its block for every value, with its sign: fp32 [K]."""
+        counts = context.counts
         in_scales, in_bits = self._bytes(counts)
         if len(data) != in_scales + in_bits:
             raise ValueError(f"signs: got {len(data)} bytes, expected {in_scales + in_bits}")

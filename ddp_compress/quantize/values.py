@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from ddp_compress.checks import check_one_of
-from ddp_compress.quantize.no_guess import NoGuess
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
-    from ddp_compress.message.random_key import RandomKey
+    from ddp_compress.message.context import Context
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Values(NoGuess):
+class Values:
     """Every value on its own, in a floating-point type.
 
     Values too large for the type are sent as its largest number; error feedback keeps the rest.
@@ -32,9 +30,10 @@ class Values(NoGuess):
         ValueError: another dtype.
 
     Example:
-        >>> values = torch.tensor([1.5, -1e6])
-        >>> wire = Values(torch.float16).encode(values, torch.tensor([2]))
-        >>> Values(torch.float16).decode(wire, torch.tensor([2]))
+        >>> from ddp_compress.message.context import Context
+        >>> context = Context(counts=torch.tensor([2]))
+        >>> wire = Values(torch.float16).encode(torch.tensor([1.5, -1e6]), context)
+        >>> Values(torch.float16).decode(wire, context)
         tensor([ 1.5000e+00, -6.5504e+04])
     """
 
@@ -43,30 +42,23 @@ class Values(NoGuess):
     def __post_init__(self) -> None:
         check_one_of("value_dtype", self.dtype, DTYPES)
 
-    def size(self, plan: Plan) -> int:
-        """Bytes for all K values."""
-        return plan.k * self.dtype.itemsize
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """Their own."""
+        return self.dtype
 
-    def encode(
-        self,
-        values: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def size(self, counts: Tensor) -> int:
+        """Bytes for all K values."""
+        return int(counts.sum()) * self.dtype.itemsize
+
+    def encode(self, values: Tensor, context: Context) -> Tensor:
         """The values [K], cast: uint8 [K * itemsize]."""
         limit = torch.finfo(self.dtype).max
         return values.clamp(-limit, limit).to(self.dtype).view(torch.uint8)
 
-    def decode(
-        self,
-        data: Tensor,
-        counts: Tensor,
-        guess: Tensor | None = None,
-        key: RandomKey | None = None,
-    ) -> Tensor:
+    def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values [K], fp32."""
-        expected = int(counts.sum()) * self.dtype.itemsize
+        expected = self.size(context.counts)
         if len(data) != expected:
             raise ValueError(f"values: got {len(data)} bytes, expected {expected}")
         values = data.clone().view(self.dtype).float()

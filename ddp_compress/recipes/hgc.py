@@ -2,7 +2,7 @@
 
 from ddp_compress.checks import check_int
 from ddp_compress.codec import codec_by_name
-from ddp_compress.exchange import RotatingOwner, SharedMask
+from ddp_compress.exchange import RotatingOwner, RunningAverage, SharedMask
 from ddp_compress.memory import memory_with
 from ddp_compress.message.layout import Scope
 from ddp_compress.quantize import Levels
@@ -55,14 +55,15 @@ def hgc(
 
     Example:
         >>> hgc(density=0.001, bits=2).quantize
-        Levels(bits=2, predictor=None)
+        Levels(bits=2)
     """
     check_int("seed", seed)
+    average = None if predictor is None else RunningAverage(predictor)
     return Recipe(
         "hgc",
         memory_with(momentum),
         TopK(density, scope, seed),
-        Levels(bits, predictor),
+        Levels(bits),
         codec_by_name(codec),
-        SharedMask(RotatingOwner()),
+        SharedMask(RotatingOwner(), average),
     )

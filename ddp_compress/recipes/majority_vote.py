@@ -67,8 +67,8 @@ def majority_vote(
     Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020).
 
     Example:
-        >>> majority_vote(variant="random").exchange
-        SharedMask(agree=BallotBox(random=True, seed=0, count='auto'))
+        >>> majority_vote(variant="random").exchange.agree
+        BallotBox(random=True, seed=0, count='auto')
     """
     check_one_of("variant", variant, VARIANTS)
     check_one_of("value_bits", value_bits, (32, 16, 4))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ddp_compress.checks import check_one_of
+from ddp_compress.checks import check_bool, check_one_of
 from ddp_compress.codec import Implicit
 from ddp_compress.exchange import AllGather, BySize, Sharded
 from ddp_compress.memory import NoMemory, Residual
@@ -64,8 +64,7 @@ def rotated(
         >>> rotated(bits=4, keep=0.5).tensors
         {}
     """
-    if not isinstance(error_feedback, bool):
-        raise TypeError(f"error_feedback must be a bool, got {error_feedback!r}")
+    check_bool("error_feedback", error_feedback)
     quantize = Rotated(bits, transform, keep, not error_feedback, iterations, seed)
     if error_feedback and bits < 3:
         raise ValueError(f"error_feedback takes bits of 3 or more, got {bits}")

@@ -1,12 +1,13 @@
 """SmartIdx: whole kernels of convolutions, by the patterns of their signs."""
 
+from ddp_compress.body import KernelPatterns
+from ddp_compress.body.sign_patterns import MOST_PATTERNS
 from ddp_compress.checks import check_int
 from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import AllGather
 from ddp_compress.memory import memory_with
 from ddp_compress.message.layout import Scope
-from ddp_compress.quantize import KernelPatterns
-from ddp_compress.quantize.packages import MOST_PATTERNS
+from ddp_compress.quantize import Signs
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule
 from ddp_compress.select import WholeKernels
@@ -24,7 +25,7 @@ def smartidx(
     Entries travel in three packages: kernels whose signs follow one of a few shared patterns, other
     whole kernels with their signs, and individual entries (of linear layers, 1 x 1 convolutions,
     and lone large ones). All are ranked by the magnitude that they carry a bit, and the first are
-    sent, up to the density; see `select.WholeKernels` and `quantize.KernelPatterns`. Values are
+    sent, up to the density; see `select.WholeKernels` and `body.KernelPatterns`. Values are
     means: of every parameter and package one.
 
     A kernel is the trailing spatial block of a convolution's weight, contiguous or channels_last.
@@ -60,7 +61,8 @@ def smartidx(
         "smartidx",
         memory_with(momentum),
         WholeKernels(density, scope, patterns),
-        KernelPatterns(),
+        Signs(),
         codec_by_name(codec),
         AllGather(),
+        KernelPatterns(),
     )

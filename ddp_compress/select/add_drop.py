@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,8 +13,8 @@ from ddp_compress import ops
 from ddp_compress.checks import check_int
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Scope
-from ddp_compress.message.message import Selection
 from ddp_compress.message.plan import entry_count
+from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.schedules import Schedule, check_density
@@ -57,7 +57,7 @@ class AddDrop:
     scope: Scope = "model"
     seed: int = 0
 
-    needs: ClassVar[Sequence[str]] = TopK.needs
+    sends_all: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_density(self.change, "change")

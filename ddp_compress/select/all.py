@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,7 +10,7 @@ import torch
 
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Scope
-from ddp_compress.message.message import Selection
+from ddp_compress.message.selection import Selection
 from ddp_compress.ops.devices import to_device_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class All:
     density: ClassVar[float] = 1.0
     scope: ClassVar[Scope] = "tensor"
     tensors: ClassVar[Mapping[str, torch.dtype | None]] = {}
-    needs: ClassVar[Sequence[str]] = ()
+    sends_all: ClassVar[bool] = True
 
     def __call__(self, message: Message) -> Selection:
         """The accumulated gradient, of all but the uncompressed parameters; zeros where unused."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +13,7 @@ from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import SCOPES, Scope
-from ddp_compress.message.message import Selection
+from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.reference import salts
 from ddp_compress.schedules import Schedule, check_density
@@ -48,7 +48,7 @@ class TopK:
     seed: int | None = None
 
     heavier: ClassVar[bool] = False
-    needs: ClassVar[Sequence[str]] = ("residual",)
+    sends_all: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not callable(self.density):
@@ -65,17 +65,18 @@ class TopK:
     def __call__(self, message: Message) -> Selection:
         """Select from ``residual + (mu * momentum + grad)`` in one pass over memory.
 
-        On a CUDA device that pass leaves the sum beside the residual, to become it when the step
-        commits: two thirds of the traffic that adding anew would cost. On the host, where memory is
-        not as fast, nothing is written.
+        The sums are left where memory wants them, so that it need not add again.
         """
-        kept, plan = message.kept, message.plan
-        residuals = [tensors["residual"] for tensors in kept]
-        momenta = [tensors["momentum"] for tensors in kept if "momentum" in tensors]
-        on_device = message.device.type == "cuda" and not momenta
-        sums = [chunk.kept.next("residual") for chunk in message.chunks] if on_device else []
+        chunks, plan, memory = message.chunks, message.plan, message.memory
+        grads, addends = [c.grad for c in chunks], [memory.addends(c) for c in chunks]
+        residuals = [
+            residual if residual is not None else torch.zeros_like(grad, dtype=message.memory_dtype)
+            for grad, (residual, _) in zip(grads, addends, strict=True)
+        ]
+        momenta = [momentum for _, momentum in addends if momentum is not None]
+        sums = [memory.place_for_sums(chunk) for chunk in chunks]
         indices, values, finite = ops.topk(
-            message.grads,
+            grads,
             residuals,
             momenta,
             message.momentum,
@@ -84,9 +85,9 @@ class TopK:
             plan.ks,
             self._salts(message),
             self.heavier,
-            sums,
+            [each for each in sums if each is not None],
         )
-        for chunk, left in zip(message.chunks, sums, strict=False):
+        for chunk, left in zip(chunks, sums, strict=True):
             chunk.sums = left
         return Selection(Entries(indices, values), bool(finite))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +14,7 @@ from ddp_compress import ops
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import SCOPES, Scope
-from ddp_compress.message.message import Selection
+from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.schedules import Schedule, check_density
@@ -69,7 +69,7 @@ class WholeKernels:
     scope: Scope = "model"
     patterns: int = 2
 
-    needs: ClassVar[Sequence[str]] = ()
+    sends_all: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not callable(self.density):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.arena import Arena
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.message import Chunk
 from ddp_compress.ops.devices import SideStream, record_stream
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo

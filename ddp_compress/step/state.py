@@ -26,9 +26,9 @@ from ddp_compress.checkpoints.checkpoint import (
     dim_orders,
 )
 from ddp_compress.checks import check_count
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
-from ddp_compress.message.message import Chunk
 from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
@@ -563,7 +563,7 @@ class CompressionState:
             f"{type(recipe.memory).__name__}(momentum={recipe.memory.momentum_at(self.step):.9g}, "
             f"clip={recipe.memory.clip}), "
             f"{type(recipe.select).__name__}({select}), "
-            f"{recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
+            f"{recipe.body}, {recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
             f"step {self.step}, min_numel {settings.min_numel}, "
             f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(parameters):08x}, "
             f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"

@@ -12,9 +12,11 @@ from typing import Protocol
 import torch
 
 from ddp_compress.memory import clip_gradient
+from ddp_compress.message.chunk import Chunk, memory_dtype
+from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import add_entries
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.message import Chunk, Delivery, Message, memory_dtype
+from ddp_compress.message.message import Message
 from ddp_compress.message.plan import MAX_NUMEL, Plan, plan
 from ddp_compress.ops.devices import SideStream, record_stream
 from ddp_compress.recipe import Memory, Recipe
@@ -22,9 +24,10 @@ from ddp_compress.schedules import density_at
 from ddp_compress.step.scaling import mantissa, unscale
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.undo import Undo
-from ddp_compress.step.worker import Exchanging, Worker
+from ddp_compress.step.worker import Worker
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.phases import Phases
 
 
 @dataclass(frozen=True)
@@ -198,8 +201,7 @@ class Transaction:
         recipe = self._settings.recipe
         alone = self._plan([chunk], self._shared_density)
         uncompressed = len(alone.uncompressed) * chunk.grad.dtype.itemsize
-        positions = sum(map(recipe.codec.size, recipe.quantize.universes(alone, alone)))
-        return positions + recipe.quantize.size(alone) + uncompressed
+        return recipe.body.size(alone, recipe) + uncompressed
 
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
         layouts = tuple(chunk.layout for chunk in chunks)
@@ -215,10 +217,11 @@ class Transaction:
                 dtype = memory_dtype(chunk.grad.dtype)
                 chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
                 chunk.kept.reserve(recipe.memory.tensors)
-            message = Message(chunks, self._plan(chunks, self._density), self._step, self._momentum)
+            plan = self._plan(chunks, self._density)
+            message = Message(chunks, plan, self._step, recipe.memory, self._momentum)
             layout, setting = message.plan.layout_digest, partial(_setting, message, recipe)
             channel = Channel(self._comm, number, self._density, setting, layout, self._step)
-            exchange: Exchanging = recipe.exchange.run(message, recipe, channel)
+            exchange: Phases[Deliveries] = recipe.exchange.run(message, recipe, channel)
         except Exception as error:
             channel = Channel(self._comm, number, 0.0, lambda: None, 0, self._step)
             exchange = channel.report(error)
@@ -226,7 +229,7 @@ class Transaction:
         running = self._launch(self._side_stream.drive(exchange, device), channel)
         self._sent.append(_Sent(chunks, device, channel, running))
 
-    def _launch(self, exchange: Exchanging, channel: Channel) -> _Running:
+    def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> _Running:
         if self._worker is None:
             return _InTurns(exchange)
         before = self._sent[-1].running if self._sent else None
@@ -237,7 +240,7 @@ class Transaction:
 def _setting(message: Message, recipe: Recipe) -> object:
     """What ranks must share."""
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
-    parts = (recipe.quantize, recipe.codec, recipe.exchange)
+    parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
     return (recipe.name, *memory, *parts, message.plan.digest, message.must_match)
 
 
@@ -281,7 +284,7 @@ class _Running(Protocol):
     """An exchange under way."""
 
     done: bool
-    outcome: list[Delivery] | None
+    outcome: Deliveries
 
     def advance(self) -> None:
         """Go on to the next collective, or to the end and its outcome."""
@@ -293,10 +296,10 @@ class _Running(Protocol):
 class _InTurns:
     """An exchange launched here and now; this thread goes from phase to phase."""
 
-    def __init__(self, exchange: Exchanging) -> None:
+    def __init__(self, exchange: Phases[Deliveries]) -> None:
         self._exchange = exchange
         self.done = False
-        self.outcome: list[Delivery] | None = None
+        self.outcome: Deliveries = None
         self.advance()
 
     def advance(self) -> None:
@@ -315,10 +318,10 @@ class _InTurns:
 class _InOrder:
     """An exchange of many phases, on the worker's thread."""
 
-    def __init__(self, future: Future[list[Delivery] | None]) -> None:
+    def __init__(self, future: Future[Deliveries]) -> None:
         self.future = future
         self.done = False
-        self.outcome: list[Delivery] | None = None
+        self.outcome: Deliveries = None
 
     def advance(self) -> None:
         """Wait for its end."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from ddp_compress.message.message import Delivery
+from ddp_compress.message.delivery import Deliveries
 from ddp_compress.ops.devices import set_device
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import PeerError, Work
-
-Exchanging = Generator[Work, None, "list[Delivery] | None"]
+from ddp_compress.transport.comm import PeerError
+from ddp_compress.transport.phases import Phases, drive
 
 
 class Worker:
@@ -33,8 +31,8 @@ class Worker:
         )
 
     def submit(
-        self, exchange: Exchanging, channel: Channel, after: Future[list[Delivery] | None] | None
-    ) -> Future[list[Delivery] | None]:
+        self, exchange: Phases[Deliveries], channel: Channel, after: Future[Deliveries] | None
+    ) -> Future[Deliveries]:
         """Run an exchange on a channel.
 
         If the one before it in its step failed on every rank, fail alike without a word; if it
@@ -48,16 +46,11 @@ class Worker:
 
 
 def _drive(
-    exchange: Exchanging, channel: Channel, after: Future[list[Delivery] | None] | None
-) -> list[Delivery] | None:
+    exchange: Phases[Deliveries], channel: Channel, after: Future[Deliveries] | None
+) -> Deliveries:
     error = after and after.exception()
     if isinstance(error, PeerError):
         raise error
     if isinstance(error, Exception):
         exchange = channel.report(error)
-    while True:
-        try:
-            next(exchange)
-        except StopIteration as end:
-            outcome: list[Delivery] | None = end.value
-            return outcome
+    return drive(exchange)

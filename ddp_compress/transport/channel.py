@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from ddp_compress import ops
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
-from ddp_compress.transport.comm import Comm, PeerError, Work
+from ddp_compress.transport.comm import Comm, PeerError
 from ddp_compress.transport.frame import (
     ANNOUNCED,
     FAILED,
@@ -28,6 +28,7 @@ from ddp_compress.transport.frame import (
     text_body,
     unseal,
 )
+from ddp_compress.transport.phases import Phases
 
 
 class Channel:
@@ -110,9 +111,7 @@ class Channel:
             self._failure = error
             return host.empty(0, dtype=torch.int32)
 
-    def share(
-        self, build: Callable[[], Tensor | None]
-    ) -> Generator[Work, None, list[Tensor] | None]:
+    def share(self, build: Callable[[], Tensor | None]) -> Phases[list[Tensor] | None]:
         """Send one body to all ranks.
 
         Args:
@@ -140,9 +139,7 @@ class Channel:
             return None
         return [body for _, body in opened]
 
-    def route(
-        self, build: Callable[[], Sequence[Tensor] | None]
-    ) -> Generator[Work, None, list[Tensor] | None]:
+    def route(self, build: Callable[[], Sequence[Tensor] | None]) -> Phases[list[Tensor] | None]:
         """Send a body of its own to every rank, after a manifest of lengths and checksums.
 
         Args:
@@ -178,7 +175,7 @@ class Channel:
                 self._failure = ValueError(f"rank {rank}: message is corrupt: bad checksum")
         return arrived
 
-    def sum(self, build: Callable[[], Tensor], numel: int) -> Generator[Work, None, Tensor]:
+    def sum(self, build: Callable[[], Tensor], numel: int) -> Phases[Tensor]:
         """The sum over ranks of counts [numel], int32. If a rank failed, the next phase tells."""
         with self._comm.or_end():
             counts = host.zeros(numel, dtype=torch.int32)
@@ -187,7 +184,7 @@ class Channel:
 
     def mean(
         self, build: Callable[[], Tensor], numel: int, dtype: torch.dtype
-    ) -> Generator[Work, None, tuple[Tensor, Tensor]]:
+    ) -> Phases[tuple[Tensor, Tensor]]:
         """The mean over ranks of values [numel], by an all-reduce in a floating-point dtype.
 
         Values are divided by W before they are summed, so that no sum overflows; what is too large
@@ -216,7 +213,7 @@ class Channel:
         if self._failure is None:
             self.attempt(lambda: value.copy_(build()))
 
-    def report(self, error: Exception) -> Generator[Work, None, None]:
+    def report(self, error: Exception) -> Phases[None]:
         """Take part in a message that this rank failed to build, and tell every rank why.
 
         Raises:
@@ -243,7 +240,7 @@ class Channel:
         length = HEADER_BYTES + len(body)
         return seal(Header(self._density, fingerprint, self._step, flags, length), body)
 
-    def _meet(self, mine: Tensor) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
+    def _meet(self, mine: Tensor) -> Phases[list[tuple[Header, Tensor]]]:
         """Exchange frames, in a second and larger collective where one does not fit."""
         comm = self._comm
         # By the agreed step, not this rank's: whoever is in another must still meet the others.
@@ -268,9 +265,7 @@ class Channel:
             comm.plan_capacity(slot, length)
         return opened
 
-    def _pass(
-        self, frame: Tensor, sizes: list[int]
-    ) -> Generator[Work, None, list[tuple[Header, Tensor]]]:
+    def _pass(self, frame: Tensor, sizes: list[int]) -> Phases[list[tuple[Header, Tensor]]]:
         frames = yield from self._comm.all_to_all([frame] * self.world_size, sizes)
         return [_open(rank, frame) for rank, frame in enumerate(frames)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 import ctypes
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
 
@@ -19,15 +19,7 @@ from torch import Tensor
 from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import body_text, text_body
-
-R = TypeVar("R")
-
-
-class Work(Protocol):
-    """A collective under way."""
-
-    def wait(self) -> object:
-        """Block until it is done."""
+from ddp_compress.transport.phases import Phases
 
 
 class PeerError(RuntimeError):
@@ -183,9 +175,7 @@ class Comm:
         steady = times > 2  # twice is chance: lengths may vary by a few bytes
         self.capacities[slot] = longest if steady else longest + max(64, longest // 32)
 
-    def all_to_all(
-        self, bodies: Sequence[Tensor], sizes: Sequence[int]
-    ) -> Generator[Work, None, list[Tensor]]:
+    def all_to_all(self, bodies: Sequence[Tensor], sizes: Sequence[int]) -> Phases[list[Tensor]]:
         """Send a body to every rank.
 
         At a few ranks this is also the quickest all-gather: Gloo's own passes messages round a
@@ -230,7 +220,7 @@ class Comm:
         pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
         return mine, mine.new_empty(size, pin_memory=pinned)
 
-    def all_reduce(self, tensor: Tensor) -> Generator[Work, None, Tensor]:
+    def all_reduce(self, tensor: Tensor) -> Phases[Tensor]:
         """The sum over ranks of tensors [n], the same bits on every rank.
 
         Every rank sums the part that it owns and sends it to all: two collectives, and the bytes
@@ -262,16 +252,6 @@ def _no_answer() -> Iterator[None]:
             f"a rank does not answer: it has ended, has closed its state, met an error outside the "
             f"exchange, or took longer than the process group's timeout ({error})"
         ) from error
-
-
-def finished(talk: Generator[Work, None, R]) -> R:
-    """What an exchange comes to, driven to its end here and now."""
-    while True:
-        try:
-            next(talk)
-        except StopIteration as end:
-            outcome: R = end.value
-            return outcome
 
 
 def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:

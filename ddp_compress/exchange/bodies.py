@@ -1,0 +1,136 @@
+"""The bodies of a message, as the parts of a recipe write and read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.message import Message
+from ddp_compress.message.plan import Plan
+from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.selection import Selection
+from ddp_compress.message.universe import CountedUniverse, Universe
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import to_device_of, to_host
+from ddp_compress.stats import Stats
+
+if TYPE_CHECKING:
+    from ddp_compress.recipe import Recipe
+
+COUNT_BYTES = 4
+
+
+class Bodies:
+    """Writes and reads what one rank sends of a message.
+
+    Args:
+        message: on its way.
+        recipe: its selection, body, codec and quantizer.
+        stats: where to count.
+        rank: the sender.
+        reply: whether these are an owner's answers.
+    """
+
+    def __init__(
+        self, message: Message, recipe: Recipe, stats: Stats, rank: int, reply: bool = False
+    ) -> None:
+        self._message = message
+        self._recipe = recipe
+        self._stats = stats
+        self._rank = rank
+        self._reply = reply
+
+    def encode(self, entries: Entries, plan: Plan) -> Tensor:
+        """Bytes of at most `plan.ks` entries: uint8 [B]."""
+        return self._encode(entries, plan, plan)
+
+    def decode(self, data: Tensor, plan: Plan) -> Entries:
+        """The entries again, on the message's device and in memory's dtype.
+
+        Raises:
+            ValueError: the bytes do not fit the plan.
+        """
+        entries, counts = self._decode(data, plan, plan)
+        _check_most(counts, plan)
+        return entries
+
+    def encode_counted(self, entries: Entries, plan: Plan) -> Tensor:
+        """Bytes of any number of entries in the plan's groups; their count comes first."""
+        self._stats.position_bits += 8 * COUNT_BYTES
+        count = host.tensor([len(entries)], dtype=torch.int32).view(torch.uint8)
+        body = self._encode(entries, plan, CountedUniverse(plan.bounds, len(entries)))
+        return torch.cat([count, to_host(body)])
+
+    def decode_counted(self, data: Tensor, plan: Plan) -> Entries:
+        """Undo `encode_counted`; see `decode`."""
+        count = read_count(data)
+        if not 0 <= count <= plan.numel:
+            raise ValueError(f"{count} entries, expected at most {plan.numel}")
+        universe = CountedUniverse(plan.bounds, count)
+        return self._decode(data[COUNT_BYTES:], plan, universe)[0]
+
+    def _encode(self, entries: Entries, plan: Plan, universe: Universe) -> Tensor:
+        recipe = self._recipe
+        lists = recipe.body.encode(entries, plan, universe, recipe, self._key(plan))
+        for each in lists:
+            bits = 8 * len(each.positions), 8 * len(each.values)
+            self._stats.entry_list(each.name, each.count, *bits)
+        values = [each.values for each in lists]
+        return torch.cat([*(to_device_of(each.positions, values[0]) for each in lists), *values])
+
+    def _decode(self, data: Tensor, plan: Plan, universe: Universe) -> tuple[Entries, Tensor]:
+        message, recipe = self._message, self._recipe
+        data = data.to(message.device, non_blocking=True)
+        entries, counts = recipe.body.decode(data, plan, universe, recipe, self._key(plan))
+        values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
+        # A quantizer's noise may be beyond the largest value that was sent.
+        return Entries(entries.indices, message.clamped(values)), counts
+
+    def _key(self, plan: Plan) -> RandomKey:
+        return RandomKey(plan.group_names, self._message.step, self._rank, self._reply)
+
+
+def select(message: Message, recipe: Recipe) -> Selection:
+    """The recipe's selection, with values that fit the gradients' dtype.
+
+    It is finite only where the uncompressed parameters are so, too.
+    """
+    selection = recipe.select(message)
+    uncompressed, finite = message.plan.uncompressed, selection.finite
+    if len(uncompressed):
+        finite = finite and bool(message.values_at(uncompressed).isfinite().all())
+    chosen = selection.entries
+    return Selection(
+        Entries(chosen.indices, message.clamped(chosen.values)), finite, selection.writes
+    )
+
+
+def read_count(body: Tensor) -> int:
+    """The int32 that a body starts with.
+
+    Raises:
+        ValueError: the body is too short.
+    """
+    if len(body) < COUNT_BYTES:
+        raise ValueError(f"got {len(body)} bytes, expected a count of {COUNT_BYTES} first")
+    return int(body[:COUNT_BYTES].clone().view(torch.int32))
+
+
+def check_counts(indices: Tensor, plan: Plan) -> None:
+    """Raise where positions are more than a group may send, or outside every group.
+
+    Raises:
+        ValueError: see above.
+    """
+    counts = plan.counts(indices)
+    _check_most(counts, plan)
+    if int(counts.sum()) != len(indices):
+        raise ValueError("positions: outside every group")
+
+
+def _check_most(counts: Tensor, plan: Plan) -> None:
+    if (counts > plan.ks).any():
+        raise ValueError("positions: more than a group may send")

@@ -1,0 +1,84 @@
+"""One flat gradient on its way, and the memory that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ddp_compress.message.arena import Arena
+from ddp_compress.message.layout import Layout
+
+
+@dataclass
+class Chunk:
+    """One flat gradient [N] with its layout and the memory that belongs to it.
+
+    Args:
+        grad: [N].
+        layout: its parameters.
+        kept: memory, by name: written when the step commits.
+        may_be_unused: whether a parameter may have been left out of this rank's step.
+        sums: [N], ``residual + grad``, where selecting has left it.
+        scale: [], what the gradient was multiplied by; None for 1.
+        must_match: anything whose repr ranks must share.
+
+    Attributes:
+        future: completed with the averaged gradient when the step commits.
+    """
+
+    grad: Tensor
+    layout: Layout
+    kept: Arena = field(default_factory=Arena)
+    may_be_unused: bool = False
+    sums: Tensor | None = None
+    scale: Tensor | None = None
+    must_match: object = None
+
+    def __post_init__(self) -> None:
+        devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
+        self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+
+    @cached_property
+    def unused(self) -> list[bool]:
+        """Which parameters send nothing in this step: their gradient is all zero.
+
+        With ``find_unused_parameters`` DDP throws away the result for a parameter that no rank
+        used. Whoever has no gradient for it must send nothing, or that would be lost.
+        """
+        sizes = list(self.layout.sizes)
+        if not self.may_be_unused:
+            return [False] * len(sizes)
+        used: list[bool] = torch.stack([part.any() for part in self.grad.split(sizes)]).tolist()
+        return [not each for each in used]
+
+    @property
+    def used(self) -> list[str]:
+        """The names of the others."""
+        return [n for n, unused in zip(self.layout.names, self.unused, strict=True) if not unused]
+
+
+def memory_dtype(grad: torch.dtype) -> torch.dtype:
+    """The dtype that memory of such gradients is kept in.
+
+    Raises:
+        ValueError: such gradients cannot be compressed.
+
+    Example:
+        >>> memory_dtype(torch.bfloat16)
+        torch.float32
+    """
+    if grad not in _MEMORY_DTYPES:
+        expected = ", ".join(map(str, _MEMORY_DTYPES))
+        raise ValueError(f"gradient has dtype {grad}, expected one of {expected}")
+    return _MEMORY_DTYPES[grad]
+
+
+_MEMORY_DTYPES = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+}
