@@ -22,7 +22,7 @@ test: lint  ## lint, types and every test: make test ARGS='-k golomb'
 	$(BIN)/pytest -n 2 $(ARGS)
 	$(if $(ARGS),,$(MAKE) package)
 
-package: $(READY)  ## README's own lines, source distribution and wheel, where torch is all there is
+package: $(READY)  ## the documentation's own lines, source distribution and wheel, where torch is all there is
 	$(BIN)/python -m tests.package
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be

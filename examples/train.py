@@ -1,7 +1,9 @@
 """Train on several ranks and let the gradients travel compressed.
 
 torchrun --nproc_per_node=4 examples/train.py --recipe sbc --density 0.01
-torchrun --nproc_per_node=4 --max-restarts=3 examples/train.py --checkpoint runs/one  # see README
+torchrun --nproc_per_node=4 --max-restarts=3 examples/train.py --checkpoint runs/one
+
+The last goes on where a rank or a host has died: see docs/checkpoints.md.
 
 This is an ordinary DistributedDataParallel script. What compression adds to it is one line,
 ``dc.attach(model, recipe)`` in ``traffic.py``; with ``--period`` two, and one at the end.

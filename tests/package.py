@@ -1,9 +1,9 @@
-"""What users get: README's own lines, where torch is all there is.
+"""What users get: the documentation's own lines, where torch is all there is.
 
 The lines of README's "Install" put the source distribution into a fresh environment, then the
-wheel, and both times two ranks train with README's other lines (see `readme.py`). What `make` has
-built and installed is out of reach: a package that we forgot to ask for is missing here, and so is
-a file that `MANIFEST.in` forgets.
+wheel, and both times two ranks train with lines of README and `docs/` (see `readme.py`). What
+`make` has built and installed is out of reach: a package that we forgot to ask for is missing here,
+and so is a file that `MANIFEST.in` forgets.
 """
 
 import os
@@ -50,7 +50,7 @@ class Environment:
 
 def main() -> None:
     """Install and train, twice."""
-    install, wheel = block("Install", "sh"), block("Install", "sh", 1)
+    install, wheel = (block("README.md", "Install", "sh", number) for number in (0, 1))
     build, install_wheel = wheel.splitlines()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def unpacked(folder: Path) -> Path:
-    """The source distribution, after a look at whether it holds every kernel."""
+    """The source distribution, after a look at whether it holds every kernel and page."""
     # Lists of files that earlier builds left here would make up for what MANIFEST.in forgets.
     made = ["egg_info", f"--egg-base={folder}", "sdist", f"--dist-dir={folder}"]
     subprocess.run([sys.executable, "setup.py", "--quiet", *made], cwd=ROOT, check=True)
@@ -76,16 +76,16 @@ def unpacked(folder: Path) -> Path:
     with tarfile.open(archive) as files:
         files.extractall(folder)
     source = folder / archive.name.removesuffix(".tar.gz")
-    missing = kernels(ROOT) - kernels(source)
+    missing = shipped(ROOT) - shipped(source)
     if missing:
         sys.exit(f"make package: MANIFEST.in leaves out {', '.join(sorted(missing))}")
     return source
 
 
-def kernels(tree: Path) -> set[str]:
-    """The files that kernels are built from."""
-    files = (each for each in tree.glob("csrc/**/*") if each.is_file())
-    return {each.relative_to(tree).as_posix() for each in files}
+def shipped(tree: Path) -> set[str]:
+    """The files that kernels are built from, and the pages that README leads to."""
+    found = (each for folder in ("csrc", "docs") for each in tree.glob(f"{folder}/**/*"))
+    return {each.relative_to(tree).as_posix() for each in found if each.is_file()}
 
 
 if __name__ == "__main__":

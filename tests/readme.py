@@ -1,4 +1,4 @@
-"""Ranks train with README's own lines: torchrun --nproc_per_node=2 tests/readme.py
+"""Ranks train with the documentation's own lines: torchrun --nproc_per_node=2 tests/readme.py
 
 `package.py` runs it where torch and this package are all that is installed. Checkpoints are left in
 the folder that it is run in.
@@ -15,12 +15,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
-def block(section: str, language: str, number: int = 0) -> str:
-    """The code in a section of README."""
-    (text,) = re.findall(rf"^#+ {section}\n(.*?)(?=^#+ |\Z)", README.read_text(), re.M | re.S)
+def block(page: str, section: str, language: str, number: int = 0) -> str:
+    """The code in a section of a page."""
+    words = (ROOT / page).read_text()
+    (text,) = re.findall(rf"^#+ {section}\n(.*?)(?=^#+ |\Z)", words, re.M | re.S)
     found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
     return found[number]
 
@@ -37,32 +38,32 @@ def main() -> None:
         "rank": rank,
         "torch": torch,
     }
-    run(names, "ddp_compress")
+    run(names, "README.md", "ddp_compress")
     ddp_compress = names["dc"]
     assert Path(ddp_compress.__file__).is_relative_to(sys.prefix), "another copy was imported"
     assert ddp_compress.ops.NATIVE, "the kernels were not built"
     names["optimizer"] = torch.optim.SGD(names["model"].parameters(), 0.1)
     train(names["model"], names["optimizer"])
-    run(names, "Checkpoints")
+    run(names, "docs/checkpoints.md", "Checkpoints")
     train(names["model"], names["optimizer"])
     assert names["state"].stats.steps == 8
 
     names["model"] = network()
     names["ddp_model"] = DistributedDataParallel(names["model"])
-    run(names, "The plain PyTorch way")
+    run(names, "docs/training_loops.md", "The plain PyTorch way")
     train(names["ddp_model"], torch.optim.SGD(names["model"].parameters(), 0.1))
     assert names["state"].stats.steps == 4
 
     names["model"] = network()
-    run(names, "Communication delay")
+    run(names, "docs/local_updates.md", "Local updates")
     train(names["model"], names["optimizer"])
     assert names["state"].stats.steps == 1
     dist.destroy_process_group()
 
 
-def run(names: dict[str, Any], section: str) -> None:
+def run(names: dict[str, Any], page: str, section: str) -> None:
     """A section's first lines."""
-    exec(compile(block(section, "python"), f"README.md, {section}", "exec"), names)
+    exec(compile(block(page, section, "python"), f"{page}, {section}", "exec"), names)
 
 
 def network() -> nn.Module:

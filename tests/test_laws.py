@@ -1,4 +1,4 @@
-"""The laws of DESIGN.md §9 on one rank, where every number is in sight."""
+"""The laws of docs/design.md on one rank, where every number is in sight."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The laws of DESIGN.md §9 that need several ranks."""
+"""The laws of docs/design.md that need several ranks."""
 
 import random
 import time
