@@ -99,11 +99,6 @@ def scatter_add(
     _kernels.scatter_add(out, start, list(indices), list(values), scale)
 
 
-def checksum(data: Tensor) -> Tensor:
-    """See `reference.checksum`."""
-    return _kernels.checksum(data)
-
-
 def elias_fano_encode(indices: Tensor, numel: int, k: int) -> Tensor:
     """See `reference.elias_fano_encode`."""
     return _kernels.elias_fano_encode(indices, numel, k)
@@ -209,10 +204,6 @@ if NATIVE:
     @_fake("scatter_add")
     def _scatter_add(out, start, indices, values, scale):  # type: ignore[no-untyped-def]
         return None
-
-    @_fake("checksum")
-    def _checksum(data):  # type: ignore[no-untyped-def]
-        return data.new_empty(1, dtype=torch.int64)
 
     @_fake("elias_fano_encode")
     def _elias_fano_encode(indices, numel, k):  # type: ignore[no-untyped-def]
