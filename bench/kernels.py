@@ -193,7 +193,6 @@ class Bench:
             "vote_keys": ("add", lambda: self.vote_keys(random=False)),
             "vote_keys, random": ("add", lambda: self.vote_keys(random=True)),
             "largest": ("add", lambda: ops.largest(self.keys, self.k)),
-            "checksum": ("add", lambda: ops.checksum(self.messages[0])),
             "whole SBC step, W=4": ("add + zero", self.sbc_step),
         }
 

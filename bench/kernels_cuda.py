@@ -145,7 +145,6 @@ class Inputs:
             "tally, W=4": lambda: kernels.tally(self.positions),
             "vote_keys": self.vote_keys,
             "largest": lambda: kernels.largest(self.keys, k),
-            "checksum": lambda: kernels.checksum(self.messages[0]),
             "whole SBC step, W=4": self.sbc_step,
             PIPELINE: self.pytorch_step,
         }

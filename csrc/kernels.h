@@ -52,9 +52,6 @@ template <typename G, typename A>
 void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries<A>>& ranks,
                  A scale);
 
-// checksum.cpp
-uint32_t checksum(const uint8_t* data, int64_t size);
-
 // elias_fano.cpp
 void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int64_t k,
                        uint8_t* out);

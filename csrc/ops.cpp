@@ -109,11 +109,6 @@ void scatter_add_cpu(Tensor out, int64_t start, std::vector<Tensor> indices,
   });
 }
 
-Tensor checksum_cpu(const Tensor& data) {
-  check(data, "data", ScalarType::Byte);
-  return scalar<int64_t>(checksum(read<uint8_t>(data), data.numel()), ScalarType::Long);
-}
-
 void check_positions(const Tensor& indices, int64_t numel) {
   check(indices, "indices", ScalarType::Int);
   const int32_t* p = read<int32_t>(indices);
@@ -314,7 +309,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("segment_means", TORCH_BOX(&segment_means_cpu));
   m.impl("accumulate", TORCH_BOX(&accumulate_cpu));
   m.impl("scatter_add", TORCH_BOX(&scatter_add_cpu));
-  m.impl("checksum", TORCH_BOX(&checksum_cpu));
   m.impl("elias_fano_encode", TORCH_BOX(&elias_fano_encode_cpu));
   m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cpu));
   m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cpu));

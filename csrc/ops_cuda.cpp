@@ -162,14 +162,6 @@ void scatter_add_cuda(Tensor out, int64_t start, std::vector<Tensor> indices,
   });
 }
 
-Tensor checksum_cuda(const Tensor& data) {
-  check(data, "data", ScalarType::Byte);
-  const Here here(data);
-  Tensor sum = empty_like_of(data, 1, ScalarType::Long);
-  cuda::checksum(here, read<uint8_t>(data), data.numel(), write<int64_t>(sum));
-  return sum;
-}
-
 Tensor elias_fano_encode_cuda(const Tensor& indices, int64_t numel, int64_t k) {
   check(indices, "indices", ScalarType::Int);
   STD_TORCH_CHECK(numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
@@ -330,7 +322,6 @@ void implement_ops(Library& m) {
   m.impl("segment_means", TORCH_BOX(&segment_means_cuda));
   m.impl("accumulate", TORCH_BOX(&accumulate_cuda));
   m.impl("scatter_add", TORCH_BOX(&scatter_add_cuda));
-  m.impl("checksum", TORCH_BOX(&checksum_cuda));
   m.impl("elias_fano_encode", TORCH_BOX(&elias_fano_encode_cuda));
   m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cuda));
   m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cuda));

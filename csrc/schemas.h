@@ -18,7 +18,6 @@ void define_ops(Library& m) {
   m.def(
       "scatter_add(Tensor(a!) out, int start, Tensor[] indices, Tensor[] values, float scale) -> "
       "()");
-  m.def("checksum(Tensor data) -> Tensor");
   m.def("elias_fano_encode(Tensor indices, int numel, int k) -> Tensor");
   m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
   m.def("golomb_encode(Tensor indices, Tensor bounds) -> Tensor");

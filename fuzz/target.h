@@ -75,11 +75,11 @@ inline bool is_decode_error(int64_t status) { return status >= -7 && status <= -
     std::abort();                                                                 \
   } while (false)
 
-extern const Target kAccumulate, kBallot, kChecksum, kEliasFano, kGolomb, kHadamard, kRans,
-    kScatterAdd, kSegmentMeans, kSigns, kTopK, kUniform;
+extern const Target kAccumulate, kBallot, kEliasFano, kGolomb, kHadamard, kRans, kScatterAdd,
+    kSegmentMeans, kSigns, kTopK, kUniform;
 
-inline const Target* const kTargets[] = {&kEliasFano,  &kGolomb,     &kRans,         &kSigns,
-                                         &kUniform,    &kChecksum,   &kBallot,       &kTopK,
-                                         &kAccumulate, &kScatterAdd, &kSegmentMeans, &kHadamard};
+inline const Target* const kTargets[] = {&kEliasFano,  &kGolomb,       &kRans,    &kSigns,
+                                         &kUniform,    &kBallot,       &kTopK,    &kAccumulate,
+                                         &kScatterAdd, &kSegmentMeans, &kHadamard};
 
 }  // namespace ddp_compress::fuzz

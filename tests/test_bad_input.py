@@ -367,7 +367,9 @@ def change(path: list[str], value: object):
     ("damage", "words"),
     [
         (lambda saved: saved.pop("step"), "checkpoint lacks step"),
-        (change(["format"], 1), "format 1, expected 3"),
+        (change(["format"], 2), "format 2, expected 3 or 4"),
+        (change(["format"], 5), "format 5, expected 3 or 4"),
+        (change(["checksum"], 1), "checkpoint is damaged"),
         (change(["recipe"], "sbc"), "of recipe 'sbc', expected 'dgc'"),
         (change(["step"], -1), "step -1, expected an int of 0 or more"),
         (change(["step"], 1.5), "step 1.5, expected an int"),
@@ -454,6 +456,16 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(damage, words):
         assert torch.equal(after["tensors"][slot]["weight"], tensors["weight"])
     after.pop("tensors")
     assert after == before
+
+
+def test_a_checkpoint_of_format_3_loads_whatever_its_checksum():
+    state, saved = (
+        CompressionState(nn.Linear(4, 2), recipes.dgc(0.25)),
+        trained_state().state_dict(),
+    )
+    state.load_state_dict(saved | {"format": 3, "checksum": 1})
+    again = state.state_dict()
+    assert (again["format"], again["checksum"]) == (4, saved["checksum"])
 
 
 def test_a_checkpoint_of_a_smaller_model_or_with_less_in_it_is_refused():

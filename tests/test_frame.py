@@ -1,4 +1,6 @@
-"""exchange/frame.py: whatever happens to a message's bytes, it is noticed."""
+"""transport/frame.py: whatever happens to a message's bytes, it is noticed."""
+
+import zlib
 
 import pytest
 import torch
@@ -32,10 +34,9 @@ def test_a_frame_opens_to_what_was_sealed(flags, room):
 
 def test_golden_bytes():
     header = Header(0.001, 0x1234, 300, NONFINITE, HEADER_BYTES + 2)
-    frame = seal(header, torch.tensor([0xAA, 0xBB], dtype=torch.uint8))
-    assert (
-        bytes(frame[4:].tolist()).hex() == "12000000" + "6f12833a" + "3412" + "2c" + "11" + "aabb"
-    )
+    frame = bytes(seal(header, torch.tensor([0xAA, 0xBB], dtype=torch.uint8)).tolist())
+    assert frame[4:].hex() == "12000000" + "6f12833a" + "3412" + "2c" + "21" + "aabb"
+    assert frame[:4] == zlib.crc32(frame[4:]).to_bytes(4, "little")
 
 
 def test_an_empty_body():
@@ -76,6 +77,14 @@ def test_zeros_in_place_of_the_end_are_noticed():
     for length in range(len(frame)):
         with pytest.raises(ValueError, match=r"corrupt|version|cut short"):
             unseal(padded(frame[:length], len(frame)))
+
+
+def test_another_version_is_refused_by_name():
+    frame = seal(HEADER, BODY)
+    frame[15] = 0x10
+    words = "wire version 1, expected 2: all ranks need the same version of ddp_compress"
+    with pytest.raises(ValueError, match=words):
+        unseal(frame)
 
 
 def test_words_travel_as_a_body():

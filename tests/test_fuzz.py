@@ -26,7 +26,7 @@ from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, uns
 from tests.make import ROOT, make
 from tests.table import ROWS, Row
 
-DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform", "checksum")
+DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform")
 KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
 
 

@@ -107,6 +107,20 @@ def test_what_never_took_a_step_is_redistributed_too():
     assert redistribute([fresh, fresh], 1, 3)["saved_by"] == [1, 3]
 
 
+def of_format_3(saved: dict[str, Any]) -> dict[str, Any]:
+    """As an older version saved it, with a checksum of another kind."""
+    return saved | {"format": 3, "checksum": 1}
+
+
+def test_checkpoints_of_format_3_are_redistributed_too():
+    every = checkpoints(ROWS["dgc"], 3)
+    older = [of_format_3(every[0]), every[1], of_format_3(every[2])]
+    assert of_all(older, 3) == older
+    for saved, expected in zip(of_all(older, 2), of_all(every, 2), strict=True):
+        assert (saved["format"], saved["checksum"]) == (4, expected["checksum"])
+        CompressionState(nn.Linear(15, 2), ROWS["dgc"].recipe).load_state_dict(saved)
+
+
 def damaged(path: list[Any], value: object):
     def apply(every):
         for key in path[:-1]:

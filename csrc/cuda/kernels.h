@@ -51,9 +51,6 @@ template <typename G, typename A>
 void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
                  const std::vector<Entries<A>>& ranks, A scale);
 
-// checksum.cu
-void checksum(const Device& device, const uint8_t* data, int64_t size, int64_t* sum);
-
 // elias_fano.cu: `count` slots are read, k are written.
 void elias_fano_encode(const Device& device, const int32_t* indices, int64_t count, int64_t numel,
                        int64_t k, uint8_t* out);

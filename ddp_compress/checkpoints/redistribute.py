@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress.checkpoints.checkpoint import check_form, check_whole, checksum
+from ddp_compress.checkpoints.checkpoint import FORMAT, check_form, check_whole, checksum
 from ddp_compress.checks import check_count
 from ddp_compress.message.shards import cuts
 from ddp_compress.ops import host
@@ -73,6 +73,7 @@ def redistribute(
         parts = {name: [saved["tensors"][slot][name] for saved in checkpoints] for name in by_name}
         tensors[slot] = {name: rule(parts[name], rank, world_size) for name in by_name}
     return own | {
+        "format": FORMAT,
         "saved_by": [rank, world_size],
         "tensors": tensors,
         "checksum": checksum(tensors),

@@ -47,7 +47,7 @@ class BallotBox:
     collectives, about two ballots at any W). Both find the same mask.
 
     Args:
-        random: whether the draw is random.
+        random: whether the key is random.
         seed: of the hash.
         count: ``"gather"``, ``"sharded"``, or ``"auto"`` for whichever sends fewer bytes, a
             collective counting as 128 kB.

@@ -8,8 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
 from ddp_compress.message.chunk import memory_dtype
+from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 
 
@@ -45,7 +45,7 @@ class Anchor:
     def digest(self) -> int:
         """A number that ranks with equal anchors share."""
         flat = torch.cat([weight.flatten() for weight in self.weights.values()])
-        return int(ops.checksum(to_host(flat).view(torch.uint8)))
+        return host.crc32(to_host(flat))
 
     def delta(self) -> dict[str, Tensor]:
         """Weights now - weights after the last round."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import ops
 from ddp_compress.local.anchor import widest
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
@@ -62,7 +61,7 @@ class Buffers:
     def digest(self) -> int:
         """A number that ranks with equal buffers share."""
         parts = [to_host(b.flatten()).view(torch.uint8) for b in self.last_synced.values()]
-        return int(ops.checksum(torch.cat([host.empty(0, dtype=torch.uint8), *parts])))
+        return host.crc32(torch.cat([host.empty(0, dtype=torch.uint8), *parts]))
 
     def changed(self) -> list[str]:
         """Names of those that have anything to tell the other ranks.

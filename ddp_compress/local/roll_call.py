@@ -6,9 +6,9 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ddp_compress.ops import host
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm, PeerError
 from ddp_compress.transport.phases import Phases, drive
@@ -46,13 +46,12 @@ class Answer:
     def body(self) -> Tensor:
         """As bytes, uint8."""
         bits = self.changed.to_bytes((self.changed.bit_length() + 7) // 8, "little")
-        packed = bytearray(_COUNTS.pack(self.period, self.passes) + bits)
-        return torch.frombuffer(packed, dtype=torch.uint8)
+        return host.from_bytes(_COUNTS.pack(self.period, self.passes) + bits)
 
     @classmethod
     def of(cls, body: Tensor) -> Answer:
         """Undo `body`."""
-        data = bytes(body.tolist())
+        data = host.to_bytes(body)
         period, passes = _COUNTS.unpack_from(data)
         return cls(period, passes, int.from_bytes(data[_COUNTS.size :], "little"))
 

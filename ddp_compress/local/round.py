@@ -76,6 +76,7 @@ class Round:
         self.buffers.keep()
 
     @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def meet(self, answer: Callable[[], Answer], setting: str = "") -> bool | None:
         """Hold a round, if any rank has moved. Nothing is written before all have gone through it.
 

@@ -1,20 +1,23 @@
 """The only door to the kernels: native where the extension is built, plain PyTorch elsewhere.
 
-Every op here has the signature of its twin in `reference`, which documents it. On a
-CUDA device the data of an op are there and its tables (bounds, groups, ks, salts, counts) on the
-host. A kernel there never waits to learn how long a list has become: it fills a slot for every
-entry there may be, and `_used` waits, once, and cuts the unused ones off.
+Every op here has the signature of its twin in `reference`, which documents it; sequences of tensors
+are lists or tuples. On a CUDA device the data of an op are there and its tables (bounds, groups,
+ks, salts, counts) on the host. A kernel there never waits to learn how long a list has become: it
+fills a slot for every entry there may be, and `_used` waits, once, and cuts the unused ones off.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress.ops import reference
 from ddp_compress.ops.devices import to_device_of, to_host
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _load_native() -> bool:
@@ -38,7 +41,11 @@ def _load_native() -> bool:
 NATIVE = _load_native()
 CUDA = NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key("ddp_compress::topk", "CUDA")
 UNUSED = 2**31 - 1  # the position in an unused slot of a CUDA kernel's list
-_kernels = torch.ops.ddp_compress if NATIVE else reference
+
+
+def _kernel_of(twin: F) -> F:
+    """What runs in place of a reference twin: the native kernel, where it is built."""
+    return getattr(torch.ops.ddp_compress, twin.__name__) if NATIVE else twin
 
 
 def _used(lists: Sequence[Tensor], *words: Tensor) -> tuple[Tensor, ...]:
@@ -54,6 +61,27 @@ def _used(lists: Sequence[Tensor], *words: Tensor) -> tuple[Tensor, ...]:
     return (*used, *(each.to(word.dtype) for each, word in zip(told, words, strict=True)))
 
 
+accumulate = _kernel_of(reference.accumulate)
+elias_fano_encode = _kernel_of(reference.elias_fano_encode)
+golomb_encode = _kernel_of(reference.golomb_encode)
+hadamard = _kernel_of(reference.hadamard)
+largest = _kernel_of(reference.largest)
+rans_encode = _kernel_of(reference.rans_encode)  # on the host: a state runs through all symbols
+rans_decode = _kernel_of(reference.rans_decode)
+scatter_add = _kernel_of(reference.scatter_add)
+sign_encode = _kernel_of(reference.sign_encode)
+sign_decode = _kernel_of(reference.sign_decode)
+uniform_encode = _kernel_of(reference.uniform_encode)
+uniform_decode = _kernel_of(reference.uniform_decode)
+vote_keys = _kernel_of(reference.vote_keys)
+
+_topk = _kernel_of(reference.topk)
+_segment_means = _kernel_of(reference.segment_means)
+_elias_fano_decode = _kernel_of(reference.elias_fano_decode)
+_golomb_decode = _kernel_of(reference.golomb_decode)
+_tally = _kernel_of(reference.tally)
+
+
 def topk(
     grads: Sequence[Tensor],
     residuals: Sequence[Tensor],
@@ -67,9 +95,8 @@ def topk(
     sums: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.topk`."""
-    lists = (list(grads), list(residuals), list(momenta))
-    indices, values, finite = _kernels.topk(
-        *lists, momentum, bounds, groups, ks, salts, heavier, list(sums)
+    indices, values, finite = _topk(
+        grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier, sums
     )
     indices, values, finite = _used([indices, values], finite)
     return indices, values, finite
@@ -77,196 +104,24 @@ def topk(
 
 def segment_means(values: Tensor, counts: Tensor) -> Tensor:
     """See `reference.segment_means`."""
-    return _kernels.segment_means(values, to_device_of(counts, values))
-
-
-def accumulate(
-    residual: Tensor,
-    grad: Tensor,
-    momentum: Tensor | None,
-    mu: float,
-    next_residual: Tensor,
-    next_momentum: Tensor | None,
-) -> None:
-    """See `reference.accumulate`."""
-    _kernels.accumulate(residual, grad, momentum, mu, next_residual, next_momentum)
-
-
-def scatter_add(
-    out: Tensor, start: int, indices: Sequence[Tensor], values: Sequence[Tensor], scale: float
-) -> None:
-    """See `reference.scatter_add`."""
-    _kernels.scatter_add(out, start, list(indices), list(values), scale)
-
-
-def checksum(data: Tensor) -> Tensor:
-    """See `reference.checksum`."""
-    return _kernels.checksum(data)
-
-
-def elias_fano_encode(indices: Tensor, numel: int, k: int) -> Tensor:
-    """See `reference.elias_fano_encode`."""
-    return _kernels.elias_fano_encode(indices, numel, k)
+    return _segment_means(values, to_device_of(counts, values))
 
 
 def elias_fano_decode(data: Tensor, numel: int, k: int) -> tuple[Tensor, Tensor]:
     """See `reference.elias_fano_decode`."""
-    indices, status = _kernels.elias_fano_decode(data, numel, k)
+    indices, status = _elias_fano_decode(data, numel, k)
     indices, status = _used([indices], status)
     return indices, status
-
-
-def golomb_encode(indices: Tensor, bounds: Tensor) -> Tensor:
-    """See `reference.golomb_encode`."""
-    return _kernels.golomb_encode(indices, bounds)
 
 
 def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """See `reference.golomb_decode`."""
     # On the host: no code tells where the next one starts.
-    indices, status = _kernels.golomb_decode(to_host(data), bounds, limit)
+    indices, status = _golomb_decode(to_host(data), bounds, limit)
     return to_device_of(indices, data), status
 
 
 def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """See `reference.tally`."""
-    positions, votes = _used(_kernels.tally(list(ballots)))
+    positions, votes = _used(_tally(ballots))
     return positions, votes
-
-
-def vote_keys(
-    positions: Tensor, votes: Tensor, bounds: Tensor, salts: Tensor, voters: int, random: bool
-) -> Tensor:
-    """See `reference.vote_keys`."""
-    return _kernels.vote_keys(positions, votes, bounds, salts, voters, random)
-
-
-def largest(keys: Tensor, k: int) -> Tensor:
-    """See `reference.largest`."""
-    return _kernels.largest(keys, k)
-
-
-def rans_encode(symbols: Tensor, alphabet: int) -> Tensor:
-    """See `reference.rans_encode`. For the host alone: a state runs through all symbols."""
-    return _kernels.rans_encode(symbols, alphabet)
-
-
-def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor]:
-    """See `reference.rans_decode`. For the host alone."""
-    return _kernels.rans_decode(data, count, alphabet)
-
-
-def sign_encode(values: Tensor, bounds: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """See `reference.sign_encode`."""
-    return _kernels.sign_encode(values, bounds, block)
-
-
-def sign_decode(bits: Tensor, scales: Tensor, bounds: Tensor, block: int) -> Tensor:
-    """See `reference.sign_decode`."""
-    return _kernels.sign_decode(bits, scales, bounds, block)
-
-
-def hadamard(values: Tensor, bounds: Tensor, salts: Tensor, inverse: bool) -> None:
-    """See `reference.hadamard`."""
-    _kernels.hadamard(values, bounds, salts, inverse)
-
-
-def uniform_encode(
-    values: Tensor, bounds: Tensor, salts: Tensor, bits: int
-) -> tuple[Tensor, Tensor]:
-    """See `reference.uniform_encode`."""
-    return _kernels.uniform_encode(values, bounds, salts, bits)
-
-
-def uniform_decode(codes: Tensor, levels: Tensor, bounds: Tensor, bits: int) -> Tensor:
-    """See `reference.uniform_decode`."""
-    return _kernels.uniform_decode(codes, levels, bounds, bits)
-
-
-if NATIVE:
-    # What torch.compile and torch.export need to know: the shapes, without the data.
-
-    def _fake(name: str):  # type: ignore[no-untyped-def]
-        return torch.library.register_fake(f"ddp_compress::{name}")
-
-    def _unknown_size(like: Tensor, dtype: torch.dtype) -> Tensor:
-        return like.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
-
-    @_fake("topk")
-    def _topk(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier, sums):  # type: ignore[no-untyped-def]
-        indices = _unknown_size(grads[0], torch.int32)
-        values = indices.new_empty(indices.shape, dtype=residuals[0].dtype)
-        return indices, values, indices.new_empty(1, dtype=torch.bool)
-
-    @_fake("segment_means")
-    def _segment_means(values, counts):  # type: ignore[no-untyped-def]
-        return values.new_empty(counts.shape, dtype=torch.float32)
-
-    @_fake("accumulate")
-    def _accumulate(residual, grad, momentum, mu, next_residual, next_momentum):  # type: ignore[no-untyped-def]
-        return None
-
-    @_fake("scatter_add")
-    def _scatter_add(out, start, indices, values, scale):  # type: ignore[no-untyped-def]
-        return None
-
-    @_fake("checksum")
-    def _checksum(data):  # type: ignore[no-untyped-def]
-        return data.new_empty(1, dtype=torch.int64)
-
-    @_fake("elias_fano_encode")
-    def _elias_fano_encode(indices, numel, k):  # type: ignore[no-untyped-def]
-        return _unknown_size(indices, torch.uint8)
-
-    @_fake("golomb_encode")
-    def _golomb_encode(indices, bounds):  # type: ignore[no-untyped-def]
-        return _unknown_size(indices, torch.uint8)
-
-    @_fake("elias_fano_decode")
-    def _elias_fano_decode(data, numel, k):  # type: ignore[no-untyped-def]
-        return _unknown_size(data, torch.int32), data.new_empty(1, dtype=torch.int64)
-
-    @_fake("golomb_decode")
-    def _golomb_decode(data, bounds, limit):  # type: ignore[no-untyped-def]
-        return _unknown_size(data, torch.int32), data.new_empty(1, dtype=torch.int64)
-
-    @_fake("tally")
-    def _tally(ballots):  # type: ignore[no-untyped-def]
-        positions = _unknown_size(ballots[0], torch.int32)
-        return positions, torch.empty_like(positions)
-
-    @_fake("vote_keys")
-    def _vote_keys(positions, votes, bounds, salts, voters, random):  # type: ignore[no-untyped-def]
-        return positions.new_empty(positions.shape, dtype=torch.int64)
-
-    @_fake("largest")
-    def _largest(keys, k):  # type: ignore[no-untyped-def]
-        return keys.new_empty(torch.sym_min(k, keys.numel()))
-
-    @_fake("rans_encode")
-    def _rans_encode(symbols, alphabet):  # type: ignore[no-untyped-def]
-        return _unknown_size(symbols, torch.uint8)
-
-    @_fake("rans_decode")
-    def _rans_decode(data, count, alphabet):  # type: ignore[no-untyped-def]
-        return _unknown_size(data, torch.uint8), data.new_empty(1, dtype=torch.int64)
-
-    @_fake("sign_encode")
-    def _sign_encode(values, bounds, block):  # type: ignore[no-untyped-def]
-        return _unknown_size(values, torch.uint8), _unknown_size(values, torch.float32)
-
-    @_fake("sign_decode")
-    def _sign_decode(bits, scales, bounds, block):  # type: ignore[no-untyped-def]
-        return _unknown_size(scales, torch.float32)
-
-    @_fake("hadamard")
-    def _hadamard(values, bounds, salts, inverse):  # type: ignore[no-untyped-def]
-        return None
-
-    @_fake("uniform_encode")
-    def _uniform_encode(values, bounds, salts, bits):  # type: ignore[no-untyped-def]
-        return _unknown_size(values, torch.uint8), values.new_empty(2 * salts.numel())
-
-    @_fake("uniform_decode")
-    def _uniform_decode(codes, levels, bounds, bits):  # type: ignore[no-untyped-def]
-        return _unknown_size(levels, torch.float32)

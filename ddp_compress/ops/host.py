@@ -6,6 +6,8 @@ PyTorch's that names no device or no dtype would follow them.
 
 from __future__ import annotations
 
+import ctypes
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,3 +64,61 @@ def arange(*limits: int, dtype: torch.dtype = torch.int64) -> Tensor:
         tensor([0, 1, 2])
     """
     return torch.arange(*limits, dtype=dtype, device="cpu")
+
+
+# PyTorch's own ways from a tensor to its bytes need numpy, which a user may lack.
+
+
+def from_bytes(data: bytes) -> Tensor:
+    """A copy of some bytes, [B] uint8.
+
+    Example:
+        >>> from_bytes(b"ab")
+        tensor([97, 98], dtype=torch.uint8)
+    """
+    copy = empty(len(data), dtype=torch.uint8)
+    _memory(copy)[:] = data
+    return copy
+
+
+def to_bytes(data: Tensor) -> bytes:
+    """A copy of a tensor's bytes.
+
+    Example:
+        >>> to_bytes(tensor([97, 98], dtype=torch.uint8))
+        b'ab'
+    """
+    data = data.contiguous()
+    return bytes(_memory(data))
+
+
+def crc32(data: Tensor) -> int:
+    """`zlib.crc32` of a tensor's bytes.
+
+    Example:
+        >>> crc32(from_bytes(b"gradient")) == zlib.crc32(b"gradient")
+        True
+    """
+    data = data.contiguous()
+    return zlib.crc32(_memory(data))
+
+
+_memory_view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
+_PYBUF_WRITE = 0x200
+
+
+def _memory(data: Tensor) -> memoryview:
+    """A contiguous tensor's bytes, as long as it lives.
+
+    Raises:
+        ValueError: it has none on the host.
+    """
+    if not data.is_cpu or (data.nbytes and not data.data_ptr()):
+        raise ValueError(
+            f"expected a tensor in the host's memory, got a {type(data).__name__} of "
+            f"{data.nbytes} bytes on {data.device}"
+        )
+    view: memoryview = _memory_view(data.data_ptr(), data.nbytes, _PYBUF_WRITE)
+    return view

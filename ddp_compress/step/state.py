@@ -346,6 +346,7 @@ class CompressionState:
         self._before_forward = BeforeForward(model, self._applied.before_forward)
         weakref.finalize(self, self._before_forward.remove)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take(
         self, chunk: Chunk, last: bool, buckets: Buckets, failure: Exception | None = None
     ) -> Future[Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
@@ -140,7 +139,7 @@ class Channel:
         return [body for _, body in opened]
 
     def route(self, build: Callable[[], Sequence[Tensor] | None]) -> Phases[list[Tensor] | None]:
-        """Send a body of its own to every rank, after a manifest of lengths and checksums.
+        """Send a body of its own to every rank, after a manifest of lengths and CRC-32s.
 
         Args:
             build: gives W bodies, uint8; None where a gradient is not finite.
@@ -158,7 +157,7 @@ class Channel:
             if built is None:
                 return None
             bodies.extend(map(to_host, built))
-            lines = [(len(body), int(ops.checksum(body))) for body in bodies]
+            lines = [(len(body), host.crc32(body)) for body in bodies]
             return (
                 host.tensor(lines, dtype=torch.int64).flatten().to(torch.uint32).view(torch.uint8)
             )
@@ -167,12 +166,12 @@ class Channel:
         if manifests is None:
             return None
         lines = [each.clone().view(torch.uint32).long().view(-1, 2) for each in manifests]
-        sizes, checksums = zip(*(each[self.rank].tolist() for each in lines), strict=True)
+        sizes, crcs = zip(*(each[self.rank].tolist() for each in lines), strict=True)
         self.stats.payload_bits += sum(8 * len(body) for body in bodies)
         arrived = yield from self._comm.all_to_all(bodies, sizes)
-        for rank, (body, checksum) in enumerate(zip(arrived, checksums, strict=True)):
-            if int(ops.checksum(body)) != checksum:
-                self._failure = ValueError(f"rank {rank}: message is corrupt: bad checksum")
+        for rank, (body, crc) in enumerate(zip(arrived, crcs, strict=True)):
+            if host.crc32(body) != crc:
+                self._failure = ValueError(f"rank {rank}: message is corrupt: bad CRC-32")
         return arrived
 
     def sum(self, build: Callable[[], Tensor], numel: int) -> Phases[Tensor]:

@@ -1,7 +1,7 @@
 """A message's bytes: a 16-byte header that lets every rank check every other, then the body.
 
-Little-endian: checksum u32, length u32 (header included), density f32, fingerprint u16 of recipe
-and layout, step u8 (its low bits), version and flags, four bits each. The checksum covers all that
+Little-endian: CRC-32 u32, length u32 (header included), density f32, fingerprint u16 of recipe
+and layout, step u8 (its low bits), version and flags, four bits each. The CRC-32 is of all that
 follows it.
 """
 
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddp_compress import ops
 from ddp_compress.ops import host
 
-VERSION = 1
+VERSION = 2  # version 1 had another sum in the place of the CRC-32
 NONFINITE = 1  # the sender has a non-finite gradient: the step aborts
 FAILED = 2  # the sender could not build its message: the body says why
 ANNOUNCED = 4  # only the header is here: the body needs a larger frame
@@ -42,14 +41,16 @@ def seal(header: Header, body: Tensor) -> Tensor:
     packed = _HEADER.pack(
         0, header.length, header.density, header.fingerprint, header.step % 256, tail
     )
-    frame = torch.cat([_from_bytes(packed), body])
-    frame[:4] = ops.checksum(frame[4:]).view(torch.uint8)[:4]
+    frame = torch.cat([host.from_bytes(packed), body])
+    frame[:4] = host.from_bytes(host.crc32(frame[4:]).to_bytes(4, "little"))
     return frame
 
 
 def announce(frame: Tensor, capacity: int) -> Tensor:
     """A frame of ``capacity`` bytes that only tells how long the real one is."""
-    _, length, density, fingerprint, step, tail = _HEADER.unpack(_to_bytes(frame[:HEADER_BYTES]))
+    _, length, density, fingerprint, step, tail = _HEADER.unpack(
+        host.to_bytes(frame[:HEADER_BYTES])
+    )
     header = Header(density, fingerprint, step, (tail & 15) | ANNOUNCED, length)
     return padded(seal(header, frame.new_empty(0)), capacity)
 
@@ -67,33 +68,28 @@ def unseal(data: Tensor) -> tuple[Header, Tensor]:
     """
     if len(data) < HEADER_BYTES:
         raise ValueError(f"message of {len(data)} bytes, expected at least {HEADER_BYTES}")
-    checksum, length, density, fingerprint, step, tail = _HEADER.unpack(
-        _to_bytes(data[:HEADER_BYTES])
+    crc, length, density, fingerprint, step, tail = _HEADER.unpack(
+        host.to_bytes(data[:HEADER_BYTES])
     )
     version, flags = tail >> 4, tail & 15
     if version != VERSION:
-        raise ValueError(f"message has wire version {version}, expected {VERSION}")
+        raise ValueError(
+            f"message has wire version {version}, expected {VERSION}: all ranks need the same "
+            "version of ddp_compress"
+        )
     here = HEADER_BYTES if flags & ANNOUNCED else length
     if not HEADER_BYTES <= here <= len(data):
         raise ValueError(f"message is cut short: {len(data)} bytes, its header says {length}")
-    if int(ops.checksum(data[4:here])) != checksum:
-        raise ValueError("message is corrupt: its checksum does not match its bytes")
+    if host.crc32(data[4:here]) != crc:
+        raise ValueError("message is corrupt: its CRC-32 does not match its bytes")
     return Header(density, fingerprint, step, flags, length), data[HEADER_BYTES:here]
 
 
 def text_body(text: str) -> Tensor:
     """Words as a body."""
-    return _from_bytes(text.encode())
+    return host.from_bytes(text.encode())
 
 
 def body_text(body: Tensor) -> str:
     """The words of a body."""
-    return _to_bytes(body).decode(errors="replace")
-
-
-def _from_bytes(data: bytes) -> Tensor:
-    return host.tensor(list(data), dtype=torch.uint8)
-
-
-def _to_bytes(data: Tensor) -> bytes:
-    return bytes(data.tolist())
+    return host.to_bytes(body).decode(errors="replace")

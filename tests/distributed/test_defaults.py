@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ddp_compress
-from ddp_compress import CompressionState, LocalUpdates, ops
-from ddp_compress.ops import reference
+from ddp_compress import CompressionState, LocalUpdates
 from tests.distributed.training import MANY_BUCKETS, digest, grads
+from tests.plain import without_kernels
 from tests.table import ROWS, Row, every_row
 
 DEFAULTS = [torch.float64, torch.bfloat16, torch.device("meta")]  # nothing can be read from "meta"
@@ -65,7 +65,7 @@ def two_steps(row: Row, choice: torch.dtype | torch.device | None) -> str:
 @pytest.mark.parametrize("kernels", ["native", "reference"])
 def test_no_recipe_follows_pytorchs_defaults(monkeypatch, row, kernels):
     if kernels == "reference":
-        monkeypatch.setattr(ops, "_kernels", reference)
+        without_kernels(monkeypatch)
     expected = two_steps(row, None)
     for choice in DEFAULTS:
         assert two_steps(row, choice) == expected, choice

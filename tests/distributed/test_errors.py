@@ -460,7 +460,7 @@ def flip_first_bit(everyone: Tensor) -> None:
 
 
 def flip_version(everyone: Tensor) -> None:
-    everyone.view(dist.get_world_size(), -1)[1, 15] ^= 0x20
+    everyone.view(dist.get_world_size(), -1)[1, 15] ^= 0x30
 
 
 def flip_last_byte(everyone: Tensor) -> None:
@@ -494,7 +494,7 @@ def with_damage(row: Row, damage: Callable[[Tensor], None], message: int) -> str
 @pytest.mark.parametrize("damage", [cut, flip_first_bit, flip_version, flip_last_byte])
 @pytest.mark.parametrize("row", [ROWS["topk"], ROWS["sbc"]], ids=["topk", "sbc"])
 def test_damaged_bytes_are_an_error_on_every_rank(ranks, row, damage):
-    words = "wire version 3, expected 1" if damage is flip_version else "message is corrupt"
+    words = "wire version 1, expected 2" if damage is flip_version else "message is corrupt"
     for message in (1, 2):
         for error in ranks.run(2, with_damage, row, damage, message):
             assert error.startswith("rank 1: ")

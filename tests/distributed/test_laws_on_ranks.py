@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, ops, recipes
+from ddp_compress import CompressionState, recipes
 from ddp_compress.exchange import SharedMask
-from ddp_compress.ops import reference
 from ddp_compress.quantize import Values
 from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.training import (
@@ -26,6 +25,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
+from tests.plain import without_kernels
 from tests.table import ROWS, Row, every_family, every_keeping_row, every_row
 
 
@@ -148,7 +148,7 @@ def test_law_3_exact_parameters_under_dgc_are_momentum_sgd(ranks):
 def trained_with(row: Row, kernels: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         if kernels == "reference":
-            patch.setattr(ops, "_kernels", reference)
+            without_kernels(patch)
         ddp, _ = wrap(small_model(), row)
         train(ddp, range(5))
         return weights(ddp)

@@ -443,6 +443,28 @@ def test_a_wrapped_model_may_be_copied_and_compiled(ranks):
     same_everywhere(ranks.run(2, copied))
 
 
+def meets_compiled(compiled: bool) -> str:
+    """In a step with a round in it, and in `reduce`."""
+    ddp, state, optimizer = wrap(small_model(), period=2)
+    calls: list[Any] = [optimizer.step, state.reduce]
+    if compiled:
+        calls = [torch.compile(call, backend="eager") for call in calls]
+    step, reduce = calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, while it compiles
+        for number in range(4):
+            optimizer.zero_grad()
+            loss(ddp, dist.get_rank(), number).backward()
+            step()
+        mean = reduce({name: p.detach() for name, p in ddp.module.named_parameters()})
+    assert state.step == 3
+    return weights(ddp) + digest(mean.values())
+
+
+def test_compiled_calls_meet_as_others_do(ranks):
+    assert ranks.run(1, meets_compiled, True) == ranks.run(1, meets_compiled, False)
+
+
 # ---------------------------------------------------------------------------------------- buffers
 
 

@@ -139,6 +139,6 @@ def test_a_momentum_has_a_next_one():
 
 @every_dtype
 @pytest.mark.parametrize("momentum", [False, True])
-def test_opcheck(dtype, momentum):
+def test_what_it_writes_is_what_its_schema_says(dtype, momentum):
     args = tuple(arguments(torch.ones(5, dtype=dtype), momentum))
-    torch.library.opcheck(native.accumulate.default, args)
+    torch.library.opcheck(native.accumulate.default, args, test_utils="test_schema")

@@ -408,10 +408,16 @@ def test_bad_keys_are_named():
         native.largest(ints(1), 1)
 
 
-def test_opcheck():
-    torch.library.opcheck(native.tally.default, ([ints(1, 5), ints(5, 9)],))
+def test_what_it_writes_is_what_its_schema_says():
+    torch.library.opcheck(
+        native.tally.default, ([ints(1, 5), ints(5, 9)],), test_utils="test_schema"
+    )
     election = (ints(1, 5), ints(1, 2), torch.tensor([0, 10]), torch.tensor([3]), 2)
     for random in (False, True):
-        torch.library.opcheck(native.vote_keys.default, (*election, random))
-    torch.library.opcheck(native.largest.default, (torch.tensor([4, 7, 4, 9]), 3))
-    torch.library.opcheck(native.largest.default, (torch.tensor([4]), 3))
+        torch.library.opcheck(
+            native.vote_keys.default, (*election, random), test_utils="test_schema"
+        )
+    torch.library.opcheck(
+        native.largest.default, (torch.tensor([4, 7, 4, 9]), 3), test_utils="test_schema"
+    )
+    torch.library.opcheck(native.largest.default, (torch.tensor([4]), 3), test_utils="test_schema")

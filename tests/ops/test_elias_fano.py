@@ -311,6 +311,10 @@ def test_encoder_refuses_more_positions_than_slots():
         native.elias_fano_encode(positions(0, 1), 8, 1)
 
 
-def test_opcheck():
-    torch.library.opcheck(native.elias_fano_encode.default, (positions(0, 5, 6), 8, 3))
-    torch.library.opcheck(native.elias_fano_decode.default, (from_hex("4a01"), 8, 3))
+def test_what_it_writes_is_what_its_schema_says():
+    torch.library.opcheck(
+        native.elias_fano_encode.default, (positions(0, 5, 6), 8, 3), test_utils="test_schema"
+    )
+    torch.library.opcheck(
+        native.elias_fano_decode.default, (from_hex("4a01"), 8, 3), test_utils="test_schema"
+    )

@@ -293,7 +293,11 @@ def test_encoder_refuses_what_are_no_positions(indices):
         native.golomb_encode(positions(*indices), torch.tensor([0, 8]))
 
 
-def test_opcheck():
+def test_what_it_writes_is_what_its_schema_says():
     bounds = torch.tensor([0, 8])
-    torch.library.opcheck(native.golomb_encode.default, (positions(0, 5, 6), bounds))
-    torch.library.opcheck(native.golomb_decode.default, (from_hex("033c"), bounds, 3))
+    torch.library.opcheck(
+        native.golomb_encode.default, (positions(0, 5, 6), bounds), test_utils="test_schema"
+    )
+    torch.library.opcheck(
+        native.golomb_decode.default, (from_hex("033c"), bounds, 3), test_utils="test_schema"
+    )

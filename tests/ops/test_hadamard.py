@@ -99,6 +99,8 @@ def test_other_types_are_refused():
         native.hadamard(torch.ones(4).double(), torch.tensor([0, 4]), torch.tensor([0]), False)
 
 
-def test_opcheck():
+def test_what_it_writes_is_what_its_schema_says():
     values, bounds, salts = blocks([8, 4])
-    torch.library.opcheck(native.hadamard.default, (values, bounds, salts, False))
+    torch.library.opcheck(
+        native.hadamard.default, (values, bounds, salts, False), test_utils="test_schema"
+    )

@@ -191,7 +191,9 @@ def test_symbols_of_another_type_are_refused():
         native.rans_encode(torch.tensor([0, 1]), 2)
 
 
-def test_opcheck():
+def test_what_it_writes_is_what_its_schema_says():
     symbols = as_bytes([2, 0, 2, 2])
-    torch.library.opcheck(native.rans_encode.default, (symbols, 3))
-    torch.library.opcheck(native.rans_decode.default, (ops.rans_encode(symbols, 3), 4, 3))
+    torch.library.opcheck(native.rans_encode.default, (symbols, 3), test_utils="test_schema")
+    torch.library.opcheck(
+        native.rans_decode.default, (ops.rans_encode(symbols, 3), 4, 3), test_utils="test_schema"
+    )

@@ -220,7 +220,7 @@ def test_bad_arguments_are_named(indices, values, words):
 
 
 @every_dtype
-def test_opcheck(dtype):
+def test_what_it_writes_is_what_its_schema_says(dtype):
     indices, values = entries(100, dtype)
     args = (torch.zeros(90, dtype=dtype), 10, indices, values, 0.5)
-    torch.library.opcheck(native.scatter_add.default, args)
+    torch.library.opcheck(native.scatter_add.default, args, test_utils="test_schema")

@@ -183,8 +183,10 @@ def test_other_types_are_refused():
         native.sign_encode(torch.ones(8, dtype=torch.int32), bounds_of([8]), 8)
 
 
-def test_opcheck():
+def test_what_it_writes_is_what_its_schema_says():
     values, bounds = torch.tensor([1.0, -2.0, -8.0]), bounds_of([2, 1])
-    torch.library.opcheck(native.sign_encode.default, (values, bounds, 8))
+    torch.library.opcheck(native.sign_encode.default, (values, bounds, 8), test_utils="test_schema")
     bits, scales = ops.sign_encode(values, bounds, 8)
-    torch.library.opcheck(native.sign_decode.default, (bits, scales, bounds, 8))
+    torch.library.opcheck(
+        native.sign_decode.default, (bits, scales, bounds, 8), test_utils="test_schema"
+    )

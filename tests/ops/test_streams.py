@@ -63,7 +63,6 @@ CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "segment_means": lambda a: native.segment_means(a.values, a.counts),
     "accumulate": accumulate,
     "scatter_add": scatter_add,
-    "checksum": lambda a: native.checksum(a.bytes),
     "elias_fano_encode": lambda a: native.elias_fano_encode(a.positions, NUMEL, K),
     "elias_fano_decode": lambda a: native.elias_fano_decode(a.bytes, NUMEL, K),
     "golomb_encode": lambda a: native.golomb_encode(a.positions, a.bounds),

@@ -367,7 +367,7 @@ def test_bad_arguments_are_named(change, words):
 
 @every_dtype
 @pytest.mark.parametrize("momentum", [False, True])
-def test_opcheck(dtype, momentum):
+def test_what_it_writes_is_what_its_schema_says(dtype, momentum):
     grad = torch.arange(-5, 6).to(dtype)
     memory = memory_of([grad])
     for salts in (FIRST, torch.tensor([5])):
@@ -380,7 +380,7 @@ def test_opcheck(dtype, momentum):
             True,
             [],
         )
-        torch.library.opcheck(native.topk.default, args)
+        torch.library.opcheck(native.topk.default, args, test_utils="test_schema")
 
 
 @either_side

@@ -120,8 +120,12 @@ def test_sizes_that_do_not_fit_are_refused(twin):
         twin.uniform_encode(values[:-1], bounds, salts, 3)
 
 
-def test_opcheck():
+def test_what_it_writes_is_what_its_schema_says():
     values, bounds, salts = blocks([5, 4])
-    torch.library.opcheck(native.uniform_encode.default, (values, bounds, salts, 3))
+    torch.library.opcheck(
+        native.uniform_encode.default, (values, bounds, salts, 3), test_utils="test_schema"
+    )
     codes, levels = ops.uniform_encode(values, bounds, salts, 3)
-    torch.library.opcheck(native.uniform_decode.default, (codes, levels, bounds, 3))
+    torch.library.opcheck(
+        native.uniform_decode.default, (codes, levels, bounds, 3), test_utils="test_schema"
+    )

@@ -2,7 +2,6 @@
 
 from ddp_compress.ops.reference.accumulate import accumulate
 from ddp_compress.ops.reference.ballot import largest, tally, vote_keys
-from ddp_compress.ops.reference.checksum import checksum
 from ddp_compress.ops.reference.elias_fano import elias_fano_decode, elias_fano_encode
 from ddp_compress.ops.reference.golomb import golomb_decode, golomb_encode
 from ddp_compress.ops.reference.hadamard import hadamard
@@ -23,7 +22,6 @@ from ddp_compress.ops.reference.uniform import uniform_decode, uniform_encode
 __all__ = [
     "accumulate",
     "block_salts",
-    "checksum",
     "elias_fano_decode",
     "elias_fano_encode",
     "golomb_decode",
