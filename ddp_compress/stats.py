@@ -79,6 +79,15 @@ class Stats:
         self.sent_bytes += sent
         self.received_bytes += received
 
+    def step(self, numel: int, world_size: int, committed: bool) -> None:
+        """Count one step of so many elements, committed or aborted."""
+        if not committed:
+            self.aborted += 1
+            return
+        self.steps += 1
+        self.elements += numel
+        self.dense_bytes += 2 * (world_size - 1) / world_size * 4 * numel
+
     def entry_list(self, name: str, entries: int, position_bits: int, value_bits: int) -> None:
         """Count one list of entries, by its name and in all."""
         named = self.packages[name]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError, recipes
 from ddp_compress.message.layout import Layout
-from ddp_compress.step.bucket_replay import Buckets, ReplayedBuckets
+from ddp_compress.step.bucket_replay import Buckets
 from tests import pretend_cuda
 from tests.table import Row
 from tests.test_laws import SIZES, Model, assert_same, kept, random_grads, state_of
@@ -179,7 +179,7 @@ def test_where_there_is_no_memory_as_many_messages_go_out(monkeypatch):
     state = CompressionState(Model(), ROW.recipe, flush_bytes=1)
     state.load_state_dict(pair()[0].state_dict())
     monkeypatch.setattr("ddp_compress.step.transaction.Channel.report", report)
-    monkeypatch.setattr(ReplayedBuckets, "_parts", dict)  # finds nothing
+    monkeypatch.setattr(Buckets, "_parts", dict)  # finds nothing
     layout = Layout(tuple(SIZES), tuple(SIZES.values()))
     with pytest.raises(KeyError):
         state.push(torch.ones(layout.numel), layout, last=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +13,6 @@ from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import SideStream, record_stream
-from ddp_compress.step.transaction import Transaction
-from ddp_compress.step.undo import Undo
 
 REBUILT_AFTER = 2  # steps at most: one, or with DDP's static_graph two
 
@@ -25,7 +23,8 @@ class Buckets:
     DDP begins with one bucket for all parameters of a dtype. After its first step, with
     ``static_graph`` its second, it makes smaller ones, in the order in which gradients came. What a
     recipe selects may depend on the buckets and their order; so until DDP has rebuilt its own, a
-    resumed state takes its steps in the buckets of its checkpoint.
+    resumed state takes its steps in the buckets of its checkpoint: chunks are held back until the
+    last has come, and sent in other ones. That takes the memory of one gradient more.
 
     It ends when gradients come in these, or in others than in the step before: DDP has rebuilt
     them. It ends after two steps in any case, for DDP may have no reason to make such buckets
@@ -42,6 +41,8 @@ class Buckets:
         self.latest = tuple(resumed)
         self._steps_left = REBUILT_AFTER if resumed else 0
         self._came: tuple[Layout, ...] | None = None  # in the step before
+        self._held: list[Chunk] = []
+        self._regrouped: list[Chunk] = []
 
     @property
     def digest(self) -> int:
@@ -52,9 +53,31 @@ class Buckets:
         """Take gradients as they come from now on."""
         self._steps_left = 0
 
-    def begin(self, step: Transaction, side_stream: SideStream) -> Transaction | ReplayedBuckets:
-        """What is to take the chunks of a step."""
-        return ReplayedBuckets(step, self, side_stream) if self._steps_left else step
+    def begin_step(self) -> None:
+        """Let go of what a step before has held back."""
+        self._held, self._regrouped = [], []
+
+    def ready(self, chunk: Chunk) -> list[Chunk]:
+        """The chunks to send, now that another has come."""
+        if self._steps_left:
+            self._held.append(chunk)
+            return []
+        return [chunk]
+
+    def rest(self, fail: Callable[[Exception], None]) -> list[Chunk]:
+        """What was held back, all chunks of the step, in the buckets that it is to have.
+
+        Args:
+            fail: told what has failed on this rank; its messages must come to as many as others'.
+        """
+        if not self._held:
+            return []
+        layouts = self.choose(self._held)
+        if layouts == tuple(chunk.layout for chunk in self._held):
+            held, self._held = self._held, []
+            return held
+        self._regrouped = self._regroup(layouts, fail)
+        return self._regrouped
 
     def choose(self, chunks: Sequence[Chunk]) -> tuple[Layout, ...]:
         """The buckets that a step is to have, all of whose chunks have come.
@@ -74,6 +97,42 @@ class Buckets:
         self._steps_left -= 1
         return self.latest
 
+    def give_back(self, side_stream: SideStream) -> None:
+        """Put the results of what was sent in other buckets where the gradients came from."""
+        parts = self._parts()
+        for chunk in self._regrouped:
+            with side_stream.on(chunk.grad.device):
+                for name, part in chunk.layout.split(chunk.grad).items():
+                    parts[name].copy_(part)
+                record_stream(chunk.grad)  # it is of the backward's stream
+        for chunk in self._held:
+            with side_stream.on(chunk.grad.device):  # a future remembers the stream
+                chunk.future.set_result(chunk.grad)
+        self.begin_step()
+
+    def _regroup(self, layouts: Sequence[Layout], fail: Callable[[Exception], None]) -> list[Chunk]:
+        """New chunks with copies of the gradients."""
+        parts = self._parts()
+        source = {name: chunk for chunk in self._held for name in chunk.layout.names}
+        chunks = []
+        for layout in layouts:
+            like = source[layout.names[0]]
+            try:
+                grad = torch.cat([parts[name] for name in layout.names])
+            except Exception as error:  # no memory, say: on this rank alone
+                fail(error)
+                grad = like.grad.new_zeros(()).expand(layout.numel)  # its message says what failed
+            chunks.append(replace(like, grad=grad, layout=layout, kept=Arena()))
+        return chunks
+
+    def _parts(self) -> dict[str, Tensor]:
+        """Every parameter's place in what was held back."""
+        return {
+            name: part
+            for chunk in self._held
+            for name, part in chunk.layout.split(chunk.grad).items()
+        }
+
     def _can_hold(self, chunks: Sequence[Chunk]) -> bool:
         """Whether these are the parameters, and no bucket would be of two kinds."""
         kinds = {
@@ -85,91 +144,3 @@ class Buckets:
         return kinds.keys() == {name for each in names for name in each} and all(
             len({kinds[name] for name in each}) == 1 for each in names
         )
-
-
-class ReplayedBuckets:
-    """A step whose chunks are kept until the last, and sent in other buckets than they came in.
-
-    To a state it is a `Transaction`. It takes the memory of one gradient more.
-
-    Args:
-        step: sends and commits them.
-        buckets: says which ones.
-        side_stream: see `Transaction`.
-    """
-
-    def __init__(self, step: Transaction, buckets: Buckets, side_stream: SideStream) -> None:
-        self._step = step
-        self._buckets = buckets
-        self._side_stream = side_stream
-        self._came: list[Chunk] = []
-
-    @property
-    def layouts(self) -> list[Layout]:
-        """Of the chunks as they were sent."""
-        return self._step.layouts
-
-    @property
-    def undo(self) -> Undo | None:
-        """See `Transaction`."""
-        return self._step.undo
-
-    def add(self, chunk: Chunk) -> None:
-        """Keep a chunk."""
-        self._came.append(chunk)
-
-    def fail(self, error: Exception) -> None:
-        """See `Transaction.fail`."""
-        self._step.fail(error)
-
-    def abandon(self) -> None:
-        """See `Transaction.abandon`. Nothing was sent yet."""
-        self._step.abandon()
-
-    def finish(self) -> bool:
-        """Send all that came, and commit; see `Transaction.finish`."""
-        layouts = self._buckets.choose(self._came)
-        as_they_came = layouts == tuple(chunk.layout for chunk in self._came)
-        chunks = self._came if as_they_came else self._regroup(layouts)
-        for chunk in chunks:
-            self._step.add(chunk)
-        committed = self._step.finish()
-        if not as_they_came:
-            self._give_back(chunks)
-        return committed
-
-    def _regroup(self, layouts: Sequence[Layout]) -> list[Chunk]:
-        """New chunks with copies of the gradients."""
-        parts = self._parts()
-        source = {name: chunk for chunk in self._came for name in chunk.layout.names}
-        chunks = []
-        for layout in layouts:
-            like = source[layout.names[0]]
-            try:
-                grad = torch.cat([parts[name] for name in layout.names])
-            except Exception as error:  # no memory, say: on this rank alone
-                self.fail(error)
-                # Messages must come to as many as on the others. This one's say only what failed.
-                grad = like.grad.new_zeros(()).expand(layout.numel)
-            chunks.append(replace(like, grad=grad, layout=layout, kept=Arena()))
-        return chunks
-
-    def _give_back(self, chunks: Sequence[Chunk]) -> None:
-        """Put the results where the gradients came from."""
-        parts = self._parts()
-        for chunk in chunks:
-            with self._side_stream.on(chunk.grad.device):
-                for name, part in chunk.layout.split(chunk.grad).items():
-                    parts[name].copy_(part)
-                record_stream(chunk.grad)  # it is of the backward's stream
-        for chunk in self._came:
-            with self._side_stream.on(chunk.grad.device):  # a future remembers the stream
-                chunk.future.set_result(chunk.grad)
-
-    def _parts(self) -> dict[str, Tensor]:
-        """Every parameter's place in what came."""
-        return {
-            name: part
-            for chunk in self._came
-            for name, part in chunk.layout.split(chunk.grad).items()
-        }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from ddp_compress.message.conv_kernels import ConvKernel, convolutions, kernel_of
@@ -43,6 +44,11 @@ class Parameters:
     def __getstate__(self) -> dict[str, object]:
         """All but names by id, which are another copy's."""
         return {name: value for name, value in self.__dict__.items() if name != "_names"}
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first; the CPU where there are none."""
+        return next((p.device for p in self.named.values()), torch.device("cpu"))
 
     @property
     def numel(self) -> int:

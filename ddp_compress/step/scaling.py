@@ -3,23 +3,67 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
 
-def scale_of(scaler: GradScaler, device: torch.device) -> Tensor | None:
-    """A copy of the scale as it is now, [] fp32 on a device; None where the scaler is disabled.
-
-    Nobody waits. A scaler that was not used yet gives its initial scale.
+class LossScale:
+    """What the loss of a state's model is multiplied by.
 
     Example:
-        >>> scale_of(GradScaler("cpu", init_scale=1024.0), torch.device("cpu"))
+        >>> scale = LossScale()
+        >>> scale.use(GradScaler("cpu", init_scale=1024.0))
+        >>> scale.on(torch.device("cpu"))
         tensor(1024.)
     """
-    one = torch.ones((), dtype=torch.float32, device=device)
-    return scaler.scale(one) if scaler.is_enabled() else None
+
+    def __init__(self) -> None:
+        self._scaler: GradScaler | None = None
+        self._stepped_without = False
+
+    def use(self, scaler: GradScaler) -> None:
+        """See `CompressionState.use_scaler`."""
+        if not isinstance(scaler, GradScaler):
+            raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+        if self._stepped_without and scaler.is_enabled():
+            raise RuntimeError(
+                "use_scaler was called after steps without it, so memory is in the units of scales "
+                "gone by: call it before the first step, or load a checkpoint in unscaled units"
+            )
+        self._scaler = scaler
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """A copy of the scale as it is now, [] fp32 on a device; None without an enabled scaler.
+
+        Nobody waits. A scaler that was not used yet gives its initial scale.
+        """
+        if self._scaler is None or not self._scaler.is_enabled():
+            return None
+        return self._scaler.scale(torch.ones((), dtype=torch.float32, device=device))
+
+    def stepped(self) -> None:
+        """A step was committed."""
+        self._stepped_without |= self._scaler is None
+
+    def loaded(self) -> None:
+        """Memory was loaded, in unscaled units."""
+        self._stepped_without = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy must be told of the scaler again."""
+        return self.__dict__ | {"_scaler": None, "_had_scaler": self._scaler is not None}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        if saved.pop("_had_scaler"):
+            warnings.warn(
+                "this copy of a CompressionState knows no GradScaler: call use_scaler again",
+                stacklevel=2,
+            )
+        self.__dict__.update(saved)
 
 
 def unscale(grad: Tensor, scale: Tensor) -> None:

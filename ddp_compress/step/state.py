@@ -1,10 +1,9 @@
-"""All that changes: residuals and their kin, the step, the statistics."""
+"""What a rank carries from step to step, and the way of a gradient through a recipe."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,31 +28,21 @@ from ddp_compress.checks import check_count
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
-from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
-from ddp_compress.step.applied import Applied
-from ddp_compress.step.bucket_replay import Buckets, ReplayedBuckets
-from ddp_compress.step.ddp_model import BeforeForward, find_model
-from ddp_compress.step.guards import (
-    refuse_optimizer_in_backward,
-    refuse_other_ranks,
-    refuse_second_momentum,
-    refuse_unsupported_ddp,
-    refuse_unsupported_parameters,
-)
-from ddp_compress.step.parameters import Parameters, ignored_parameters
-from ddp_compress.step.restored import Restored
-from ddp_compress.step.scaling import scale_of
+from ddp_compress.step.binding import Binding
+from ddp_compress.step.bucket_replay import Buckets
+from ddp_compress.step.parameters import Parameters
+from ddp_compress.step.peers import Peers
+from ddp_compress.step.scaling import LossScale
+from ddp_compress.step.settings import Settings
 from ddp_compress.step.store import ParameterStore
-from ddp_compress.step.transaction import Settings, Transaction
+from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
-from ddp_compress.step.worker import Worker
 from ddp_compress.transport.comm import Comm
 
 FLUSH_BYTES = 256 * 1024
-CLOSED = "this state was closed: make a new one, or close it later"
 
 
 class CompressionState:
@@ -117,73 +106,27 @@ class CompressionState:
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
-        refuse_unsupported_parameters(bare, ignored_parameters(bare))
         self.recipe = recipe
-        self.process_group = process_group
         self.step = start_step
         self.stats = Stats()
-        self._given_group = process_group
-        self._parameters = Parameters(bare)
-        self._store = ParameterStore(recipe.tensors)
-        self._settings = Settings(recipe, min_numel, flush_bytes)
-        self._find_unused = False
-        self._comm: Comm | None = None
-        self._transaction: Transaction | ReplayedBuckets | None = None
-        self._scaler: GradScaler | None = None
-        self._stepped_without_scaler = False
-        self._saved_by: list[int] | None = None  # rank and world size, of what was loaded
-        self._loaded_density: float | None = None
-        self._buckets = Buckets()
-        self._left_memory = False  # behind, with the DDP model that this is a copy's of
         self.must_match: object = None
-        self._start()
-        if isinstance(model, DistributedDataParallel):
-            self._bind_to(model)
-        else:
-            self._restored.watch(bare)
-
-    def _start(self) -> None:
-        """What every copy of a state makes anew."""
-        self._closed = False
-        self._worker: Worker | None = None
-        self._side_stream = SideStream()
+        self._settings = Settings(recipe, min_numel, flush_bytes)
+        self._peers = Peers(process_group)
+        self._binding = Binding(bare, recipe, self._peers)
+        self._store = ParameterStore(recipe.tensors)
+        self._buckets = Buckets()
+        self._loss_scale = LossScale()
+        self._transaction: Transaction | None = None
         self._undo: Undo | None = None
-        self._ends: list[Callable[[], None]] = []  # what else `close` is to end
         self._passed = False  # whether there was a pass since, perhaps an aborted one
-        self._before_forward: BeforeForward | None = None
-        self._watch_parameters()
-
-    def _watch_parameters(self) -> None:
-        named, has_momentum = self._parameters.named, "momentum" in self.recipe.memory.tensors
-        self._applied = Applied(named, has_momentum)
-        self._restored = Restored(named)
-        if has_momentum:
-            refuse_second_momentum(self, named.values(), self.recipe.name)
+        self._left_memory = False  # behind, with the DDP model that this is a copy's of
+        if isinstance(model, DistributedDataParallel):
+            self._binding.bind_to(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what cannot leave the process: its group, and a step under way."""
-        gone = (
-            *("process_group", "_given_group", "_comm", "_transaction", "_worker", "_side_stream"),
-            *("_scaler", "_undo", "_ends", "_before_forward", "_applied", "_restored"),
-        )
-        kept = {"_saved_by": self._rank_and_size(), "_loaded_density": self._latest_density()}
-        kept["_had_scaler"] = self._scaler is not None
-        return self.__dict__ | dict.fromkeys(gone) | kept
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        had_scaler = saved.pop("_had_scaler")
-        self.__dict__.update(saved)
-        self._buckets = Buckets(self._buckets.latest)
-        self._start()
-        if had_scaler:
-            warnings.warn(
-                "this copy of a CompressionState knows no GradScaler: call use_scaler again",
-                stacklevel=2,
-            )
-
-    def ends_with(self, end: Callable[[], None]) -> None:
-        """Let `close` call a function too, which ends what others have opened for this state."""
-        self._ends.append(end)
+        """All but a step under way."""
+        nothing = {"_transaction": None, "_undo": None, "_passed": False}
+        return self.__dict__ | nothing | {"_buckets": Buckets(self._buckets.latest)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressionState:
         """A copy with all that is kept; but with nothing where it comes along with a DDP model.
@@ -194,11 +137,20 @@ class CompressionState:
         twin = object.__new__(CompressionState)
         memo[id(self)] = twin
         saved = self.__getstate__()
-        if self._before_forward is not None and id(self._before_forward.model) in memo:
+        if id(self._binding.model) in memo:
             saved |= {"_store": ParameterStore(self.recipe.tensors), "_buckets": Buckets()}
             saved["_left_memory"] = self.stats.steps > 0
-        twin.__setstate__(copy.deepcopy(saved, memo))
+        twin.__dict__.update(copy.deepcopy(saved, memo))
         return twin
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The ranks to exchange with; None for the default group, or before they are known."""
+        return self._peers.group
+
+    @property
+    def _parameters(self) -> Parameters:
+        return self._binding.parameters
 
     def __repr__(self) -> str:
         return (
@@ -236,18 +188,11 @@ class CompressionState:
             >>> state.loss_scale(torch.device("cpu"))
             tensor(1024.)
         """
-        if not isinstance(scaler, GradScaler):
-            raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
-        if self._stepped_without_scaler and scaler.is_enabled():
-            raise RuntimeError(
-                "use_scaler was called after steps without it, so memory is in the units of scales "
-                "gone by: call it before the first step, or load a checkpoint in unscaled units"
-            )
-        self._scaler = scaler
+        self._loss_scale.use(scaler)
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
         """What gradients on a device are multiplied by now, [] fp32; None without a scaler."""
-        return None if self._scaler is None else scale_of(self._scaler, device)
+        return self._loss_scale.on(device)
 
     def push(
         self, flat: Tensor, layout: Layout, last: bool, scale: Tensor | None = None
@@ -271,10 +216,7 @@ class CompressionState:
             PeerError: on every rank, where a rank failed or compresses otherwise.
             ValueError: on every rank, where a message is corrupt.
         """
-        chunk = Chunk(
-            flat, layout, may_be_unused=self._find_unused, scale=scale, must_match=self.must_match
-        )
-        return self._take(chunk, last, self._buckets)
+        return self._take(self._chunk(flat, layout, scale), last, self._buckets)
 
     def push_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """`push` a bucket of the DDP model whose hook this state is.
@@ -285,32 +227,27 @@ class CompressionState:
                 gradients are summed with those of a pass that was sent before, which a momentum
                 would take in twice.
         """
-        parameters, flat = bucket.parameters(), bucket.buffer()
+        parameters, flat, applied = bucket.parameters(), bucket.buffer(), self._binding.applied
         failure = None
         try:
             if bucket.index() == 0:
                 self._begin_pass(parameters[0])
-            self._applied.check_bucket(parameters)
+                applied = self._binding.applied
+            applied.check_bucket(parameters)
             if bucket.is_last():
-                self._applied.check_pass()
+                applied.check_pass()
             layout, scale = self._parameters.layout(parameters), self.loss_scale(flat.device)
         except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
             failure, layout, scale = error, self._parameters.stand_in(parameters), None
-        chunk = Chunk(
-            flat, layout, may_be_unused=self._find_unused, scale=scale, must_match=self.must_match
-        )
+        chunk = self._chunk(flat, layout, scale)
         future = self._take(chunk, bucket.is_last(), self._buckets, failure)
-        joined = self._before_forward is not None and self._before_forward.joined
-        if bucket.is_last() and self._undo is not None and not joined:
-            self._applied.sent(self._undo.sent, self._undo.settle)
+        if bucket.is_last() and self._undo is not None and not self._binding.joined:
+            applied.sent(self._undo.sent, self._undo.settle)
         return future
 
     def _begin_pass(self, parameter: Tensor) -> None:
         self.abandon_step()  # a backward that raised may have left half a step behind
-        hook = self._before_forward
-        if hook is None or not hook.precedes_pass(self):
-            self._bind_to(find_model(parameter, self, but=hook.model if hook else None))
-        self._restored.check_pass(self.stats.steps > 0)
+        self._binding.begin_pass(self, parameter, remembers=self.stats.steps > 0)
         if self._left_memory:
             self._left_memory = False
             warnings.warn(
@@ -319,34 +256,15 @@ class CompressionState:
                 stacklevel=2,
             )
 
-    def _bind_to(self, model: DistributedDataParallel) -> None:
-        """Learn of a DDP model what its hook must know."""
-        has_met = self._comm is not None and not self._comm.outdated
-        if not has_met:  # if anything is refused now, its ranks must hear of it
-            self.process_group = model.process_group
-        self._find_unused = model.find_unused_parameters
-        refuse_unsupported_ddp(model)
-        refuse_optimizer_in_backward(model)
-        if has_met or self._given_group is not None:
-            refuse_other_ranks(self.process_group if has_met else self._given_group, model)
-        if not has_met:
-            self.process_group = self._given_group or model.process_group
-        theirs = Parameters(model.module)
-        if theirs.is_copy_of(self._parameters):  # this state came from a file, or of another copy
-            self._parameters = theirs
-            self._watch_parameters()
-        elif self._before_forward is not None and self._before_forward.model is model:
-            return
-        self._watch_model(model)
+    def _chunk(self, flat: Tensor, layout: Layout, scale: Tensor | None = None) -> Chunk:
+        return Chunk(
+            flat,
+            layout,
+            may_be_unused=self._binding.find_unused,
+            scale=scale,
+            must_match=self.must_match,
+        )
 
-    def _watch_model(self, model: DistributedDataParallel) -> None:
-        self._restored.watch(model.module)
-        if self._before_forward is not None:
-            self._before_forward.remove()
-        self._before_forward = BeforeForward(model, self._applied.before_forward)
-        weakref.finalize(self, self._before_forward.remove)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take(
         self, chunk: Chunk, last: bool, buckets: Buckets, failure: Exception | None = None
     ) -> Future[Tensor]:
@@ -358,8 +276,8 @@ class CompressionState:
         if failure is not None:
             transaction.fail(failure)
         transaction.add(chunk)
-        if last and self._finish(transaction):
-            buckets.latest = tuple(transaction.layouts)
+        if last:
+            self._finish(transaction)
         return chunk.future
 
     def reduce(self, tensors: Mapping[str, Tensor], must_match: object = None) -> dict[str, Tensor]:
@@ -386,8 +304,8 @@ class CompressionState:
             transaction.fail(error)
             self._finish(transaction)
             raise
-        must_match = (self.must_match, must_match)
-        chunk = Chunk(flat, layout, may_be_unused=self._find_unused, must_match=must_match)
+        chunk = self._chunk(flat, layout)
+        chunk.must_match = (self.must_match, must_match)
         mean = self._take(chunk, True, alone).wait()
         parts = layout.split(mean)
         return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
@@ -435,14 +353,15 @@ class CompressionState:
                 "next"
             )
         if self._undo is not None:
-            if self._applied.by is not None:
+            applied = self._binding.applied
+            if applied.by is not None:
                 raise RuntimeError(
-                    f"{self._applied.by} has applied gradients of this pass already: call "
+                    f"{applied.by} has applied gradients of this pass already: call "
                     "discard() in place of its step. If it is of other parameters than those whose "
                     "gradients are thrown away, give each a DDP model and a state of its own"
                 )
             self._undo.take_back()
-            self._applied.nothing_owed()
+            applied.nothing_owed()
             self.step -= 1
             self.stats.discarded += 1
         self._undo, self._passed = None, False
@@ -461,8 +380,7 @@ class CompressionState:
         """
         if self._undo is not None:
             self._undo.settle()
-        self._undo, self._passed = None, False
-        self._applied.nothing_owed()
+        self._no_way_back()
 
     def abandon_step(self) -> None:
         """Drop a step that never came to its last chunk. Nothing is lost: memory is untouched."""
@@ -477,98 +395,60 @@ class CompressionState:
         Call it where states come and go, after the last step on every rank.
         """
         self.abandon_step()
-        self._closed = True
-        if self._worker is not None:
-            self._worker.close()
-        if self._comm is not None:
-            self._comm.close()
-        for end in self._ends:
-            end()
-        self._restored.stop()
-        if self._before_forward is not None:
-            self._before_forward.remove()
+        self._peers.close()
+        self._binding.stop()
 
-    def _current_step(self, buckets: Buckets) -> Transaction | ReplayedBuckets:
+    def ends_with(self, end: Callable[[], None]) -> None:
+        """Let `close` call a function too, which ends what others have opened for this state."""
+        self._peers.ends_with(end)
+
+    def _no_way_back(self) -> None:
+        self._undo, self._passed = None, False
+        self._binding.applied.nothing_owed()
+
+    def _current_step(self, buckets: Buckets) -> Transaction:
         """The step under way; where there is none a new one, in such buckets."""
-        if self._closed and self._comm is not None:
-            raise RuntimeError(CLOSED)
         if self._transaction is None:
             self._undo, self._passed = None, False
-            comm = self._connect()
-            step = Transaction(
-                self._settings, self._store, comm, self._worker, self._side_stream, self.step
-            )
-            self._transaction = buckets.begin(step, self._side_stream)
-            here = [comm.rank, comm.world_size]
-            if self._saved_by not in (None, here):
-                rank, world_size = self._saved_by
-                self._transaction.fail(
-                    ValueError(
-                        f"checkpoint was saved by rank {rank} of {world_size}, this is rank "
-                        f"{comm.rank} of {comm.world_size}: what other ranks kept would be lost. "
-                        "Load it on the same rank of as many, or see ddp_compress.redistribute"
-                    )
-                )
+            self._connect()
+            step = Transaction(self._settings, self._store, buckets, self._peers, self.step)
+            self._transaction = step
+            try:
+                self._peers.check_place()
+            except ValueError as error:  # perhaps on this rank alone
+                step.fail(error)
         return self._transaction
 
-    def _finish(self, transaction: Transaction | ReplayedBuckets) -> bool:
-        """Whether the step was committed."""
+    def _connect(self) -> Comm:
+        """Meet the other ranks, once."""
+        try:
+            density = density_at(self.recipe.select.density, self.step)
+        except Exception:
+            density = 1.0  # the step's message will tell every rank
+        recipe, device = self.recipe, self._parameters.device
+        describe = partial(self._description, density)
+        return self._peers.meet(recipe.exchange, device, self.stats, describe, density, self.step)
+
+    def _description(self, density: float) -> str:
+        """What all ranks must share, in words."""
+        digest = digest_of(self._parameters.named)
+        return (
+            f"{self._settings.describe(density, self.step)}, parameters #{digest:08x}, "
+            f"loaded buckets #{self._buckets.digest:08x}"
+        )
+
+    def _finish(self, transaction: Transaction) -> None:
         try:
             committed = transaction.finish()
         finally:
             self._transaction = None
         self._passed = True
-        self._applied.nothing_owed()
-        if not committed:
-            self.stats.aborted += 1
-            return False
-        self._undo = transaction.undo
-        self.step += 1
-        self._stepped_without_scaler |= self._scaler is None
-        world_size = self._connect().world_size
-        self.stats.steps += 1
-        elements = sum(layout.numel for layout in transaction.layouts)
-        self.stats.elements += elements
-        self.stats.dense_bytes += 2 * (world_size - 1) / world_size * 4 * elements
-        return True
-
-    def _connect(self) -> Comm:
-        """Meet the other ranks, once: a state may be built before the process group."""
-        if self._comm is None or self._comm.outdated:
-            exchange = self.recipe.exchange
-            # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-            device = next((p.device for p in self._parameters.named.values()), torch.device("cpu"))
-            if exchange.many_phase or device.type == "cuda":
-                self._worker = self._worker or Worker(device)
-            comm = Comm(self.process_group, self.stats, device, exchange.has_large_sender)
-            try:
-                density = density_at(self.recipe.select.density, self.step)
-            except Exception:
-                density = 1.0  # the step's message will tell every rank
-            # As in an undisturbed run, where the latest step's says where messages of the next end.
-            comm.agree(
-                partial(self._description, density), self._loaded_density or density, self.step
-            )
-            self._comm = comm
-        return self._comm
-
-    def _description(self, density: float) -> str:
-        """What all ranks must share, in words."""
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        recipe, settings, parameters = self.recipe, self._settings, self._parameters.named
-        options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
-        select = ", ".join(f"{name}={value}" for name, value in options)
-        return (
-            f"recipe {recipe.name}, density {density:.9g}, "
-            f"{type(recipe.memory).__name__}(momentum={recipe.memory.momentum_at(self.step):.9g}, "
-            f"clip={recipe.memory.clip}), "
-            f"{type(recipe.select).__name__}({select}), "
-            f"{recipe.body}, {recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
-            f"step {self.step}, min_numel {settings.min_numel}, "
-            f"flush_bytes {settings.flush_bytes}, parameters #{digest_of(parameters):08x}, "
-            f"loaded density {self._loaded_density}, loaded buckets #{self._buckets.digest:08x}"
-        )
+        self._binding.applied.nothing_owed()
+        self.stats.step(transaction.numel, self._connect().world_size, committed)
+        if committed:
+            self._undo = transaction.undo
+            self.step += 1
+            self._loss_scale.stepped()
 
     # ------------------------------------------------------------------------ memory by itself
 
@@ -579,13 +459,12 @@ class CompressionState:
     def replace_memory(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Keep other tensors, such as `memory` gave; all else stays as it is."""
         self.abandon_step()  # a backward that raised may have left half a step behind
-        self._undo, self._passed = None, False
-        self._applied.nothing_owed()
-        self._restored.memory()
+        self._no_way_back()
+        self._binding.restored.memory()
         self._left_memory = False
         self._store.load(tensors)
-        if self._comm is not None:
-            self._comm.committed.clear()
+        if self._peers.comm is not None:
+            self._peers.comm.committed.clear()
 
     # ---------------------------------------------------------------------------- checkpoints
 
@@ -606,25 +485,15 @@ class CompressionState:
             "format": FORMAT,
             "recipe": self.recipe.name,
             "parameters": digest_of(self._parameters.named),
-            "saved_by": self._rank_and_size(),
+            "saved_by": self._peers.rank_and_size,
             "step": self.step,
-            "density": self._latest_density(),
+            "density": self._peers.latest_density,
             "dim_orders": dim_orders(self._parameters.named),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
             "tensors": tensors,
             "checksum": checksum(tensors),
         }
-
-    def _rank_and_size(self) -> list[int] | None:
-        """Rank and world size, where this rank has met the others; None where nothing is kept."""
-        if self._comm is None:
-            return self._saved_by
-        return [self._comm.rank, self._comm.world_size]
-
-    def _latest_density(self) -> float | None:
-        """Of the latest step, as far as the ranks have agreed."""
-        return self._loaded_density if self._comm is None else self._comm.density
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave on this rank, of the same model and recipe.
@@ -644,11 +513,9 @@ class CompressionState:
         check_whole(saved)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
-        self._stepped_without_scaler = False
-        self._saved_by = saved["saved_by"]
-        self._loaded_density = saved["density"]
-        self._buckets = Buckets([self._parameters.layout_of(names) for names in saved["buckets"]])
         self.stats = Stats.of(saved["stats"])
-        if self._comm is not None:
+        self._loss_scale.loaded()
+        self._buckets = Buckets([self._parameters.layout_of(names) for names in saved["buckets"]])
+        if self._peers.comm is not None:
             self._buckets.settle()
-            self._comm.stats = self.stats
+        self._peers.loaded(saved["saved_by"], saved["density"], self.stats)

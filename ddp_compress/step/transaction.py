@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import torch
 
@@ -18,25 +16,18 @@ from ddp_compress.message.entries import add_entries
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
 from ddp_compress.message.plan import MAX_NUMEL, Plan, plan
-from ddp_compress.ops.devices import SideStream, record_stream
+from ddp_compress.ops.devices import record_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
+from ddp_compress.step.bucket_replay import Buckets
+from ddp_compress.step.peers import Peers
+from ddp_compress.step.running import InOrder, InTurns, Running
 from ddp_compress.step.scaling import mantissa, unscale
+from ddp_compress.step.settings import Settings
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.undo import Undo
-from ddp_compress.step.worker import Worker
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import Comm
 from ddp_compress.transport.phases import Phases
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What stays the same from step to step; see `CompressionState`."""
-
-    recipe: Recipe
-    min_numel: int
-    flush_bytes: int
 
 
 class Transaction:
@@ -48,9 +39,8 @@ class Transaction:
     Args:
         settings: see `Settings`.
         store: where memory is kept.
-        comm: the other ranks.
-        worker: runs exchanges of many phases; None where there are none.
-        side_stream: where work on a CUDA device goes.
+        buckets: those that the step comes in.
+        peers: the other ranks, which have met.
         step: the step's number.
 
     Attributes:
@@ -62,36 +52,48 @@ class Transaction:
         self,
         settings: Settings,
         store: ParameterStore,
-        comm: Comm,
-        worker: Worker | None,
-        side_stream: SideStream,
+        buckets: Buckets,
+        peers: Peers,
         step: int,
     ) -> None:
+        assert peers.comm is not None
         self._settings = settings
         self._store = store
-        self._comm = comm
-        self._worker = worker
-        self._side_stream = side_stream
+        self._buckets = buckets
+        self._comm = peers.comm
+        self._worker = peers.worker
+        self._side_stream = peers.side_stream
         self._step = step
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
         self._sent: list[_Sent] = []
         self._failure: Exception | None = None
         self._density = self._momentum = 0.0
-        self._shared_density = comm.density  # here, because the worker changes it at its own time
+        # Kept here, because the worker changes it at its own time.
+        self._shared_density = self._comm.density
         self.layouts: list[Layout] = []
         self.undo: Undo | None = None
-        comm.begin_step()
+        self._comm.begin_step()
+        buckets.begin_step()
         try:
             self._density = density_at(settings.recipe.select.density, step)
             self._momentum = settings.recipe.memory.momentum_at(step)
         except Exception as error:
             self.fail(error)
 
+    @property
+    def numel(self) -> int:
+        """Elements in all chunks."""
+        return sum(layout.numel for layout in self.layouts)
+
     def add(self, chunk: Chunk) -> None:
         """Put a chunk into the open message of its kind; send the message when it is full.
 
         An error waits: the message that is due next carries it to every rank.
         """
+        for ready in self._buckets.ready(chunk):
+            self._add(ready)
+
+    def _add(self, chunk: Chunk) -> None:
         self.layouts.append(chunk.layout)
         draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
         waits = self._settings.recipe.select.scope == "model"  # for the last chunk
@@ -131,6 +133,24 @@ class Transaction:
         Raises:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
+        for chunk in self._buckets.rest(self.fail):
+            self._add(chunk)
+        self._send_rest()
+        self._wait()
+        finite = all(sent.running.outcome is not None for sent in self._sent)
+        if finite:
+            self._commit()
+            self._buckets.latest = tuple(self.layouts)
+        else:
+            self._abort()
+        for sent in self._sent:
+            with self._side_stream.on(sent.device):  # a future remembers the stream
+                for chunk in sent.chunks:
+                    chunk.future.set_result(chunk.grad)
+        self._buckets.give_back(self._side_stream)
+        return finite
+
+    def _send_rest(self) -> None:
         if not self._sent and all(device.type == "cpu" for _, device in self._drafts):
             # Backward is over: nothing would go on beside it. (On a stream, work takes no turns.)
             self._worker = None
@@ -139,6 +159,9 @@ class Transaction:
                 self._send(draft.take())
         if self._failure and not self._sent:
             self._send([])
+
+    def _wait(self) -> None:
+        """For all messages; raise if anything has failed."""
         waiting = [sent.running for sent in self._sent]
         failure: Exception | None = None
         while waiting:  # in turns, so that the messages' round trips overlap
@@ -151,16 +174,6 @@ class Transaction:
         failure = failure or self._failure
         if failure:
             raise failure
-        finite = all(sent.running.outcome is not None for sent in self._sent)
-        if finite:
-            self._commit()
-        else:
-            self._abort()
-        for sent in self._sent:
-            with self._side_stream.on(sent.device):  # a future remembers the stream
-                for chunk in sent.chunks:
-                    chunk.future.set_result(chunk.grad)
-        return finite
 
     def _commit(self) -> None:
         """Write memory, and the averaged gradients; or neither, where that fails."""
@@ -229,12 +242,12 @@ class Transaction:
         running = self._launch(self._side_stream.drive(exchange, device), channel)
         self._sent.append(_Sent(chunks, device, channel, running))
 
-    def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> _Running:
+    def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> Running:
         if self._worker is None:
-            return _InTurns(exchange)
+            return InTurns(exchange)
         before = self._sent[-1].running if self._sent else None
-        after = before.future if isinstance(before, _InOrder) else None
-        return _InOrder(self._worker.submit(exchange, channel, after))
+        after = before.future if isinstance(before, InOrder) else None
+        return InOrder(self._worker.submit(exchange, channel, after))
 
 
 def _setting(message: Message, recipe: Recipe) -> object:
@@ -280,59 +293,6 @@ class _Draft:
         return chunks
 
 
-class _Running(Protocol):
-    """An exchange under way."""
-
-    done: bool
-    outcome: Deliveries
-
-    def advance(self) -> None:
-        """Go on to the next collective, or to the end and its outcome."""
-
-    def abandon(self) -> None:
-        """Leave nothing half done that other ranks may wait for."""
-
-
-class _InTurns:
-    """An exchange launched here and now; this thread goes from phase to phase."""
-
-    def __init__(self, exchange: Phases[Deliveries]) -> None:
-        self._exchange = exchange
-        self.done = False
-        self.outcome: Deliveries = None
-        self.advance()
-
-    def advance(self) -> None:
-        """Go on to the next collective, or to the end and its outcome."""
-        if self.done:
-            return
-        try:
-            next(self._exchange)
-        except StopIteration as end:
-            self.done, self.outcome = True, end.value
-
-    def abandon(self) -> None:
-        """Its collective is under way; no rank goes on to another."""
-
-
-class _InOrder:
-    """An exchange of many phases, on the worker's thread."""
-
-    def __init__(self, future: Future[Deliveries]) -> None:
-        self.future = future
-        self.done = False
-        self.outcome: Deliveries = None
-
-    def advance(self) -> None:
-        """Wait for its end."""
-        self.outcome = self.future.result()
-        self.done = True
-
-    def abandon(self) -> None:
-        """Wait for its end, whatever that is: on another rank it may be further."""
-        self.future.exception()
-
-
 @dataclass(frozen=True)
 class _Sent:
     """A message on its way."""
@@ -340,4 +300,4 @@ class _Sent:
     chunks: Sequence[Chunk]
     device: torch.device
     channel: Channel
-    running: _Running
+    running: Running

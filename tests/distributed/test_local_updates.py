@@ -853,7 +853,7 @@ def going_on_after_an_error(what: str) -> str:
     before, began = memory(state), time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         if dist.get_rank() == 1 and what == "memory":
-            patch.setattr(optimizer._round.anchor, "moved", no_memory)
+            patch.setattr(optimizer._round.anchor, "delta", no_memory)
         with pytest.raises(PeerError) as caught:
             carelessly(ddp, optimizer, range(4))
     assert time.monotonic() - began < 5

@@ -692,8 +692,8 @@ def test_a_gather_of_the_users_own_does_not_end_the_interpreter(tmp_path):
 def what_outlives_a_step() -> list[bool]:
     state = state_of(ROWS["vote-sharded"])
     state.reduce(random_grads(0))
-    assert state._comm
-    return [view._base is None for view in state._comm._views]
+    assert state._peers.comm
+    return [view._base is None for view in state._peers.comm._views]
 
 
 def test_gloo_is_not_the_last_to_let_go(ranks):
@@ -731,7 +731,7 @@ def test_two_states_in_one_process_do_not_meet(ranks):
 def momentum_of_an_idle_layer() -> None:
     """Rank 1 has no gradient for one layer, whose positions the others' mask may hold."""
     state = state_of(Row(recipes.majority_vote(0.5, momentum=0.9)))
-    state._find_unused = True
+    state._binding.find_unused = True
     state.reduce(random_grads(0))
     before = state.state_dict()["tensors"]
     grads = random_grads(1)

@@ -1,0 +1,128 @@
+"""The DDP model whose hook a state is: which one it is, and what becomes of its gradients."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_compress.recipe import Recipe
+from ddp_compress.step.applied import Applied
+from ddp_compress.step.ddp_model import BeforeForward, find_model
+from ddp_compress.step.guards import (
+    refuse_optimizer_in_backward,
+    refuse_other_ranks,
+    refuse_second_momentum,
+    refuse_unsupported_ddp,
+    refuse_unsupported_parameters,
+)
+from ddp_compress.step.parameters import Parameters, ignored_parameters
+from ddp_compress.step.peers import Peers
+from ddp_compress.step.restored import Restored
+
+
+class Binding:
+    """What a state knows of its model: first the bare one, then the DDP model, once it is seen.
+
+    Args:
+        module: the bare model.
+        recipe: the state's.
+        peers: whose process group is the DDP model's, where none was given.
+
+    Attributes:
+        parameters: of the bare model; those of its copy, once the state is a copy's.
+        find_unused: whether a parameter may be left out of this rank's step.
+        applied: what became of the gradients that were sent.
+        restored: whether weights were loaded without memory.
+        before_forward: sees the DDP model's forward passes; None before it is bound.
+
+    Raises:
+        ValueError: a parameter cannot be compressed.
+    """
+
+    def __init__(self, module: nn.Module, recipe: Recipe, peers: Peers) -> None:
+        refuse_unsupported_parameters(module, ignored_parameters(module))
+        self.parameters = Parameters(module)
+        self.find_unused = False
+        self.before_forward: BeforeForward | None = None
+        self._recipe = recipe
+        self._peers = peers
+        self._watch_parameters()
+        self.restored.watch(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what sees this very model."""
+        seen = dict.fromkeys(("applied", "restored", "before_forward"))
+        return self.__dict__ | seen
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        self._watch_parameters()
+
+    def begin_pass(self, state: object, parameter: Tensor, remembers: bool) -> None:
+        """A backward pass has come to its first bucket.
+
+        Args:
+            state: the hook's.
+            parameter: of the bucket.
+            remembers: whether memory holds anything.
+
+        Raises:
+            ValueError: see `bind_to`; or no DDP model holds the parameter, or several do.
+        """
+        hook = self.before_forward
+        if hook is None or not hook.precedes_pass(state):
+            self.bind_to(find_model(parameter, state, but=hook.model if hook else None))
+        self.restored.check_pass(remembers)
+
+    def bind_to(self, model: DistributedDataParallel) -> None:
+        """Learn of a DDP model what its hook must know.
+
+        Raises:
+            ValueError: its options go past a hook, it is of other ranks, or another model.
+        """
+        self.find_unused = model.find_unused_parameters
+        peers = self._peers
+        if not peers.have_met:  # if anything is refused now, the model's ranks must hear of it
+            peers.group = model.process_group
+        refuse_unsupported_ddp(model)
+        refuse_optimizer_in_backward(model)
+        group = peers.group if peers.have_met else peers.given or model.process_group
+        refuse_other_ranks(group, model)
+        peers.group = group
+        theirs = Parameters(model.module)
+        if theirs.is_copy_of(self.parameters):  # this state came from a file, or of another copy
+            self.parameters = theirs
+            self._watch_parameters()
+        elif self.before_forward is not None and self.before_forward.model is model:
+            return
+        self.restored.watch(model.module)
+        if self.before_forward is not None:
+            self.before_forward.remove()
+        self.before_forward = BeforeForward(model, self.applied.before_forward)
+        weakref.finalize(self, self.before_forward.remove)
+
+    @property
+    def model(self) -> DistributedDataParallel | None:
+        """The DDP model, where it is known and still lives."""
+        return None if self.before_forward is None else self.before_forward.model
+
+    @property
+    def joined(self) -> bool:
+        """Whether the pass under way is one in which this rank has no input (`DDP.join`)."""
+        return self.before_forward is not None and self.before_forward.joined
+
+    def stop(self) -> None:
+        """See no more."""
+        self.restored.stop()
+        if self.before_forward is not None:
+            self.before_forward.remove()
+
+    def _watch_parameters(self) -> None:
+        named, has_momentum = self.parameters.named, "momentum" in self._recipe.memory.tensors
+        self.applied = Applied(named, has_momentum)
+        self.restored = Restored(named)
+        if has_momentum:
+            refuse_second_momentum(self, named.values(), self._recipe.name)

@@ -1,0 +1,146 @@
+"""The other ranks, which a state meets before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist  # noqa: TID251 - types alone
+
+from ddp_compress.ops.devices import SideStream
+from ddp_compress.recipe import Exchange
+from ddp_compress.stats import Stats
+from ddp_compress.step.worker import Worker
+from ddp_compress.transport.comm import Comm
+
+CLOSED = "this state was closed: make a new one, or close it later"
+
+
+class Peers:
+    """The ranks that a state exchanges with: a state may be built before its process group.
+
+    Args:
+        group: their process group; None for the DDP model's, or the default one.
+
+    Attributes:
+        given: see above.
+        group: theirs, as far as it is known.
+        comm: the exchange with them; None before they have met.
+        worker: the thread on which exchanges run; None where none is needed.
+        side_stream: where work on a CUDA device goes.
+        saved_by: rank and world size, of a checkpoint that was loaded; None where anybody may go
+            on.
+        loaded_density: of the latest step in it.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = self.given = group
+        self.comm: Comm | None = None
+        self.worker: Worker | None = None
+        self.saved_by: list[int] | None = None
+        self.loaded_density: float | None = None
+        self.side_stream = SideStream()
+        self._ends: list[Callable[[], None]] = []
+        self._closed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is known of them, but none of what cannot leave the process."""
+        gone = dict.fromkeys(("group", "given", "comm", "worker"))
+        known = {"saved_by": self.rank_and_size, "loaded_density": self.latest_density}
+        return self.__dict__ | gone | known | {"_ends": [], "_closed": False, "side_stream": None}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        self.side_stream = SideStream()
+
+    @property
+    def rank_and_size(self) -> list[int] | None:
+        """Of this rank, where it has met the others; None where nothing is kept."""
+        return self.saved_by if self.comm is None else [self.comm.rank, self.comm.world_size]
+
+    @property
+    def latest_density(self) -> float | None:
+        """Of the latest step, as far as the ranks have agreed."""
+        return self.loaded_density if self.comm is None else self.comm.density
+
+    @property
+    def have_met(self) -> bool:
+        """Whether they have, since torch.distributed was set up."""
+        return self.comm is not None and not self.comm.outdated
+
+    def meet(
+        self,
+        exchange: Exchange,
+        device: torch.device,
+        stats: Stats,
+        describe: Callable[[], str],
+        density: float,
+        step: int,
+    ) -> Comm:
+        """Meet them, once.
+
+        Args:
+            exchange: the recipe's.
+            device: of the model.
+            stats: where to count.
+            describe: what all ranks must share, in words.
+            density: of the next step.
+            step: the next.
+
+        Raises:
+            PeerError: on every rank, where one differs.
+            RuntimeError: the state was closed.
+        """
+        if self._closed and self.comm is not None:
+            raise RuntimeError(CLOSED)
+        if self.comm is None or self.comm.outdated:
+            # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
+            if exchange.many_phase or device.type == "cuda":
+                self.worker = self.worker or Worker(device)
+            comm = Comm(self.group, stats, device, exchange.has_large_sender)
+            # As in an undisturbed run, where the latest step's says where messages of the next end.
+            comm.agree(partial(self._describe, describe), self.loaded_density or density, step)
+            self.comm = comm
+        return self.comm
+
+    def _describe(self, describe: Callable[[], str]) -> str:
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        return f"{describe()}, loaded density {self.loaded_density}"
+
+    def loaded(self, saved_by: list[int] | None, density: float | None, stats: Stats) -> None:
+        """A checkpoint was loaded: whose it was, its latest density, and its statistics."""
+        self.saved_by, self.loaded_density = saved_by, density
+        if self.comm is not None:
+            self.comm.stats = stats
+
+    def check_place(self) -> None:
+        """Raise where a checkpoint that was loaded is another rank's.
+
+        Raises:
+            ValueError: see above.
+        """
+        here = self.rank_and_size
+        if self.saved_by is None or here is None or self.saved_by == here:
+            return
+        raise ValueError(
+            f"checkpoint was saved by rank {self.saved_by[0]} of {self.saved_by[1]}, this is rank "
+            f"{here[0]} of {here[1]}: what other ranks kept would be lost. Load it on the same "
+            "rank of as many, or see ddp_compress.redistribute"
+        )
+
+    def ends_with(self, end: Callable[[], None]) -> None:
+        """Let `close` call a function too."""
+        self._ends.append(end)
+
+    def close(self) -> None:
+        """End the thread and the process group, and what else was opened for these ranks."""
+        self._closed = True
+        if self.worker is not None:
+            self.worker.close()
+        if self.comm is not None:
+            self.comm.close()
+        for end in self._ends:
+            end()
