@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ddp_compress.ops.devices import to_host
-from ddp_compress.transport.comm import rank_and_size
+from ddp_compress.transport.groups import rank_and_size
 
 
 class Stateful(Protocol):

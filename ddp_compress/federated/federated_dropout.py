@@ -20,7 +20,7 @@ from ddp_compress.local.round import Round
 from ddp_compress.ops import host
 from ddp_compress.schedules import check_density
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.comm import rank_and_size
+from ddp_compress.transport.groups import rank_and_size
 
 Memory = dict[str, dict[str, Tensor]]  # by slot and parameter
 

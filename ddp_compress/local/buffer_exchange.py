@@ -35,7 +35,9 @@ def average_buffers(
     Raises:
         PeerError: on every rank, where one failed.
     """
-    return drive(_talk(Channel(comm, 1, comm.density, lambda: names, 0, step), buffers, names))
+    return drive(
+        _talk(Channel(comm, 1, comm.agreed.density, lambda: names, 0, step), buffers, names)
+    )
 
 
 def _talk(

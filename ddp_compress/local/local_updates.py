@@ -23,7 +23,7 @@ from ddp_compress.step.guards import (
     refuse_unsupported_ddp,
 )
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.comm import members
+from ddp_compress.transport.groups import members
 
 Period = int | Callable[[int], int]
 

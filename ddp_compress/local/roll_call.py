@@ -71,7 +71,7 @@ def call_roll(comm: Comm, step: int, answer: Callable[[], Answer]) -> list[Answe
         PeerError: on every rank, where one failed or has come for another reason.
     """
     comm.begin_step()
-    channel = Channel(comm, 0, comm.density, lambda: "roll call", 0, step)
+    channel = Channel(comm, 0, comm.agreed.density, lambda: "roll call", 0, step)
     answers = drive(_talk(channel, answer))
     for rank, other in enumerate(answers):
         if _reason(other) != _reason(answers[0]):

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ddp_compress import ops
 from ddp_compress.step.ddp_model import models_of
 from ddp_compress.step.optimizers import MEETS_RANKS, collective_in_step, layers, momentum_of
-from ddp_compress.transport.comm import members
+from ddp_compress.transport.groups import members
 
 
 def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:

@@ -63,7 +63,7 @@ class Peers:
     @property
     def latest_density(self) -> float | None:
         """Of the latest step, as far as the ranks have agreed."""
-        return self.loaded_density if self.comm is None else self.comm.density
+        return self.loaded_density if self.comm is None else self.comm.agreed.density
 
     @property
     def have_met(self) -> bool:

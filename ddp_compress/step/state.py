@@ -464,7 +464,7 @@ class CompressionState:
         self._left_memory = False
         self._store.load(tensors)
         if self._peers.comm is not None:
-            self._peers.comm.committed.clear()
+            self._peers.comm.agreed.committed.clear()
 
     # ---------------------------------------------------------------------------- checkpoints
 

@@ -69,7 +69,7 @@ class Transaction:
         self._failure: Exception | None = None
         self._density = self._momentum = 0.0
         # Kept here, because the worker changes it at its own time.
-        self._shared_density = self._comm.density
+        self._shared_density = self._comm.agreed.density
         self.layouts: list[Layout] = []
         self.undo: Undo | None = None
         self._comm.begin_step()
@@ -179,9 +179,7 @@ class Transaction:
         """Write memory, and the averaged gradients; or neither, where that fails."""
         chunks = [chunk for sent in self._sent for chunk in sent.chunks]
         used = [name for chunk in chunks for name in chunk.used]
-        self.undo = Undo(
-            [chunk.kept for chunk in chunks], self._comm, dict(self._comm.committed), used
-        )
+        self.undo = Undo([chunk.kept for chunk in chunks], self._comm.agreed, used)
         try:
             for sent in self._sent:
                 with self._side_stream.on(sent.device):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from ddp_compress.message.arena import Arena
-from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.agreed import Agreed
 
 
 class Undo:
@@ -14,28 +13,26 @@ class Undo:
 
     Args:
         arenas: whose memory it has written.
-        comm: what ranks learned in it is forgotten as well.
-        known: what they had learned before.
+        agreed: with the other ranks; what they learn in it is forgotten as well.
         sent: names of the parameters that it had a gradient for.
     """
 
     def __init__(
         self,
         arenas: Iterable[Arena],
-        comm: Comm,
-        known: Mapping[int, tuple[int, dict[str, Any]]],
+        agreed: Agreed,
         sent: list[str],
     ) -> None:
         self._arenas = list(arenas)
-        self._comm = comm
-        self._known = known
+        self._agreed = agreed
+        self._committed = dict(agreed.committed)
         self.sent = sent
 
     def take_back(self) -> None:
         """Bring memory back to before the step, bit for bit."""
         for arena in self._arenas:
             arena.undo()
-        self._comm.committed = dict(self._known)
+        self._agreed.committed = dict(self._committed)
 
     def settle(self) -> None:
         """Let go of what was before: the step stays."""

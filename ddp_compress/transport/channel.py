@@ -95,12 +95,12 @@ class Channel:
     @property
     def committed(self) -> dict[str, Any]:
         """What the last committed message of this layout learned."""
-        layout, known = self._comm.committed.get(self._number, (None, {}))
+        layout, known = self._comm.agreed.committed.get(self._number, (None, {}))
         return known if layout == self._layout else {}
 
     def commit(self) -> None:
         """Keep what was learned."""
-        self._comm.committed[self._number] = (self._layout, self.pending)
+        self._comm.agreed.committed[self._number] = (self._layout, self.pending)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor:
         """What some work between two phases gives; if it raises, the next phase tells."""
@@ -133,7 +133,8 @@ class Channel:
             raise error from self._failure
         _check_alike([header for header, _ in opened])
         aborts = any(header.flags & NONFINITE for header, _ in opened)
-        self._comm.density, self._comm.step = self._density, self._step + (not aborts)
+        agreed = self._comm.agreed
+        agreed.density, agreed.step = self._density, self._step + (not aborts)
         if aborts:
             return None
         return [body for _, body in opened]
@@ -247,7 +248,7 @@ class Channel:
         slots = [
             (self._number, self._phase, rank == large_sender) for rank in range(self.world_size)
         ]
-        room = [comm.capacities.get(slot, HEADER_BYTES) for slot in slots]
+        room = [comm.agreed.capacity(slot, HEADER_BYTES) for slot in slots]
         here = room[self.rank]
         with comm.or_end():
             frame = padded(mine, here) if len(mine) <= here else announce(mine, here)
@@ -261,7 +262,7 @@ class Channel:
                 frame = padded(mine, room[self.rank])
             opened = yield from self._pass(frame, room)
         for slot, length in longest.items():
-            comm.plan_capacity(slot, length)
+            comm.agreed.plan_capacity(slot, length)
         return opened
 
     def _pass(self, frame: Tensor, sizes: list[int]) -> Phases[list[tuple[Header, Tensor]]]:

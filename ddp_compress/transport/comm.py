@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
 from uuid import uuid4
-from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -18,7 +12,10 @@ from torch import Tensor
 
 from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
+from ddp_compress.transport.agreed import Agreed
 from ddp_compress.transport.frame import body_text, text_body
+from ddp_compress.transport.groups import backends, rank_and_size, twin_of
+from ddp_compress.transport.lifetimes import KeptAlive
 from ddp_compress.transport.phases import Phases
 
 
@@ -37,13 +34,8 @@ class Comm:
         has_large_sender: see `recipe.Exchange`.
 
     Attributes:
-        density: the latest that all ranks are known to share. What must come out alike on every
-            rank before the ranks have met, such as where a message ends, depends on it alone.
-        step: the next, as far as the ranks have agreed, whatever one of them has loaded or missed.
+        agreed: what all ranks know alike.
         large_sender: the rank whose frame is of another size in this step; None where none is.
-        capacities: bytes of the next frame, by its place in a step; alike on every rank.
-        committed: what the last step taught of each of its messages, by number: layout and
-            findings.
     """
 
     def __init__(
@@ -53,28 +45,20 @@ class Comm:
         device: torch.device,
         has_large_sender: bool,
     ) -> None:
-        alone = not dist.is_initialized()
         self.group = group
         self.stats = stats
         self.rank, self.world_size = rank_and_size(group)
-        self.density = 1.0
-        self.step = 0
+        self.agreed = Agreed()
         self.large_sender: int | None = None
-        self.capacities: dict[object, int] = {}
-        self.committed: dict[int, tuple[int, dict[str, Any]]] = {}
-        self._lengths: dict[object, tuple[int, int]] = {}
-        self._alone = alone
+        self._alone = not dist.is_initialized()
         self._device = device
-        self._wire = torch.device("cpu") if alone or "cpu" in _backends(group) else device
+        on_host = self._alone or "cpu" in backends(group)
+        self._wire = torch.device("cpu") if on_host else device
         self._world = dist.group.WORLD
         self._is_own = False  # whether the group is this state's own
         self._ended = False
         self._has_large_sender = has_large_sender
-        # Views of what collectives were given: as long as they live, Gloo's thread is not the last
-        # in C++ to let go of a tensor that Python knows. It would need the GIL for that, which
-        # deadlocks where the group is being destroyed, and ends the process where Python is ending.
-        self._views: list[Tensor] = []
-        _comms.add(self)
+        self._kept_alive = KeptAlive()
 
     @property
     def outdated(self) -> bool:
@@ -83,13 +67,9 @@ class Comm:
 
     def begin_step(self) -> None:
         """Let go of the last step's tensors; see which rank sends most."""
-        self._views = []
-        self.large_sender = self.step % self.world_size if self._has_large_sender else None
-
-    def leak(self) -> None:
-        """Never let go of this step's tensors."""
-        for view in self._views:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(view))
+        self._kept_alive.begin_step()
+        turn = self.agreed.step % self.world_size
+        self.large_sender = turn if self._has_large_sender else None
 
     def agree(self, describe: Callable[[], str], density: float, step: int) -> None:
         """Before the first step, compare descriptions of the setting, density and step included.
@@ -100,10 +80,10 @@ class Comm:
         Raises:
             PeerError: on every rank, where one differs, or failed to describe.
         """
-        self.density, self.step = density, step
+        self.agreed.density, self.agreed.step = density, step
         if not self._alone:
             name = self.compare(describe)
-            self.group, self._is_own = _twin(self.group, self._wire, name), True
+            self.group, self._is_own = twin_of(self.group, self._wire, name), True
 
     def compare(self, describe: Callable[[], str]) -> str:
         """Compare descriptions by words.
@@ -145,7 +125,7 @@ class Comm:
     def _swap(self, mine: Tensor, sizes: list[int]) -> Tensor:
         """Everything to all, waited for and not counted; so many elements come from every rank."""
         given, theirs = mine.repeat(self.world_size), mine.new_empty(sum(sizes))
-        self._views += [given.view_as(given), theirs.view_as(theirs)]
+        self._kept_alive.add(given, theirs)
         lengths = [len(mine)] * self.world_size
         with _no_answer():
             dist.all_to_all_single(theirs, given, sizes, lengths, group=self.group)
@@ -166,14 +146,6 @@ class Comm:
         except Exception:
             self.close()
             raise
-
-    def plan_capacity(self, slot: object, longest: int) -> None:
-        """Steady sizes get exactly what they need; varying ones 3 % of room, 64 bytes at least."""
-        before, times = self._lengths.get(slot, (0, 0))
-        times = times + 1 if before == longest else 1
-        self._lengths[slot] = longest, times
-        steady = times > 2  # twice is chance: lengths may vary by a few bytes
-        self.capacities[slot] = longest if steady else longest + max(64, longest // 32)
 
     def all_to_all(self, bodies: Sequence[Tensor], sizes: Sequence[int]) -> Phases[list[Tensor]]:
         """Send a body to every rank.
@@ -200,7 +172,7 @@ class Comm:
         with self.or_end():
             mine, theirs = self._room(bodies, sum(sizes))
         lengths = [len(body) for body in bodies]
-        self._views += [mine.view_as(mine), theirs.view_as(theirs)]
+        self._kept_alive.add(mine, theirs)
         with self.or_end(), _no_answer():
             work = dist.all_to_all_single(
                 theirs, mine, list(sizes), lengths, group=self.group, async_op=True
@@ -252,88 +224,3 @@ def _no_answer() -> Iterator[None]:
             f"a rank does not answer: it has ended, has closed its state, met an error outside the "
             f"exchange, or took longer than the process group's timeout ({error})"
         ) from error
-
-
-def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
-    """This rank's number in a group, and how many there are; alone without torch.distributed.
-
-    Example:
-        >>> rank_and_size()
-        (0, 1)
-    """
-    if not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(group), dist.get_world_size(group)
-
-
-def members(group: dist.ProcessGroup | None) -> list[int]:
-    """The ranks of a group, as the whole job numbers them; None for the default one."""
-    return dist.get_process_group_ranks(group)
-
-
-_comms: WeakSet[Comm] = WeakSet()
-
-
-@atexit.register
-def _outlive_the_interpreter() -> None:
-    """Gloo's threads may still hold tensors, and at the end there is no GIL to free them with."""
-    for comm in _comms:
-        comm.leak()
-    _rest_gloo()
-
-
-def _rest_gloo() -> None:
-    """Hand Gloo's threads the GIL until they wait for work or another rank; for a second at most.
-
-    When a collective is done, its thread has yet to let go of the tensors of it, a user's own among
-    them, which takes the GIL (torch 2.13). A thread that waits for the GIL seems to rest as well,
-    so they must be seen at rest three times, with the GIL free in between. Only Linux tells.
-    """
-    seen = 0
-    for _ in range(200):
-        states = _gloo_threads()
-        seen = seen + 1 if states <= {"S"} else 0
-        if not states or seen == 3:
-            return
-        time.sleep(0.005)
-
-
-def _gloo_threads() -> set[str]:
-    """States of this process's threads that run Gloo's collectives, as the kernel names them."""
-    states = set()
-    for path in Path("/proc/self/task").glob("*/stat"):
-        with suppress(OSError):  # it has ended
-            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
-            if name == "pt_gloo_runloop":
-                states.add(rest.split()[0])
-    return states
-
-
-def _backends(group: dist.ProcessGroup | None) -> dict[str, str]:
-    """By type of device, the backend that talks for it."""
-    pairs = dist.get_backend_config(group).split(",")
-    return dict(pair.split(":", 1) for pair in pairs)
-
-
-def _twin(group: dist.ProcessGroup | None, wire: torch.device, name: str) -> dist.ProcessGroup:
-    """A new group of the same ranks, backend and timeout; all of them make it together.
-
-    `dist.new_group` names a group after how many this process has. That differs between ranks which
-    are in different groups, and comes again when groups go, with a rendezvous that is stale then.
-    """
-    c10d = dist.distributed_c10d
-    world = c10d._get_default_group()
-    parent = group or world
-    ranks = dist.get_process_group_ranks(parent)
-    _, store = c10d._world.pg_map[world]
-    twin, _ = c10d._new_process_group_helper(
-        len(ranks),
-        dist.get_rank(parent),
-        ranks,
-        dist.Backend(_backends(parent)[wire.type]),
-        store,
-        f"ddp_compress/{name}",  # type: ignore[arg-type]
-        timeout=parent._get_backend(wire).options._timeout,
-    )
-    c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
-    return twin

@@ -114,7 +114,7 @@ def with_recipes(mine: Row, others: Row) -> str:
         (
             Row(recipes.topk(0.1, exchange="union")),
             Row(recipes.topk(0.1)),
-            ["AllGather()", "Sharded(down='union')"],
+            ["AllGather()", "Union()"],
         ),
     ],
     ids=["recipe", "density", "momentum", "value_dtype", "scope", "codec", "min_numel", "seed",

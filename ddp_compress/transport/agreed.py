@@ -1,0 +1,42 @@
+"""What all ranks know alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Slot = tuple[int, int, bool]
+"""A frame's place in a step: its message, its phase, and whether the large sender sends it."""
+
+
+@dataclass
+class Agreed:
+    """What all ranks know alike, because every one of them has seen every other's headers.
+
+    What must come out alike before they have met again, such as where a message ends, depends on
+    nothing else.
+
+    Attributes:
+        density: of the latest step.
+        step: the next, whatever one of them has loaded or missed.
+        committed: what the last step taught of each of its messages, by number: layout and
+            findings.
+    """
+
+    density: float = 1.0
+    step: int = 0
+    committed: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    _capacities: dict[Slot, int] = field(default_factory=dict)
+    _lengths: dict[Slot, tuple[int, int]] = field(default_factory=dict)
+
+    def capacity(self, slot: Slot, least: int) -> int:
+        """Bytes of the next frame in its place."""
+        return self._capacities.get(slot, least)
+
+    def plan_capacity(self, slot: Slot, longest: int) -> None:
+        """Steady sizes get exactly what they need; varying ones 3 % of room, 64 bytes at least."""
+        before, times = self._lengths.get(slot, (0, 0))
+        times = times + 1 if before == longest else 1
+        self._lengths[slot] = longest, times
+        steady = times > 2  # twice is chance: lengths may vary by a few bytes
+        self._capacities[slot] = longest if steady else longest + max(64, longest // 32)

@@ -1,0 +1,53 @@
+"""Process groups: who is in them, and new ones of the same ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """This rank's number in a group, and how many there are; alone without torch.distributed.
+
+    Example:
+        >>> rank_and_size()
+        (0, 1)
+    """
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def members(group: dist.ProcessGroup | None) -> list[int]:
+    """The ranks of a group, as the whole job numbers them; None for the default one."""
+    return dist.get_process_group_ranks(group)
+
+
+def backends(group: dist.ProcessGroup | None) -> dict[str, str]:
+    """By type of device, the backend that talks for it."""
+    pairs = dist.get_backend_config(group).split(",")
+    return dict(pair.split(":", 1) for pair in pairs)
+
+
+def twin_of(group: dist.ProcessGroup | None, wire: torch.device, name: str) -> dist.ProcessGroup:
+    """A new group of the same ranks, backend and timeout; all of them make it together.
+
+    `dist.new_group` names a group after how many this process has. That differs between ranks which
+    are in different groups, and comes again when groups go, with a rendezvous that is stale then.
+    """
+    c10d = dist.distributed_c10d
+    world = c10d._get_default_group()
+    parent = group or world
+    ranks = dist.get_process_group_ranks(parent)
+    _, store = c10d._world.pg_map[world]
+    twin, _ = c10d._new_process_group_helper(
+        len(ranks),
+        dist.get_rank(parent),
+        ranks,
+        dist.Backend(backends(parent)[wire.type]),
+        store,
+        f"ddp_compress/{name}",  # type: ignore[arg-type]
+        timeout=parent._get_backend(wire).options._timeout,
+    )
+    c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
+    return twin
