@@ -1,7 +1,5 @@
 """Arguments of the wrong type or value are refused by name, before anything is made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import SupportsFloat
 

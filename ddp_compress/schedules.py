@@ -1,7 +1,5 @@
 """Density and momentum as functions of the step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

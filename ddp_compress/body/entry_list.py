@@ -1,7 +1,5 @@
 """Entries whose positions share a list, as bytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -13,16 +13,15 @@ from ddp_compress.body.entry_list import EntryList
 from ddp_compress.body.sign_patterns import decode_patterns, encode_patterns, unused_bytes
 from ddp_compress.message.context import Context
 from ddp_compress.message.entries import Entries
-from ddp_compress.message.universe import CountedUniverse
+from ddp_compress.message.plan import Plan
+from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.quantize import Signs
 from ddp_compress.quantize.symbols import read_means
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
-    from ddp_compress.message.random_key import RandomKey
-    from ddp_compress.message.universe import Universe
     from ddp_compress.recipe import Quantize, Recipe
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from ddp_compress.body.entry_list import EntryList
 from ddp_compress.message.context import Context
 from ddp_compress.message.entries import Entries
+from ddp_compress.message.plan import Plan
+from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.universe import Universe
 
 if TYPE_CHECKING:
-    from ddp_compress.message.plan import Plan
-    from ddp_compress.message.random_key import RandomKey
-    from ddp_compress.message.universe import Universe
     from ddp_compress.recipe import Recipe
 
 

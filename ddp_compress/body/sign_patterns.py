@@ -1,7 +1,5 @@
 """Patterns of signs that many kernels share."""
 
-from __future__ import annotations
-
 from math import log2
 
 import torch

@@ -1,7 +1,5 @@
 """What a checkpoint must be. Whatever is wrong with one is named before anything changes."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections import Counter

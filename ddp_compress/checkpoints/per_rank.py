@@ -1,7 +1,5 @@
 """What differs from rank to rank, in checkpoints of `torch.distributed.checkpoint`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

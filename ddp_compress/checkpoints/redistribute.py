@@ -1,7 +1,5 @@
 """Checkpoints of W ranks as those of another number of ranks."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain

@@ -1,18 +1,14 @@
 """Positions in a message whose size is known before they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.codec.errors import bytes_read
+from ddp_compress.message.universe import Universe
 from ddp_compress.ops.reference.elias_fano import elias_fano_size
-
-if TYPE_CHECKING:
-    from ddp_compress.message.universe import Universe
 
 
 @dataclass(frozen=True)

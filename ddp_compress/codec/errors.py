@@ -1,15 +1,9 @@
 """The words for what a decoder found wrong."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from ddp_compress.message.universe import Universe
 from ddp_compress.ops.reference.wire_format import DecodeError
-
-if TYPE_CHECKING:
-    from ddp_compress.message.universe import Universe
 
 
 def bytes_read(codec: str, status: Tensor, universe: Universe, truncated: str) -> int:

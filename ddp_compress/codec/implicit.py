@@ -1,18 +1,14 @@
 """The positions of all entries, which nobody needs to be told."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ddp_compress.message.universe import Universe
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
-
-if TYPE_CHECKING:
-    from ddp_compress.message.universe import Universe
 
 
 @dataclass(frozen=True)

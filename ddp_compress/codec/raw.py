@@ -1,16 +1,13 @@
 """Positions as they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from ddp_compress.message.universe import Universe
+from ddp_compress.message.universe import Universe
 
 UNUSED = -1
 

@@ -1,7 +1,5 @@
 """The parameters that travel dense and whole."""
 
-from __future__ import annotations
-
 from ddp_compress.message.delivery import Delivery
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message

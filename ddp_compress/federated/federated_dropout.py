@@ -1,7 +1,5 @@
 """Federated dropout: every round trains a smaller model, made of some of the units."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A smaller model, cut out of a full one: some units of every group."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain

@@ -1,7 +1,5 @@
 """Which dimensions of which tensors belong to a model's hidden units: read off its forward."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

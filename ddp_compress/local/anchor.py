@@ -1,7 +1,5 @@
 """The weights that all ranks had after the last round."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import reduce
 

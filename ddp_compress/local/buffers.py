@@ -1,7 +1,5 @@
 """A model's buffers, such as the running statistics of a batch norm, from round to round."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Communication delay: local steps, then a round in which weight differences travel."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """A round: weight differences through a recipe, buffers averaged; all of it or nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import reduce

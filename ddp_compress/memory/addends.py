@@ -1,7 +1,5 @@
 """What memory adds to a gradient."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The memory that a recipe needs for its momentum."""
 
-from __future__ import annotations
-
 from ddp_compress.memory.momentum_correction import MomentumCorrection
 from ddp_compress.memory.residual import Residual
 from ddp_compress.schedules import Schedule, check_momentum

@@ -1,15 +1,9 @@
 """Local gradient clipping: one rank's outlier does not stay in its memory for long."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 
 from ddp_compress.checks import check_number
-
-if TYPE_CHECKING:
-    from ddp_compress.message.chunk import Chunk
+from ddp_compress.message.chunk import Chunk
 
 
 def clip_gradient(chunk: Chunk, limit: float) -> None:

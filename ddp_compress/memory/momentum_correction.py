@@ -1,21 +1,16 @@
 """Momentum before sparsification, so that delayed gradients keep their momentum."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ddp_compress import ops
 from ddp_compress.memory.addends import Addends
 from ddp_compress.memory.clip import check_clip
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
-
-if TYPE_CHECKING:
-    from ddp_compress.message.chunk import Chunk
 
 
 @dataclass(frozen=True)

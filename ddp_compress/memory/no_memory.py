@@ -1,18 +1,14 @@
 """No memory: what was not sent is gone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from ddp_compress.memory.addends import Addends
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.entries import Entries
-
-if TYPE_CHECKING:
-    from ddp_compress.message.chunk import Chunk
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,15 @@
 """Error feedback: what was not sent is added to the next gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.memory.addends import Addends
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.entries import Entries, add_entries
-
-if TYPE_CHECKING:
-    from ddp_compress.message.chunk import Chunk
 
 
 @dataclass(frozen=True)

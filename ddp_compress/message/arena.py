@@ -1,7 +1,5 @@
 """The tensors kept for one layout, and the way back to before the latest step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

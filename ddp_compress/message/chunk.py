@@ -1,7 +1,5 @@
 """One flat gradient on its way, and the memory that belongs to it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """What both sides know of values before these travel."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

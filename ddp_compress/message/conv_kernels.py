@@ -1,7 +1,5 @@
 """Where the kernels of convolutions lie: whole ones count as one place."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What comes back for a message."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Where every parameter lies in a flat tensor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """In which order the elements of a parameter, and so of its gradient, lie in memory."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,7 +1,5 @@
 """What random numbers of a step are drawn from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

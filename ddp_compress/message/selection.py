@@ -1,7 +1,5 @@
 """What a rank would send of a message."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

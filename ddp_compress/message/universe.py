@@ -1,7 +1,5 @@
 """Where the positions of a list may lie."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

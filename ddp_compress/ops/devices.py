@@ -4,8 +4,6 @@ Gradients, memory and entries stay on the gradients' device. Tables, which descr
 plan's bounds, groups and counts), and bytes on their way between ranks are in the host's memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar

@@ -4,8 +4,6 @@
 PyTorch's that names no device or no dtype would follow them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How groups of values are cut into blocks of coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

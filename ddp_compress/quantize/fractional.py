@@ -1,14 +1,13 @@
 """Magnitudes on a logarithmic scale."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.message.context import Context
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.quantize.symbols import (
@@ -18,9 +17,6 @@ from ddp_compress.quantize.symbols import (
     read_means,
     read_symbols,
 )
-
-if TYPE_CHECKING:
-    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)

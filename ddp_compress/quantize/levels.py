@@ -1,15 +1,14 @@
 """Signs and levels of magnitude, of equal count."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
+from ddp_compress.message.context import Context
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.quantize.symbols import (
@@ -19,9 +18,6 @@ from ddp_compress.quantize.symbols import (
     read_means,
     read_symbols,
 )
-
-if TYPE_CHECKING:
-    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)

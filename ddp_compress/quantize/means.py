@@ -1,18 +1,14 @@
 """One mean for every group."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.message.context import Context
 from ddp_compress.ops.devices import to_device_of
-
-if TYPE_CHECKING:
-    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)

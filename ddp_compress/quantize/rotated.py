@@ -1,27 +1,23 @@
 """Rotated, subsampled, and rounded at random: on average the values themselves."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_count, check_int, check_one_of
+from ddp_compress.message.context import Context
 from ddp_compress.message.plan import entry_count
+from ddp_compress.message.random_key import RandomKey
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.ops.reference import block_salts, random_words
 from ddp_compress.quantize.blocks import SMALLEST, Blocks, blocks
 from ddp_compress.quantize.symbols import read_means
 from ddp_compress.schedules import check_density
-
-if TYPE_CHECKING:
-    from ddp_compress.message.context import Context
-    from ddp_compress.message.random_key import RandomKey
 
 Transform = Literal["hadamard", "kashin", "none"]
 FARTHEST = 4e34  # of a level: 8192 of them have a finite sum

@@ -1,19 +1,15 @@
 """Signs and mean magnitudes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.checks import check_int
+from ddp_compress.message.context import Context
 from ddp_compress.quantize.symbols import read_means
-
-if TYPE_CHECKING:
-    from ddp_compress.message.context import Context
 
 
 @dataclass(frozen=True)

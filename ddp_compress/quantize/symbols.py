@@ -1,7 +1,5 @@
 """Entropy-coded symbols and the means that they stand for: shared by quantizers."""
 
-from __future__ import annotations
-
 import math
 
 import torch

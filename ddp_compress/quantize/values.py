@@ -1,17 +1,12 @@
 """Every value on its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ddp_compress.checks import check_one_of
-
-if TYPE_CHECKING:
-    from ddp_compress.message.context import Context
+from ddp_compress.message.context import Context
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

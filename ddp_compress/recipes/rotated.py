@@ -1,7 +1,5 @@
 """Rotated quantization: a few bits an entry, right on average."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from ddp_compress.checks import check_bool, check_one_of

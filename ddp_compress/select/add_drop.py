@@ -1,10 +1,8 @@
 """A ballot that changes little from step to step."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,15 +11,13 @@ from ddp_compress import ops
 from ddp_compress.checks import check_int
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Scope
+from ddp_compress.message.message import Message
 from ddp_compress.message.plan import entry_count
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.schedules import Schedule, check_density
 from ddp_compress.select.top_k import TopK
-
-if TYPE_CHECKING:
-    from ddp_compress.message.message import Message
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,16 @@
 """All entries."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Scope
+from ddp_compress.message.message import Message
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops.devices import to_device_of
-
-if TYPE_CHECKING:
-    from ddp_compress.message.message import Message
 
 
 @dataclass(frozen=True)

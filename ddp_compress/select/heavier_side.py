@@ -1,7 +1,5 @@
 """The heavier-sided largest entries: all positive or all negative."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,10 +1,8 @@
 """The entries of largest magnitude."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +11,11 @@ from ddp_compress import ops
 from ddp_compress.checks import check_int, check_one_of
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import SCOPES, Scope
+from ddp_compress.message.message import Message
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.reference import salts
 from ddp_compress.schedules import Schedule, check_density
-
-if TYPE_CHECKING:
-    from ddp_compress.message.message import Message
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """Whole kernels of convolutions, and single entries where these are worth their bits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,14 +12,12 @@ from ddp_compress import ops
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import SCOPES, Scope
+from ddp_compress.message.message import Message
+from ddp_compress.message.plan import Plan
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 from ddp_compress.schedules import Schedule, check_density
-
-if TYPE_CHECKING:
-    from ddp_compress.message.message import Message
-    from ddp_compress.message.plan import Plan
 
 GAP_BITS = 1.44  # log2(e): of a position among rare ones, beside -log2 of their share
 BITS = 24  # of the integers that sums are made of: exact in any order

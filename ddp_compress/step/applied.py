@@ -8,8 +8,6 @@ Between two passes of a model the gradients that the first has sent may be
   gradients again, and would enter a momentum twice.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial

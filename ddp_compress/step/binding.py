@@ -1,7 +1,5 @@
 """The DDP model whose hook a state is: which one it is, and what becomes of its gradients."""
 
-from __future__ import annotations
-
 import weakref
 from typing import Any
 

@@ -1,7 +1,5 @@
 """After a restart DDP's buckets are others for a while: a step in those of the checkpoint."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The DDP model whose hook a state is: found, and seen at every forward pass."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 import weakref

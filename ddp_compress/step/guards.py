@@ -1,7 +1,5 @@
 """Mistakes that would train badly in silence are refused by name."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 import weakref

@@ -1,7 +1,5 @@
 """What an optimizer tells of itself: what it wraps, its momentum, whether its steps meet ranks."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from types import CodeType

@@ -1,7 +1,5 @@
 """The other ranks, which a state meets before its first step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

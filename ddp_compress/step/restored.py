@@ -1,7 +1,5 @@
 """Weights that go back without memory: what was sent since is not what memory has given away."""
 
-from __future__ import annotations
-
 import warnings
 import weakref
 from collections.abc import Mapping

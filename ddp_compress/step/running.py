@@ -1,7 +1,5 @@
 """An exchange under way."""
 
-from __future__ import annotations
-
 from concurrent.futures import Future
 from typing import Protocol
 

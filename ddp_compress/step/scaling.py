@@ -1,7 +1,5 @@
 """Loss scaling: whatever a GradScaler does to its scale, memory is kept in unscaled units."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

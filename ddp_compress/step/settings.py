@@ -1,7 +1,5 @@
 """What stays the same from step to step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ddp_compress.recipe import Recipe

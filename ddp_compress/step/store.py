@@ -1,7 +1,5 @@
 """Tensors kept for every parameter, laid out as the gradients come."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

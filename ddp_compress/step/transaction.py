@@ -1,7 +1,5 @@
 """One step: everything is sent, then all of it is committed or none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

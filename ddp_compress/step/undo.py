@@ -1,7 +1,5 @@
 """The way back from a committed step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from ddp_compress.message.arena import Arena

@@ -1,7 +1,5 @@
 """The thread on which exchanges of many phases run."""
 
-from __future__ import annotations
-
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch

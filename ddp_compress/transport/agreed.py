@@ -1,7 +1,5 @@
 """What all ranks know alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

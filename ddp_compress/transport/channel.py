@@ -1,7 +1,5 @@
 """One message's way through its phases, each of which tells every rank how every other fares."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property

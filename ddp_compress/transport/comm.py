@@ -1,7 +1,5 @@
 """Collectives: every one of them is called here, and counted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from uuid import uuid4

@@ -5,8 +5,6 @@ and layout, step u8 (its low bits), version and flags, four bits each. The CRC-3
 follows it.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Process groups: who is in them, and new ones of the same ranks."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 

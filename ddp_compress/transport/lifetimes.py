@@ -1,7 +1,5 @@
 """How long tensors live that Gloo's threads work on."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import time

@@ -1,7 +1,5 @@
 """Work that goes from collective to collective."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from typing import Protocol, TypeVar
 

@@ -1,7 +1,5 @@
 """Twin of csrc/cpu/accumulate.cpp."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 
