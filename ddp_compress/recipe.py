@@ -22,7 +22,7 @@ from ddp_compress.message.layout import Scope
 from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import Universe
-from ddp_compress.schedules import Schedule
+from ddp_compress.schedules import Schedule, check_density
 
 if TYPE_CHECKING:
     from ddp_compress.message.chunk import Chunk
@@ -225,6 +225,8 @@ class Recipe:
             raise TypeError(f"name must be a string, got {self.name!r}")
         for slot, kind in _SLOTS.items():
             check_part(slot, getattr(self, slot), kind, slot)
+        if not callable(self.select.density):
+            check_density(self.select.density, "density")
         if not self.select.sends_all and not self.memory.tensors:
             raise ValueError(
                 f"select={self.select!r} leaves entries behind, which memory={self.memory!r} does "

@@ -148,14 +148,14 @@ def check_momentum(value: float, name: str) -> float:
 
 
 def density_at(density: float | Schedule, step: int) -> float:
-    """The density at a step, checked.
+    """The density at a step; a schedule's is checked.
 
     Raises:
         ValueError: the schedule gives a number outside (0, 1], or NaN.
     """
     if callable(density):
         return check_density(density(step), f"density schedule {density!r} at step {step}")
-    return check_density(density, "density")
+    return density
 
 
 def momentum_at(momentum: float | Schedule, step: int) -> float:

@@ -6,7 +6,6 @@ Kernels run alone, under sanitizers (see fuzz/target.h); `make fuzz` does so for
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import pytest
 import torch
@@ -169,15 +168,14 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
     sent = []
     for message in messages:
         selection = bodies.select(message, row.recipe)
-        body = all_gather._encode(selection, message, row.recipe, Stats(), rank=0)
+        own = bodies.Bodies(message, row.recipe, Stats(), rank=0)
+        body = all_gather._encode(selection, message, own, Stats())
         assert body is not None
         sent.append(as_bytes(body))
-    decode = partial(
-        all_gather._decode, message=messages[0], recipe=row.recipe, stats=Stats(), rank=0
-    )
+    reader = bodies.Bodies(messages[0], row.recipe, Stats(), rank=0)
     for data in many(sent, 2000):
         try:
-            selected, uncompressed = decode(as_tensor(data))
+            selected, uncompressed = all_gather._decode(as_tensor(data), messages[0], reader)
         except ValueError:
             continue
         if selected.indices is not None:

@@ -6,28 +6,28 @@ from ddp_compress.message.universe import Universe
 from ddp_compress.ops.reference.wire_format import DecodeError
 
 
-def bytes_read(codec: str, status: Tensor, universe: Universe, truncated: str) -> int:
+def bytes_read(codec: str, status: Tensor, universe: Universe, data: Tensor) -> int:
     """The bytes that a decoder read, or the error it met.
 
     Args:
         codec: whose status it is.
         status: [1] int64, from a decoding op.
         universe: what the message may hold.
-        truncated: what to say where bytes are missing.
+        data: what was decoded.
 
     Raises:
         ValueError: the status is a `DecodeError`.
 
     Example:
         >>> import torch
-        >>> bytes_read("golomb", torch.tensor([12]), universe=None, truncated="")
+        >>> bytes_read("golomb", torch.tensor([12]), universe=None, data=None)
         12
     """
     found = int(status)
     if found >= 0:
         return found
     words = {
-        DecodeError.TRUNCATED: truncated,
+        DecodeError.TRUNCATED: f"the message ends early; expected more than {len(data)} bytes",
         DecodeError.OUT_OF_RANGE: (
             f"a position lies outside its tensor; expected positions below {universe.numel} in all"
         ),

@@ -52,5 +52,4 @@ class Golomb:
     def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
         indices, status = ops.golomb_decode(data, universe.bounds, universe.k)
-        truncated = f"the message ends early; expected more than {len(data)} bytes"
-        return indices, bytes_read("golomb", status, universe, truncated)
+        return indices, bytes_read("golomb", status, universe, data)

@@ -44,41 +44,36 @@ class AllGather:
 
     def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
+        bodies = Bodies(message, recipe, channel.stats, channel.rank)
         selection: list[Selection] = []  # of this rank, once it is made
 
-        def body() -> Tensor | None:
+        def encoded() -> Tensor | None:
             selection.append(select(message, recipe))
-            return _encode(selection[0], message, recipe, channel.stats, channel.rank)
+            return _encode(selection[0], message, bodies, channel.stats)
 
-        bodies = yield from channel.share(body)
-        if bodies is None:
+        every = yield from channel.share(encoded)
+        if every is None:
             return None
         selected, uncompressed = [], []
-        for rank, body_of_rank in enumerate(bodies):
+        for rank, body in enumerate(every):
             try:
-                entries, values = _decode(body_of_rank, message, recipe, channel.stats, rank)
+                entries, values = _decode(body, message, bodies)
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
             selected.append(entries)
             uncompressed.append(values)
-        scale, rank = 1.0 / channel.world_size, channel.rank
-        deliveries = [
-            Delivery(selected[rank : rank + 1], selected, scale, writes=selection[0].writes)
-        ]
+        here, scale = slice(channel.rank, channel.rank + 1), 1.0 / channel.world_size
+        deliveries = [Delivery(selected[here], selected, scale, writes=selection[0].writes)]
         if len(message.plan.uncompressed):
-            sent = uncompressed[rank : rank + 1]
-            deliveries.append(Delivery(sent, uncompressed, scale, uncompressed=True))
+            deliveries.append(Delivery(uncompressed[here], uncompressed, scale, uncompressed=True))
         return deliveries
 
 
-def _encode(
-    selection: Selection, message: Message, recipe: Recipe, stats: Stats, rank: int
-) -> Tensor | None:
+def _encode(selection: Selection, message: Message, bodies: Bodies, stats: Stats) -> Tensor | None:
     """The body, or None where a gradient is not finite."""
     if not selection.finite:
         return None
-    selected = Bodies(message, recipe, stats, rank).encode(selection.entries, message.plan)
-    positions = message.plan.uncompressed
+    selected, positions = bodies.encode(selection.entries, message.plan), message.plan.uncompressed
     if not len(positions):
         return selected
     uncompressed = message.clamped(message.values_at(positions)).to(message.dtype)
@@ -86,15 +81,13 @@ def _encode(
     return torch.cat([uncompressed.view(torch.uint8), selected])
 
 
-def _decode(
-    body: Tensor, message: Message, recipe: Recipe, stats: Stats, rank: int
-) -> tuple[Entries, Entries]:
+def _decode(body: Tensor, message: Message, bodies: Bodies) -> tuple[Entries, Entries]:
     """Selected and uncompressed entries of a rank's body."""
     plan, dtype = message.plan, message.dtype
     size = len(plan.uncompressed) * dtype.itemsize
     if len(body) < size:
         raise ValueError(f"uncompressed values: got {len(body)} bytes, expected {size}")
-    selected = Bodies(message, recipe, stats, rank).decode(body[size:], plan)
+    selected = bodies.decode(body[size:], plan)
     uncompressed = body[:size].clone().view(dtype)
     if not uncompressed.isfinite().all():
         raise ValueError("uncompressed values: a value is not finite")

@@ -75,11 +75,13 @@ class Bodies:
     def _encode(self, entries: Entries, plan: Plan, universe: Universe) -> Tensor:
         recipe = self._recipe
         lists = recipe.body.encode(entries, plan, universe, recipe, self._key(plan))
+        positions, values = [], []
         for each in lists:
             bits = 8 * len(each.positions), 8 * len(each.values)
             self._stats.entry_list(each.name, each.count, *bits)
-        values = [each.values for each in lists]
-        return torch.cat([*(to_device_of(each.positions, values[0]) for each in lists), *values])
+            positions.append(to_device_of(each.positions, each.values))
+            values.append(each.values)
+        return torch.cat(positions + values)
 
     def _decode(self, data: Tensor, plan: Plan, universe: Universe) -> tuple[Entries, Tensor]:
         message, recipe = self._message, self._recipe

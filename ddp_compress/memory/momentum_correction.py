@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -40,15 +41,12 @@ class MomentumCorrection:
     momentum: float | Schedule = 0.9
     clip: float | None = None
 
+    tensors: ClassVar[Mapping[str, torch.dtype | None]] = {"residual": None, "momentum": None}
+
     def __post_init__(self) -> None:
         check_clip(self.clip)
         if not callable(self.momentum):
             check_momentum(self.momentum, "momentum")
-
-    @property
-    def tensors(self) -> Mapping[str, torch.dtype | None]:
-        """The velocity that was not sent, and the momentum."""
-        return {"residual": None, "momentum": None}
 
     def momentum_at(self, step: int) -> float:
         """The factor in a step."""

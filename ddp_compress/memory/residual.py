@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,14 +25,8 @@ class Residual:
         {'residual': None}
     """
 
-    @property
-    def tensors(self) -> Mapping[str, torch.dtype | None]:
-        """The residual alone."""
-        return {"residual": None}
-
-    @property
-    def clip(self) -> None:
-        """Gradients are kept as they come."""
+    tensors: ClassVar[Mapping[str, torch.dtype | None]] = {"residual": None}
+    clip: ClassVar[None] = None
 
     def momentum_at(self, step: int) -> float:
         """None is kept."""

@@ -1,5 +1,6 @@
 """One flat gradient on its way, and the memory that belongs to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -46,15 +47,17 @@ class Chunk:
         With ``find_unused_parameters`` DDP throws away the result for a parameter that no rank
         used. Whoever has no gradient for it must send nothing, or that would be lost.
         """
-        sizes = list(self.layout.sizes)
         if not self.may_be_unused:
-            return [False] * len(sizes)
-        used: list[bool] = torch.stack([part.any() for part in self.grad.split(sizes)]).tolist()
+            return [False] * len(self.layout.sizes)
+        parts = self.grad.split(list(self.layout.sizes))
+        used: list[bool] = torch.stack([part.any() for part in parts]).tolist()
         return [not each for each in used]
 
     @property
-    def used(self) -> list[str]:
+    def used(self) -> Sequence[str]:
         """The names of the others."""
+        if not self.may_be_unused:
+            return self.layout.names
         return [n for n, unused in zip(self.layout.names, self.unused, strict=True) if not unused]
 
 

@@ -56,10 +56,12 @@ class Message:
     @cached_property
     def unused(self) -> Tensor | None:
         """Which of the P parameters are unused on this rank, bool; None where none is."""
-        flags = [flag for chunk in self.chunks for flag in chunk.unused]
+        flags: list[bool] = []
+        for chunk in self.chunks:
+            flags += chunk.unused
         return host.tensor(flags, dtype=torch.bool) if any(flags) else None
 
-    @property
+    @cached_property
     def groups(self) -> Tensor:
         """The plan's groups [P], -1 also for parameters that are unused on this rank."""
         unused = self.unused
@@ -115,15 +117,10 @@ class Message:
             here = indices[span(indices, start, len(chunk.grad))]  # for the host's, nobody waits
             yield to_device_of(here, chunk.grad).long() - start, chunk
 
-    @property
+    @cached_property
     def scale(self) -> Tensor | None:
         """What its gradients were multiplied by, []; None for 1."""
         return self.chunks[0].scale
-
-    @property
-    def must_match(self) -> object:
-        """Anything else whose repr ranks must share."""
-        return self.chunks[0].must_match
 
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
@@ -133,6 +130,4 @@ class Message:
         limit = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
         if self.scale is not None:
             return values.clamp(-limit / self.scale, limit / self.scale)
-        if limit >= torch.finfo(values.dtype).max:
-            return values
-        return values.clamp(-limit, limit)
+        return values if limit >= torch.finfo(values.dtype).max else values.clamp(-limit, limit)

@@ -216,57 +216,57 @@ class Plan:
         ends = to_host(torch.searchsorted(indices, to_device_of(self.group_ends, indices)))
         return ends.diff(prepend=ends.new_zeros(1))
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Elements in all chunks, N."""
         return self.tables.numel
 
-    @property
+    @cached_property
     def layout_digest(self) -> int:
         """A number that ranks share whose plans are equal but for the density."""
         return self.tables.digest
 
-    @property
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """The first position of every chunk."""
         return self.tables.starts
 
-    @property
+    @cached_property
     def bounds(self) -> Tensor:
         """Offsets of the P parameters, [P + 1] int64, from 0 to N."""
         return self.tables.bounds
 
-    @property
+    @cached_property
     def kernels(self) -> ConvKernels:
         """The kernels of the P parameters."""
         return self.tables.kernels
 
-    @property
+    @cached_property
     def groups(self) -> Tensor:
         """The top-k group of every parameter, [P] int64; -1 for the uncompressed ones."""
         return self.tables.groups
 
-    @property
+    @cached_property
     def group_ends(self) -> Tensor:
         """The position behind every group's last parameter, [G] int32."""
         return self.tables.group_ends
 
-    @property
+    @cached_property
     def uncompressed(self) -> Tensor:
         """The positions that always travel, [D] int32."""
         return self.tables.uncompressed
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the P parameters."""
         return self.tables.names
 
-    @property
+    @cached_property
     def group_names(self) -> tuple[str, ...]:
         """The name of every group's first parameter, [G]."""
         return self.tables.group_names
 
-    @property
+    @cached_property
     def all_positions(self) -> Tensor | None:
         """The positions [K] int32 of all parameters that are compressed; None where all are."""
         return self.tables.all_positions

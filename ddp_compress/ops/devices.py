@@ -4,8 +4,8 @@ Gradients, memory and entries stay on the gradients' device. Tables, which descr
 plan's bounds, groups and counts), and bytes on their way between ranks are in the host's memory.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 Y = TypeVar("Y")
 R = TypeVar("R")
+
+_NOTHING = nullcontext()
 
 
 def to_device_of(table: Tensor, data: Tensor) -> Tensor:
@@ -85,14 +87,11 @@ class SideStream:
             self._streams[device] = torch.cuda.Stream(device, priority=-1)
         return self._streams[device]
 
-    @contextmanager
-    def on(self, device: torch.device) -> Iterator[None]:
+    def on(self, device: torch.device) -> AbstractContextManager[object]:
         """Put what is launched inside on it."""
         if device.type != "cuda":
-            yield
-            return
-        with torch.cuda.stream(self._stream(device)):
-            yield
+            return _NOTHING
+        return torch.cuda.stream(self._stream(device))
 
     def drive(self, work: Generator[Y, None, R], device: torch.device) -> Generator[Y, None, R]:
         """The same work, on the side stream, after all that the current stream has to do by now.

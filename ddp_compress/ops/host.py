@@ -90,15 +90,17 @@ def to_bytes(data: Tensor) -> bytes:
     return bytes(_memory(data))
 
 
-def crc32(data: Tensor) -> int:
-    """`zlib.crc32` of a tensor's bytes.
+def crc32(data: Tensor, before: int = 0) -> int:
+    """`zlib.crc32` of a tensor's bytes, behind bytes whose own is ``before``.
 
     Example:
-        >>> crc32(from_bytes(b"gradient")) == zlib.crc32(b"gradient")
+        >>> crc32(from_bytes(b"ient"), zlib.crc32(b"grad")) == zlib.crc32(b"gradient")
         True
+        >>> crc32(from_bytes(b""), before=7)
+        7
     """
     data = data.contiguous()
-    return zlib.crc32(_memory(data))
+    return zlib.crc32(_memory(data), before)
 
 
 _memory_view = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
@@ -118,5 +120,7 @@ def _memory(data: Tensor) -> memoryview:
             f"expected a tensor in the host's memory, got a {type(data).__name__} of "
             f"{data.nbytes} bytes on {data.device}"
         )
+    if not data.nbytes:  # zlib takes no address for a first call, and forgets what was before
+        return memoryview(bytearray())
     view: memoryview = _memory_view(data.data_ptr(), data.nbytes, _PYBUF_WRITE)
     return view

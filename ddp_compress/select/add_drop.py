@@ -54,6 +54,8 @@ class AddDrop:
     seed: int = 0
 
     sends_all: ClassVar[bool] = False
+    # 1 where this rank voted at the last step, else 0.
+    tensors: ClassVar[Mapping[str, torch.dtype | None]] = {"vote": torch.uint8}
 
     def __post_init__(self) -> None:
         check_density(self.change, "change")
@@ -63,11 +65,6 @@ class AddDrop:
     @property
     def _top_k(self) -> TopK:
         return TopK(self.density, self.scope, self.seed)
-
-    @property
-    def tensors(self) -> Mapping[str, torch.dtype | None]:
-        """1 where this rank voted at the last step, else 0."""
-        return {"vote": torch.uint8}
 
     def __call__(self, message: Message) -> Selection:
         """Change the previous ballot; the votes are written when the step commits."""

@@ -17,6 +17,8 @@ from ddp_compress.ops import host
 from ddp_compress.ops.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
+NO_SALTS = host.empty(0, dtype=torch.int64)
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -45,6 +47,7 @@ class TopK:
 
     heavier: ClassVar[bool] = False
     sends_all: ClassVar[bool] = False
+    tensors: ClassVar[Mapping[str, torch.dtype | None]] = {}
 
     def __post_init__(self) -> None:
         if not callable(self.density):
@@ -53,24 +56,22 @@ class TopK:
         if self.seed is not None:
             check_int("seed", self.seed, "an int or None")
 
-    @property
-    def tensors(self) -> Mapping[str, torch.dtype | None]:
-        """None are kept."""
-        return {}
-
     def __call__(self, message: Message) -> Selection:
         """Select from ``residual + (mu * momentum + grad)`` in one pass over memory.
 
         The sums are left where memory wants them, so that it need not add again.
         """
-        chunks, plan, memory = message.chunks, message.plan, message.memory
-        grads, addends = [c.grad for c in chunks], [memory.addends(c) for c in chunks]
-        residuals = [
-            residual if residual is not None else torch.zeros_like(grad, dtype=message.memory_dtype)
-            for grad, (residual, _) in zip(grads, addends, strict=True)
-        ]
-        momenta = [momentum for _, momentum in addends if momentum is not None]
-        sums = [memory.place_for_sums(chunk) for chunk in chunks]
+        plan, memory = message.plan, message.memory
+        grads, residuals, momenta, sums = [], [], [], []
+        for chunk in message.chunks:
+            residual, momentum = memory.addends(chunk)
+            if residual is None:
+                residual = torch.zeros_like(chunk.grad, dtype=message.memory_dtype)
+            chunk.sums = memory.place_for_sums(chunk)
+            grads.append(chunk.grad)
+            residuals.append(residual)
+            momenta += [] if momentum is None else [momentum]
+            sums += [] if chunk.sums is None else [chunk.sums]
         indices, values, finite = ops.topk(
             grads,
             residuals,
@@ -81,13 +82,11 @@ class TopK:
             plan.ks,
             self._salts(message),
             self.heavier,
-            [each for each in sums if each is not None],
+            sums,
         )
-        for chunk, left in zip(chunks, sums, strict=True):
-            chunk.sums = left
         return Selection(Entries(indices, values), bool(finite))
 
     def _salts(self, message: Message) -> Tensor:
         if self.seed is None:
-            return host.empty(0, dtype=torch.int64)
+            return NO_SALTS
         return salts(message.plan.names, self.seed, message.step)

@@ -66,17 +66,13 @@ class WholeKernels:
     patterns: int = 2
 
     sends_all: ClassVar[bool] = False
+    tensors: ClassVar[Mapping[str, torch.dtype | None]] = {}
 
     def __post_init__(self) -> None:
         if not callable(self.density):
             check_density(self.density, "density")
         check_one_of("scope", self.scope, SCOPES)
         check_count("patterns", self.patterns, least=1)
-
-    @property
-    def tensors(self) -> Mapping[str, torch.dtype | None]:
-        """None are kept."""
-        return {}
 
     def __call__(self, message: Message) -> Selection:
         """Rank twice, the second time at the prices that the first has found."""

@@ -97,6 +97,8 @@ class Buckets:
 
     def give_back(self, side_stream: SideStream) -> None:
         """Put the results of what was sent in other buckets where the gradients came from."""
+        if not self._held:
+            return
         parts = self._parts()
         for chunk in self._regrouped:
             with side_stream.on(chunk.grad.device):

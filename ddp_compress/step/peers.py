@@ -120,8 +120,10 @@ class Peers:
         Raises:
             ValueError: see above.
         """
+        if self.saved_by is None:
+            return
         here = self.rank_and_size
-        if self.saved_by is None or here is None or self.saved_by == here:
+        if here is None or self.saved_by == here:
             return
         raise ValueError(
             f"checkpoint was saved by rank {self.saved_by[0]} of {self.saved_by[1]}, this is rank "

@@ -265,6 +265,7 @@ class CompressionState:
             must_match=self.must_match,
         )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _take(
         self, chunk: Chunk, last: bool, buckets: Buckets, failure: Exception | None = None
     ) -> Future[Tensor]:
@@ -421,6 +422,8 @@ class CompressionState:
 
     def _connect(self) -> Comm:
         """Meet the other ranks, once."""
+        if self._peers.comm is not None and self._peers.have_met:
+            return self._peers.comm
         try:
             density = density_at(self.recipe.select.density, self.step)
         except Exception:
@@ -444,7 +447,7 @@ class CompressionState:
             self._transaction = None
         self._passed = True
         self._binding.applied.nothing_owed()
-        self.stats.step(transaction.numel, self._connect().world_size, committed)
+        self.stats.step(transaction.numel, transaction.world_size, committed)
         if committed:
             self._undo = transaction.undo
             self.step += 1

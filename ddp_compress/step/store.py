@@ -10,6 +10,8 @@ from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import record_stream
 
+_Place = tuple[Layout, torch.dtype, torch.device]
+
 
 class ParameterStore:
     """Per-parameter tensors, stored side by side in the order of the latest bucket.
@@ -30,7 +32,7 @@ class ParameterStore:
 
     def __init__(self, tensors: Mapping[str, torch.dtype | None]) -> None:
         self.tensors = tensors
-        self._arenas: dict[Layout, Arena] = {}
+        self._arenas: dict[_Place, Arena] = {}
         self._loose: dict[str, dict[str, Tensor]] = {slot: {} for slot in tensors}  # in no arena
 
     def arrange(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> Arena:
@@ -38,22 +40,21 @@ class ParameterStore:
 
         The arena is the store's own: what is written to its tensors, or put in their place, stays.
         """
-        arena = self._arenas.get(layout)
-        dtypes = {slot: special or dtype for slot, special in self.tensors.items()}
-        if arena is None or any(
-            t.dtype != dtypes[slot] or t.device != device for slot, t in arena.items()
-        ):
+        place = layout, dtype, device
+        if place not in self._arenas:
             self._loosen(layout)
-            arena = Arena(
-                {slot: self._gather(slot, layout, dtypes[slot], device) for slot in dtypes}
+            self._arenas[place] = Arena(
+                {
+                    slot: self._gather(slot, layout, special or dtype, device)
+                    for slot, special in self.tensors.items()
+                }
             )
-            self._arenas[layout] = arena
-        return arena
+        return self._arenas[place]
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """A copy of every tensor, by slot and parameter, flat [numel]."""
         parts = {slot: dict(loose) for slot, loose in self._loose.items()}
-        for layout, arena in self._arenas.items():
+        for (layout, *_), arena in self._arenas.items():
             for slot, flat in arena.items():
                 parts[slot].update(layout.split(flat))
         return {
@@ -76,9 +77,9 @@ class ParameterStore:
     def _loosen(self, layout: Layout) -> None:
         """Give up the arenas that hold a parameter of a layout."""
         names = set(layout.names)
-        for known in [known for known in self._arenas if names & set(known.names)]:
-            for slot, flat in self._arenas.pop(known).items():
-                self._loose[slot].update(known.split(flat))
+        for place in [place for place in self._arenas if names & set(place[0].names)]:
+            for slot, flat in self._arenas.pop(place).items():
+                self._loose[slot].update(place[0].split(flat))
 
     def _gather(
         self, slot: str, layout: Layout, dtype: torch.dtype, device: torch.device

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 
 import torch
 
@@ -43,6 +44,8 @@ class Transaction:
 
     Attributes:
         layouts: of its chunks, in order.
+        numel: elements in all of them.
+        world_size: how many ranks there are.
         undo: the way back, once it is committed.
     """
 
@@ -59,6 +62,7 @@ class Transaction:
         self._store = store
         self._buckets = buckets
         self._comm = peers.comm
+        self.world_size = peers.comm.world_size
         self._worker = peers.worker
         self._side_stream = peers.side_stream
         self._step = step
@@ -68,7 +72,9 @@ class Transaction:
         self._density = self._momentum = 0.0
         # Kept here, because the worker changes it at its own time.
         self._shared_density = self._comm.agreed.density
+        self._chunks: list[Chunk] = []
         self.layouts: list[Layout] = []
+        self.numel = 0
         self.undo: Undo | None = None
         self._comm.begin_step()
         buckets.begin_step()
@@ -77,11 +83,6 @@ class Transaction:
             self._momentum = settings.recipe.memory.momentum_at(step)
         except Exception as error:
             self.fail(error)
-
-    @property
-    def numel(self) -> int:
-        """Elements in all chunks."""
-        return sum(layout.numel for layout in self.layouts)
 
     def add(self, chunk: Chunk) -> None:
         """Put a chunk into the open message of its kind; send the message when it is full.
@@ -93,6 +94,8 @@ class Transaction:
 
     def _add(self, chunk: Chunk) -> None:
         self.layouts.append(chunk.layout)
+        self.numel += len(chunk.grad)
+        self._chunks.append(chunk)
         draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
         waits = self._settings.recipe.select.scope == "model"  # for the last chunk
         self._prepare(chunk)
@@ -135,7 +138,7 @@ class Transaction:
             self._add(chunk)
         self._send_rest()
         self._wait()
-        finite = all(sent.running.outcome is not None for sent in self._sent)
+        finite = None not in [sent.running.outcome for sent in self._sent]
         if finite:
             self._commit()
             self._buckets.latest = tuple(self.layouts)
@@ -149,7 +152,7 @@ class Transaction:
         return finite
 
     def _send_rest(self) -> None:
-        if not self._sent and all(device.type == "cpu" for _, device in self._drafts):
+        if not self._sent and {device.type for _, device in self._drafts} <= {"cpu"}:
             # Backward is over: nothing would go on beside it. (On a stream, work takes no turns.)
             self._worker = None
         for draft in self._drafts.values():
@@ -160,24 +163,22 @@ class Transaction:
 
     def _wait(self) -> None:
         """For all messages; raise if anything has failed."""
-        waiting = [sent.running for sent in self._sent]
-        failure: Exception | None = None
+        waiting, failure = list(self._sent), None
         while waiting:  # in turns, so that the messages' round trips overlap
-            for running in waiting:
+            for sent in list(waiting):
                 try:
-                    running.advance()
+                    sent.running.advance()
                 except Exception as error:  # perhaps on this rank alone: go on with the others
-                    running.done, failure = True, failure or error
-            waiting = [running for running in waiting if not running.done]
+                    sent.running.done, failure = True, failure or error
+                if sent.running.done:
+                    waiting.remove(sent)
         failure = failure or self._failure
         if failure:
             raise failure
 
     def _commit(self) -> None:
         """Write memory, and the averaged gradients; or neither, where that fails."""
-        chunks = [chunk for sent in self._sent for chunk in sent.chunks]
-        used = [name for chunk in chunks for name in chunk.used]
-        self.undo = Undo([chunk.kept for chunk in chunks], self._comm.agreed, used)
+        self.undo = Undo(self._chunks, self._comm.agreed)
         try:
             for sent in self._sent:
                 with self._side_stream.on(sent.device):
@@ -213,7 +214,7 @@ class Transaction:
         return recipe.body.size(alone, recipe) + uncompressed
 
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
-        layouts = tuple(chunk.layout for chunk in chunks)
+        layouts = tuple(map(attrgetter("layout"), chunks))
         scope = self._settings.recipe.select.scope
         return plan(layouts, scope, density, self._settings.min_numel)
 
@@ -250,7 +251,7 @@ def _setting(message: Message, recipe: Recipe) -> object:
     """What ranks must share."""
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
-    return (recipe.name, *memory, *parts, message.plan.digest, message.must_match)
+    return (recipe.name, *memory, *parts, message.plan.digest, message.chunks[0].must_match)
 
 
 def _commit(

@@ -1,8 +1,9 @@
 """The way back from a committed step."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ddp_compress.message.arena import Arena
+from ddp_compress.message.chunk import Chunk
 from ddp_compress.transport.agreed import Agreed
 
 
@@ -10,27 +11,27 @@ class Undo:
     """What a step has changed, until its gradients are applied or the next step begins.
 
     Args:
-        arenas: whose memory it has written.
-        agreed: with the other ranks; what they learn in it is forgotten as well.
-        sent: names of the parameters that it had a gradient for.
+        chunks: the step's, before their memory and gradients are written.
+        agreed: with the other ranks; what they learn in the step is forgotten as well.
+
+    Attributes:
+        sent: names of the parameters that the step had a gradient for.
     """
 
-    def __init__(
-        self,
-        arenas: Iterable[Arena],
-        agreed: Agreed,
-        sent: list[str],
-    ) -> None:
-        self._arenas = list(arenas)
+    def __init__(self, chunks: Sequence[Chunk], agreed: Agreed) -> None:
+        self.sent: list[str] = []
+        self._arenas: list[Arena] = []
         self._agreed = agreed
         self._committed = dict(agreed.committed)
-        self.sent = sent
+        for chunk in chunks:
+            self.sent += chunk.used
+            self._arenas.append(chunk.kept)
 
     def take_back(self) -> None:
         """Bring memory back to before the step, bit for bit."""
         for arena in self._arenas:
             arena.undo()
-        self._agreed.committed = dict(self._committed)
+        self._agreed.committed = self._committed
 
     def settle(self) -> None:
         """Let go of what was before: the step stays."""

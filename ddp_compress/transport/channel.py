@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
-from ddp_compress.stats import Stats
 from ddp_compress.transport.comm import Comm, PeerError
 from ddp_compress.transport.frame import (
     ANNOUNCED,
@@ -49,6 +48,9 @@ class Channel:
         step: of the state; ranks must agree.
 
     Attributes:
+        rank: this rank's number.
+        world_size: how many ranks there are, W.
+        stats: where to count.
         pending: what the next message of this layout may build upon, if the step commits.
     """
 
@@ -61,6 +63,9 @@ class Channel:
         layout: int,
         step: int,
     ) -> None:
+        self.rank = comm.rank
+        self.world_size = comm.world_size
+        self.stats = comm.stats
         self._comm = comm
         self._number = number
         self._density = density
@@ -74,21 +79,6 @@ class Channel:
     @cached_property
     def _setting_digest(self) -> int:
         return zlib.crc32(repr(self._setting()).encode())
-
-    @property
-    def rank(self) -> int:
-        """This rank's number."""
-        return self._comm.rank
-
-    @property
-    def world_size(self) -> int:
-        """How many ranks there are, W."""
-        return self._comm.world_size
-
-    @property
-    def stats(self) -> Stats:
-        """Where to count."""
-        return self._comm.stats
 
     @property
     def committed(self) -> dict[str, Any]:
@@ -129,13 +119,12 @@ class Channel:
             opened = yield from self._meet(mine)
         except PeerError as error:
             raise error from self._failure
-        _check_alike([header for header, _ in opened])
-        aborts = any(header.flags & NONFINITE for header, _ in opened)
+        headers, bodies = zip(*opened, strict=True)
+        _check_alike(headers)
+        aborts = any(header.flags & NONFINITE for header in headers)
         agreed = self._comm.agreed
         agreed.density, agreed.step = self._density, self._step + (not aborts)
-        if aborts:
-            return None
-        return [body for _, body in opened]
+        return None if aborts else list(bodies)
 
     def route(self, build: Callable[[], Sequence[Tensor] | None]) -> Phases[list[Tensor] | None]:
         """Send a body of its own to every rank, after a manifest of lengths and CRC-32s.
@@ -251,10 +240,11 @@ class Channel:
         with comm.or_end():
             frame = padded(mine, here) if len(mine) <= here else announce(mine, here)
         opened = yield from self._pass(frame, room)
-        longest = dict.fromkeys(slots, 0)
+        longest, announced = dict.fromkeys(slots, 0), 0
         for slot, (header, _) in zip(slots, opened, strict=True):
             longest[slot] = max(longest[slot], header.length)
-        if any(header.flags & ANNOUNCED for header, _ in opened):
+            announced |= header.flags & ANNOUNCED
+        if announced:
             room = [longest[slot] for slot in slots]
             with comm.or_end():
                 frame = padded(mine, room[self.rank])
@@ -278,16 +268,10 @@ def _open(rank: int, frame: Tensor) -> tuple[Header, Tensor]:
     return header, body
 
 
-def _check_alike(headers: list[Header]) -> None:
-    def setting(header: Header) -> str:
-        return (
-            f"density {header.density:.6g}, step {header.step} (mod 256), "
-            f"recipe, layout, loss scale, sub-model and local steps #{header.fingerprint:04x}"
-        )
-
-    for rank, header in enumerate(headers):
-        if setting(header) != setting(headers[0]):
+def _check_alike(headers: Sequence[Header]) -> None:
+    for rank, header in enumerate(headers[1:], start=1):
+        if header.setting != headers[0].setting:
             raise PeerError(
                 f"ranks must compress alike, but rank {rank} differs from rank 0: rank 0 has "
-                f"{setting(headers[0])}; rank {rank} has {setting(header)}"
+                f"{headers[0].words}; rank {rank} has {header.words}"
             )

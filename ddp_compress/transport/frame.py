@@ -6,6 +6,7 @@ follows it.
 """
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ FAILED = 2  # the sender could not build its message: the body says why
 ANNOUNCED = 4  # only the header is here: the body needs a larger frame
 
 _HEADER = struct.Struct("<IIfHBB")
+_SUMMED = struct.Struct("<IfHBB")  # all but the CRC-32 itself
 HEADER_BYTES = _HEADER.size
 
 
@@ -32,16 +34,28 @@ class Header:
     flags: int = 0
     length: int = HEADER_BYTES
 
+    @property
+    def setting(self) -> tuple[float, int, int]:
+        """What ranks must share."""
+        return self.density, self.step, self.fingerprint
+
+    @property
+    def words(self) -> str:
+        """The same, for people."""
+        return (
+            f"density {self.density:.6g}, step {self.step} (mod 256), "
+            f"recipe, layout, loss scale, sub-model and local steps #{self.fingerprint:04x}"
+        )
+
 
 def seal(header: Header, body: Tensor) -> Tensor:
     """Header and body [B] as one frame: uint8 [16 + B]."""
     tail = (VERSION << 4) | header.flags
-    packed = _HEADER.pack(
-        0, header.length, header.density, header.fingerprint, header.step % 256, tail
+    summed = _SUMMED.pack(
+        header.length, header.density, header.fingerprint, header.step % 256, tail
     )
-    frame = torch.cat([host.from_bytes(packed), body])
-    frame[:4] = host.from_bytes(host.crc32(frame[4:]).to_bytes(4, "little"))
-    return frame
+    crc = host.crc32(body, zlib.crc32(summed)).to_bytes(4, "little")
+    return torch.cat([host.from_bytes(crc + summed), body])
 
 
 def announce(frame: Tensor, capacity: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Elias-Fano in plain PyTorch: the size of a message is known before its positions are."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ def _end(numel: int, k: int, low: int) -> int:
     return k * low + k + ((numel - 1) >> low)
 
 
+@lru_cache(maxsize=1024)
 def _low_bits(numel: int, k: int) -> int:
     return min(range(32), key=lambda low: _end(numel, k, low))
 
