@@ -25,9 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ddp_compress as dc
-from digits import PARAMETERS, digits, resnet18
+from digits import digits
+from gradients import of_uneven_scale
+from networks import RESNET18_NUMEL, resnet18, resnet50
 from ranks import on_ranks
-from wire import resnet50
 
 RESNET50_BUFFERS = 2 * 26_560  # floating-point elements: mean and variance of every channel
 
@@ -57,9 +58,7 @@ def sbc(name: str, density: float, period: int, asked: int) -> Row:
     model = resnet50()
     state = dc.CompressionState(model, dc.recipes.sbc(density, codec="golomb"))
     for _ in range(2):
-        parameters = dict(model.named_parameters())
-        moved = {n: torch.randn(p.shape) * p.numel() ** -0.25 for n, p in parameters.items()}
-        state.reduce(moved)
+        state.reduce(of_uneven_scale(model))
     stats = state.stats
     elements = stats.elements // stats.steps
     bits = stats.payload_bits / stats.steps
@@ -112,7 +111,7 @@ def vote(options: argparse.Namespace) -> Row:
     outcomes = on_ranks(options.ranks, vote_here, *arguments)
     bits, buffer_bits, loss = (sum(each) / len(each) for each in zip(*outcomes, strict=True))
     print(f"{8 * options.rounds} steps of {options.ranks} ranks: loss {loss:.3f} in the last 8")
-    return Row("MV-AD-L8, 4 bits, ResNet-18", 8, PARAMETERS, bits, buffer_bits, 4000)
+    return Row("MV-AD-L8, 4 bits, ResNet-18", 8, RESNET18_NUMEL, bits, buffer_bits, 4000)
 
 
 def render(rows: list[Row]) -> Table:

@@ -1,8 +1,8 @@
 """Real gradients for the benches: ResNet-18 learns handwritten digits on several ranks.
 
-The network is ResNet-18 as for CIFAR (3×3 stem, 11,173,962 parameters, batch normalization), the
-images are scikit-learn's 1797 digits, doubled to 16 × 16. (At 8 × 8 the last stage would see single
-pixels, eight ninths of its weights would have no gradient, and messages would look too small.)
+The network is ResNet-18 as for CIFAR (`networks.py`: 11,173,962 parameters), the images are
+scikit-learn's 1797 digits, doubled to 16 × 16. (At 8 × 8 the last stage would see single pixels,
+eight ninths of its weights would have no gradient, and messages would look too small.)
 
 Training is DDP's: one recipe's hook carries the gradients. From some step on, further recipes start
 with a copy of its residuals and are given the very same gradients, but training does not take what
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ddp_compress as dc
+from networks import RESNET18_SIZES, resnet18
 from ranks import on_ranks
 
 Gradients = Mapping[str, Tensor]  # by parameter
@@ -59,45 +60,6 @@ class Outcome:
         return sum(last) / len(last)
 
 
-# ------------------------------------------------------------------------------------ the network
-
-
-class Block(nn.Module):
-    """Two 3×3 convolutions and a way past them."""
-
-    def __init__(self, into: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.first = normed(into, width, 3, stride)
-        self.second = normed(width, width, 3, 1)
-        same = into == width and stride == 1
-        self.past = nn.Identity() if same else normed(into, width, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.past(x))
-
-
-def normed(into: int, width: int, size: int, stride: int) -> nn.Sequential:
-    """A convolution and its batch normalization."""
-    conv = nn.Conv2d(into, width, size, stride, padding=size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width))
-
-
-def resnet18(classes: int = 10) -> nn.Sequential:
-    """ResNet-18 for small images."""
-    blocks: list[nn.Module] = []
-    into = 64
-    for width in (64, 128, 256, 512):
-        blocks += [Block(into, width, 1 + (into != width)), Block(width, width, 1)]
-        into = width
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
-    return nn.Sequential(normed(3, 64, 3, 1), nn.ReLU(), *blocks, *pool)
-
-
-with torch.device("meta"):
-    SIZES = {name: p.numel() for name, p in resnet18().named_parameters()}
-PARAMETERS = sum(SIZES.values())
-
-
 # --------------------------------------------------------------------------------------- the data
 
 
@@ -109,6 +71,12 @@ def digits(pixels: int, mode: str = "nearest") -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(flat).float().view(-1, 1, 8, 8)
     images = F.interpolate((images - images.mean()) / images.std(), (pixels, pixels), mode=mode)
     return images.expand(-1, 3, -1, -1), torch.from_numpy(labels)
+
+
+def shares(labels: Tensor, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
+    """Which digits a rank trains on, and which nobody does: every fifth."""
+    held_out = torch.arange(len(labels)) % 5 == 4
+    return (~held_out).nonzero().flatten()[rank::ranks], held_out.nonzero().flatten()
 
 
 # ------------------------------------------------------------------------------------ the training
@@ -149,8 +117,7 @@ def train_here(
     model.register_comm_hook(states[0], hook)
     optimizer = torch.optim.SGD(model.parameters(), training.lr)
     images, labels = digits(training.pixels)
-    held_out = torch.arange(len(labels)) % 5 == 4
-    mine = (~held_out).nonzero().flatten()[rank :: training.ranks]
+    mine, unseen = shares(labels, rank, training.ranks)
     order = torch.Generator().manual_seed(training.seed * 1000 + rank)
     losses, watched = torch.zeros(training.steps), []
     for step in tqdm(range(training.steps), unit="step", disable=rank > 0):
@@ -165,10 +132,12 @@ def train_here(
                 state.load_state_dict(copied(states[0], state))
         if step < training.others_from:
             continue
-        came: list[Gradients] = [{name: given(p) for name, p in parameters.items()}]
-        came += [state.reduce({name: gradients[name] for name in SIZES}) for state in states[1:]]
+        came: list[Gradients] = [{name: grad_of(p) for name, p in parameters.items()}]
+        came += [
+            state.reduce({name: gradients[name] for name in RESNET18_SIZES}) for state in states[1:]
+        ]
         watched.append(watch(states, gradients, came))
-    accuracy = share_right(model.module, images[held_out], labels[held_out])
+    accuracy = share_right(model.module, images[unseen], labels[unseen])
     return losses, accuracy, watched
 
 
@@ -183,7 +152,7 @@ def copied(state: dc.CompressionState, other: dc.CompressionState) -> dict[str, 
     return saved | {"recipe": other.recipe.name, "tensors": kept, "checksum": None}
 
 
-def given(parameter: Tensor) -> Tensor:
+def grad_of(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
 

@@ -31,11 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 import ddp_compress as dc
-from digits import PARAMETERS, SIZES, Gradients, Outcome, Training, train
+from digits import Gradients, Outcome, Training, train
+from networks import RESNET18_NUMEL, RESNET18_SIZES
 from wire import entropy
 
 PREDICTOR = 0.9
-DENSE_BITS = 32 * PARAMETERS
+DENSE_BITS = 32 * RESNET18_NUMEL
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def watch(
     """Each state's counts, and the entries of each parameter."""
     rows = []
     for state, gradients in zip(states, came, strict=True):
-        counts = [int(gradients[name].count_nonzero()) for name in SIZES]
+        counts = [int(gradients[name].count_nonzero()) for name in RESNET18_SIZES]
         rows.append((state.stats.state_dict(), counts))
     return rows
 
@@ -94,7 +95,7 @@ def uneven_entropy(outcome: Outcome, index: int, measured: int) -> float:
     """Bits a position where each parameter has a density of its own, and nothing else is known."""
     bits = entries = 0.0
     for step in outcome.watched[0][-measured:]:
-        for count, size in zip(step[index][1], SIZES.values(), strict=True):
+        for count, size in zip(step[index][1], RESNET18_SIZES.values(), strict=True):
             if 0 < count < size:
                 bits += count * entropy(count / size)
             entries += count

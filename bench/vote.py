@@ -29,7 +29,8 @@ from torch import Tensor
 
 import ddp_compress as dc
 from ddp_compress import ops
-from digits import PARAMETERS, SIZES, Gradients, Training, train
+from digits import Gradients, Training, train
+from networks import RESNET18_NUMEL, RESNET18_SIZES
 from wire import entropy
 
 DENSITY, CHANGE = 0.01, 0.1
@@ -101,7 +102,7 @@ class Watch:
 
 def flat(parts: Gradients) -> Tensor:
     """All parameters in model order, [N]."""
-    return torch.cat([parts[name].flatten() for name in SIZES])
+    return torch.cat([parts[name].flatten() for name in RESNET18_SIZES])
 
 
 def dropped(before: Tensor, after: Tensor) -> Drops:
@@ -139,7 +140,7 @@ class Row:
 def row(watched: list[list[list[Seen]]], index: int, measured: int) -> Row:
     """Means over the last steps of a state."""
     ends = [(r[-measured - 1][index].counts, r[-1][index].counts) for r in watched]
-    k = max(1, round(DENSITY * PARAMETERS))
+    k = max(1, round(DENSITY * RESNET18_NUMEL))
 
     def mean(name: str) -> float:
         return sum(b[name] - a[name] for a, b in ends) / measured / len(watched)
@@ -148,9 +149,9 @@ def row(watched: list[list[list[Seen]]], index: int, measured: int) -> Row:
     levels = [seen.level_entropy for seen in close if seen.level_entropy is not None]
     return Row(
         *ROWS[index],
-        mean("position_bits") / PARAMETERS,
-        mean("value_bits") / PARAMETERS,
-        mean("payload_bits") / PARAMETERS,
+        mean("position_bits") / RESNET18_NUMEL,
+        mean("value_bits") / RESNET18_NUMEL,
+        mean("payload_bits") / RESNET18_NUMEL,
         mean("position_bits") / k,
         mean("value_bits") / k,
         sum(levels) / len(levels) if levels else None,
@@ -173,8 +174,8 @@ def summed(drops: list[Drops]) -> dict[str, float] | None:
 
 def render(rows: list[Row], ranks: int) -> Table:
     table = Table(
-        title=f"Uplink bits for each of {PARAMETERS:,} elements, {ranks} ranks; in brackets the "
-        "paper's Table 1",
+        title=f"Uplink bits for each of {RESNET18_NUMEL:,} elements, {ranks} ranks; in brackets "
+        "the paper's Table 1",
         caption="payload: location, value, headers, counts, and answers where ranks own positions",
     )
     for column in ("variant", "values"):
