@@ -11,6 +11,7 @@ they give.
 
 # DDP inspects a hook's annotations: they must be objects, not strings.
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 import ddp_compress as dc
 from networks import RESNET18_SIZES, resnet18
+from output import add_json
 from ranks import on_ranks
 
 Gradients = Mapping[str, Tensor]  # by parameter
@@ -43,6 +45,14 @@ class Training:
     seed: int = 0
     others_from: int = 0  # the step from which further recipes are given the gradients
 
+    def summary(self, outcome: "Outcome") -> str:
+        """What a training did, in a line."""
+        return (
+            f"{self.steps} steps of {self.ranks} × {self.batch} images: loss "
+            f"{outcome.losses[0]:.3f} at the first, {outcome.loss:.4f} over the last; "
+            f"{outcome.accuracy:.1%} of unseen digits right"
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,6 +68,37 @@ class Outcome:
         """The mean over the last steps."""
         last = self.losses[-LAST:]
         return sum(last) / len(last)
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+def parser_of(
+    doc: str, steps: int, warm_up: int, settle: int, measured: int
+) -> argparse.ArgumentParser:
+    """The command line of a bench whose further recipes join late; its numbers of steps."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    add = parser.add_argument
+    add("--ranks", type=int, default=4)
+    add("--steps", type=int, default=steps)
+    add("--warm-up", type=int, default=warm_up, help="steps in which the density falls")
+    add("--settle", type=int, default=settle, help="steps of all recipes before those measured")
+    add("--measured", type=int, default=measured, help="steps, the last ones")
+    add("--batch", type=int, default=8, help="of a rank")
+    add("--lr", type=float, default=0.1)
+    add_json(parser)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Training]:
+    """The options of such a bench, and the training that they ask for."""
+    options = parser.parse_args()
+    others_from = options.steps - options.measured - options.settle
+    if options.settle < 1 or others_from < options.warm_up:
+        parser.error("--settle must be 1 or more and, with --measured, follow --warm-up")
+    return options, Training(
+        options.ranks, options.steps, options.batch, options.lr, others_from=others_from
+    )
 
 
 # --------------------------------------------------------------------------------------- the data
@@ -92,12 +133,12 @@ def train(training: Training, recipes: Sequence[dc.Recipe], watch: Watch) -> Out
             ranks' gradients, after every step that the others take part in. What it returns is
             collected.
     """
-    ranks = on_ranks(training.ranks, train_here, training, recipes, watch)
+    ranks = on_ranks(training.ranks, train_on_rank, training, recipes, watch)
     losses = torch.stack([losses for losses, _, _ in ranks]).mean(0)
     return Outcome(losses.tolist(), ranks[0][1], [watched for _, _, watched in ranks])
 
 
-def train_here(
+def train_on_rank(
     training: Training, recipes: Sequence[dc.Recipe], watch: Watch
 ) -> tuple[Tensor, float, list[Any]]:
     """Train as one rank: its losses, the accuracy, and what was watched."""

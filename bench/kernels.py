@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
@@ -32,6 +29,7 @@ import kernels_cuda
 from ddp_compress import ops
 from ddp_compress.ops import reference
 from kernels_cuda import NO_SALTS, WORLD_SIZE, CudaRow
+from output import add_json, show, write_json
 
 NUMELS = {"cpu": [11_200_000, 33_500_000], "cuda": [6_500_000, 100_000_000]}
 
@@ -268,14 +266,14 @@ def cuda_table(rows: list[CudaRow]) -> Table:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--numel", type=int, nargs="+", help="default: 11.2 and 33.5 M, on a GPU 6.5 and 100 M"
     )
     parser.add_argument("--density", type=float, nargs="+", default=[0.001, 0.01])
     parser.add_argument("--rounds", type=int, default=15, help="15 by default")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    add_json(parser)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -285,18 +283,17 @@ def main() -> None:
         if not (torch.cuda.is_available() and ops.CUDA):
             parser.error("--device cuda needs a GPU, and ddp_compress built with its CUDA kernels")
         rows = [row for case in cases for row in kernels_cuda.run(*case, arguments.rounds)]
-        Console().print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-        Console().print(cuda_table(rows))
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+        show(cuda_table(rows))
         for numel, density in cases:
             same = kernels_cuda.agrees_with_cpu(numel, density)
             what = f"whole SBC step, {numel / 1e6:.1f} M, {density:.1%}"
-            Console().print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
+            print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
     else:
         torch.set_num_threads(1)
         rows = [row for case in cases for row in Bench(*case).run(arguments.rounds)]
-        Console().print(table(rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        show(table(rows))
+    write_json(arguments.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

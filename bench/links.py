@@ -21,16 +21,13 @@ parameters, 44.7 MB), which is nearly free (`gradients.py`). Methods take turns,
 """
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from links_figures import render
 from links_hosts import RankError, run_ranks
@@ -38,6 +35,7 @@ from links_methods import methods
 from links_rank import DENSE_BYTES, Job
 from netlab import LabError, burst_bytes, exit_on_signals, lab
 from networks import RESNET18_NUMEL
+from output import add_json, show, write_json
 
 RECIPES = (
     "fp16",
@@ -86,15 +84,8 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def writable_file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"cannot write {text!r}: not a file in a folder that is")
-    return path
-
-
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--rate", nargs="+", type=checked_rate, default=["1gbit"], help="of each link: 100mbit …")
     add(
@@ -115,13 +106,12 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--steps", type=at_least(1), default=10, help="measured for each method")
     add("--ranks", type=at_least(2), default=4)
     add("--limit", type=at_least(1), default=900, help="seconds that the ranks may take, per rate")
-    add("--json", type=writable_file, metavar="FILE", help="write all figures there")
+    add_json(parser)
     return parser
 
 
 def main() -> int:
     options = argument_parser().parse_args()
-    console = Console(width=max(Console().width, 160))
     exit_on_signals()
     results: list[dict[str, Any]] = []
     try:
@@ -133,11 +123,9 @@ def main() -> int:
                 hosts.shape(bits)
                 load = os.getloadavg()[0]
                 result = run_ranks(hosts, job) | {"load_before": load}
-                console.print(render(rate, options.ranks, result))
+                show(render(rate, options.ranks, result))
                 results.append({"rate": rate, "burst_bytes": burst_bytes(bits), **result})
-                if options.json:
-                    text = json.dumps(describe(options, results), indent=2)
-                    options.json.write_text(text + "\n")
+                write_json(options.json, describe(options, results))
     except (LabError, RankError, ValueError) as error:
         print(f"links.py: {error}", file=sys.stderr)
         return 1

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 import ddp_compress as dc
 from networks import count_parameters, mnist_cnn
+from output import show
 from ranks import on_ranks
 
 RANKS = 4
@@ -116,20 +116,19 @@ def both_ways(share: float, steps: int = 3) -> tuple[float, float]:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help="of training; 100 by default")
     parser.add_argument("--seeds", type=int, default=10, help="10 by default")
     parser.add_argument("--draws", type=int, default=10_000, help="10 000 by default")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    console = Console()
 
     dense_bits = 32 * count_parameters(mnist_cnn())
     for share in (1.0, 0.75):
         up, down = zip(*on_ranks(RANKS, both_ways, share), strict=True)
         ratios = [dense_bits / (sum(each) / RANKS) for each in (up, down)]
-        console.print(f"share {share}: {ratios[0]:.2f} x up, {ratios[1]:.2f} x down")
+        print(f"share {share}: {ratios[0]:.2f} x up, {ratios[1]:.2f} x down")
 
     weights, gradient = trained(arguments.steps)
     for what, tensors in (("weights", weights), ("gradient", gradient)):
@@ -138,12 +137,12 @@ def main() -> None:
             ordered = sum(a <= b <= c for a, b, c in zip(*lost, strict=True))
             means = (f"{sum(each) / len(each):.4g}" for each in lost)
             table.add_row(str(bits), *means, f"{ordered} of {arguments.seeds}")
-        console.print(table)
+        show(table)
 
     some = gradient["3.weight"].flatten()[:2048].clone()
     for transform in TRANSFORMS:
         z = z_scores(some, transform, arguments.draws)
-        console.print(
+        print(
             f"{transform}: {len(z)} z-scores, mean square {z.square().mean():.3f}, "
             f"largest {z.abs().max():.2f}"
         )

@@ -1,7 +1,7 @@
 """SmartIdx on the three networks of its appendix, beside SBC and DGC at the same density.
 
-python bench/smartidx.py                        # Table 3's sparse ratios, Fashion-MNIST's targets
-python bench/smartidx.py --networks vgg11 --steps 40 --recipes smartidx
+    python bench/smartidx.py                 # Table 3's sparse ratios, Fashion-MNIST's targets
+    python bench/smartidx.py --networks vgg11 --steps 40 --recipes smartidx
 
 Networks are those of the appendix's Table 1, images scikit-learn's digits at 28 × 28 pixels. (The
 appendix's are Fashion-MNIST's of that size, which cannot be had here.) Table 1 gives no widths for
@@ -154,7 +154,7 @@ def train(
 
 def main() -> None:
     """Read the command line, train, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--density", type=float, help="(default: the appendix's sparse ratio)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -19,6 +18,7 @@ import ddp_compress as dc
 from ddp_compress import ops
 from gradients import of_uneven_scale
 from networks import count_parameters, resnet50
+from output import show
 
 HEADER_BITS = 128
 
@@ -86,9 +86,8 @@ def resnet_table(densities: list[float], steps: int) -> Table:
 def main() -> None:
     """Print both tables."""
     torch.manual_seed(0)
-    console = Console()
-    console.print(positions_table([10**6, 10**7, 10**8], [0.001, 0.01, 0.05]))
-    console.print(resnet_table([0.001, 0.01], steps=2))
+    show(positions_table([10**6, 10**7, 10**8], [0.001, 0.01, 0.05]))
+    show(resnet_table([0.001, 0.01], steps=2))
 
 
 if __name__ == "__main__":
