@@ -18,16 +18,17 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ddp_compress as dc
-from digits import PARAMETERS, digits, resnet18
+from digits import digits
+from gradients import of_uneven_scale
+from networks import RESNET18_NUMEL, resnet18, resnet50
+from output import show
 from ranks import on_ranks
-from wire import resnet50
 
 RESNET50_BUFFERS = 2 * 26_560  # floating-point elements: mean and variance of every channel
 
@@ -57,9 +58,7 @@ def sbc(name: str, density: float, period: int, asked: int) -> Row:
     model = resnet50()
     state = dc.CompressionState(model, dc.recipes.sbc(density, codec="golomb"))
     for _ in range(2):
-        parameters = dict(model.named_parameters())
-        moved = {n: torch.randn(p.shape) * p.numel() ** -0.25 for n, p in parameters.items()}
-        state.reduce(moved)
+        state.reduce(of_uneven_scale(model))
     stats = state.stats
     elements = stats.elements // stats.steps
     bits = stats.payload_bits / stats.steps
@@ -77,7 +76,7 @@ def batches(pixels: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield images[some], labels[some]
 
 
-def vote_here(period: int, rounds: int, measured: int, lr: float) -> tuple[float, float, float]:
+def vote_on_rank(period: int, rounds: int, measured: int, lr: float) -> tuple[float, float, float]:
     """Train as one rank: bits of a round's weights and of its buffers, the last period's loss."""
     torch.manual_seed(0)
     model = DistributedDataParallel(resnet18())
@@ -109,10 +108,10 @@ def floating_elements(model: nn.Module) -> int:
 def vote(options: argparse.Namespace) -> Row:
     """The majority vote with add-drop and levels of 4 bits, every 8 steps."""
     arguments = (8, options.rounds, options.measured, options.lr)
-    outcomes = on_ranks(options.ranks, vote_here, *arguments)
+    outcomes = on_ranks(options.ranks, vote_on_rank, *arguments)
     bits, buffer_bits, loss = (sum(each) / len(each) for each in zip(*outcomes, strict=True))
     print(f"{8 * options.rounds} steps of {options.ranks} ranks: loss {loss:.3f} in the last 8")
-    return Row("MV-AD-L8, 4 bits, ResNet-18", 8, PARAMETERS, bits, buffer_bits, 4000)
+    return Row("MV-AD-L8, 4 bits, ResNet-18", 8, RESNET18_NUMEL, bits, buffer_bits, 4000)
 
 
 def render(rows: list[Row]) -> Table:
@@ -136,7 +135,7 @@ def render(rows: list[Row]) -> Table:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ranks", type=int, default=4, help="of the vote")
     add("--rounds", type=int, default=16, help="of the vote")
@@ -150,7 +149,7 @@ def main() -> None:
         sbc("SBC(3), 1 %, ResNet-50", 0.01, 100, asked=37500),
         vote(options),
     ]
-    Console(width=max(Console().width, 120)).print(render(rows))
+    show(render(rows))
 
 
 if __name__ == "__main__":

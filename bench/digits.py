@@ -1,8 +1,8 @@
 """Real gradients for the benches: ResNet-18 learns handwritten digits on several ranks.
 
-The network is ResNet-18 as for CIFAR (3×3 stem, 11,173,962 parameters, batch normalization), the
-images are scikit-learn's 1797 digits, doubled to 16 × 16. (At 8 × 8 the last stage would see single
-pixels, eight ninths of its weights would have no gradient, and messages would look too small.)
+The network is ResNet-18 as for CIFAR (`networks.py`: 11,173,962 parameters), the images are
+scikit-learn's 1797 digits, doubled to 16 × 16. (At 8 × 8 the last stage would see single pixels,
+eight ninths of its weights would have no gradient, and messages would look too small.)
 
 Training is DDP's: one recipe's hook carries the gradients. From some step on, further recipes start
 with a copy of its residuals and are given the very same gradients, but training does not take what
@@ -11,6 +11,7 @@ they give.
 
 # DDP inspects a hook's annotations: they must be objects, not strings.
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ddp_compress as dc
+from networks import RESNET18_SIZES, resnet18
+from output import add_json
 from ranks import on_ranks
 
 Gradients = Mapping[str, Tensor]  # by parameter
@@ -42,6 +45,14 @@ class Training:
     seed: int = 0
     others_from: int = 0  # the step from which further recipes are given the gradients
 
+    def summary(self, outcome: "Outcome") -> str:
+        """What a training did, in a line."""
+        return (
+            f"{self.steps} steps of {self.ranks} × {self.batch} images: loss "
+            f"{outcome.losses[0]:.3f} at the first, {outcome.loss:.4f} over the last; "
+            f"{outcome.accuracy:.1%} of unseen digits right"
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -59,43 +70,35 @@ class Outcome:
         return sum(last) / len(last)
 
 
-# ------------------------------------------------------------------------------------ the network
+# ------------------------------------------------------------------------------- the command line
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions and a way past them."""
-
-    def __init__(self, into: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.first = normed(into, width, 3, stride)
-        self.second = normed(width, width, 3, 1)
-        same = into == width and stride == 1
-        self.past = nn.Identity() if same else normed(into, width, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.past(x))
-
-
-def normed(into: int, width: int, size: int, stride: int) -> nn.Sequential:
-    """A convolution and its batch normalization."""
-    conv = nn.Conv2d(into, width, size, stride, padding=size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width))
+def parser_of(
+    doc: str, steps: int, warm_up: int, settle: int, measured: int
+) -> argparse.ArgumentParser:
+    """The command line of a bench whose further recipes join late; its numbers of steps."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    add = parser.add_argument
+    add("--ranks", type=int, default=4)
+    add("--steps", type=int, default=steps)
+    add("--warm-up", type=int, default=warm_up, help="steps in which the density falls")
+    add("--settle", type=int, default=settle, help="steps of all recipes before those measured")
+    add("--measured", type=int, default=measured, help="steps, the last ones")
+    add("--batch", type=int, default=8, help="of a rank")
+    add("--lr", type=float, default=0.1)
+    add_json(parser)
+    return parser
 
 
-def resnet18(classes: int = 10) -> nn.Sequential:
-    """ResNet-18 for small images."""
-    blocks: list[nn.Module] = []
-    into = 64
-    for width in (64, 128, 256, 512):
-        blocks += [Block(into, width, 1 + (into != width)), Block(width, width, 1)]
-        into = width
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
-    return nn.Sequential(normed(3, 64, 3, 1), nn.ReLU(), *blocks, *pool)
-
-
-with torch.device("meta"):
-    SIZES = {name: p.numel() for name, p in resnet18().named_parameters()}
-PARAMETERS = sum(SIZES.values())
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Training]:
+    """The options of such a bench, and the training that they ask for."""
+    options = parser.parse_args()
+    others_from = options.steps - options.measured - options.settle
+    if options.settle < 1 or others_from < options.warm_up:
+        parser.error("--settle must be 1 or more and, with --measured, follow --warm-up")
+    return options, Training(
+        options.ranks, options.steps, options.batch, options.lr, others_from=others_from
+    )
 
 
 # --------------------------------------------------------------------------------------- the data
@@ -111,6 +114,12 @@ def digits(pixels: int, mode: str = "nearest") -> tuple[Tensor, Tensor]:
     return images.expand(-1, 3, -1, -1), torch.from_numpy(labels)
 
 
+def shares(labels: Tensor, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
+    """Which digits a rank trains on, and which nobody does: every fifth."""
+    held_out = torch.arange(len(labels)) % 5 == 4
+    return (~held_out).nonzero().flatten()[rank::ranks], held_out.nonzero().flatten()
+
+
 # ------------------------------------------------------------------------------------ the training
 
 
@@ -124,12 +133,12 @@ def train(training: Training, recipes: Sequence[dc.Recipe], watch: Watch) -> Out
             ranks' gradients, after every step that the others take part in. What it returns is
             collected.
     """
-    ranks = on_ranks(training.ranks, train_here, training, recipes, watch)
+    ranks = on_ranks(training.ranks, train_on_rank, training, recipes, watch)
     losses = torch.stack([losses for losses, _, _ in ranks]).mean(0)
     return Outcome(losses.tolist(), ranks[0][1], [watched for _, _, watched in ranks])
 
 
-def train_here(
+def train_on_rank(
     training: Training, recipes: Sequence[dc.Recipe], watch: Watch
 ) -> tuple[Tensor, float, list[Any]]:
     """Train as one rank: its losses, the accuracy, and what was watched."""
@@ -149,8 +158,7 @@ def train_here(
     model.register_comm_hook(states[0], hook)
     optimizer = torch.optim.SGD(model.parameters(), training.lr)
     images, labels = digits(training.pixels)
-    held_out = torch.arange(len(labels)) % 5 == 4
-    mine = (~held_out).nonzero().flatten()[rank :: training.ranks]
+    mine, unseen = shares(labels, rank, training.ranks)
     order = torch.Generator().manual_seed(training.seed * 1000 + rank)
     losses, watched = torch.zeros(training.steps), []
     for step in tqdm(range(training.steps), unit="step", disable=rank > 0):
@@ -165,10 +173,12 @@ def train_here(
                 state.load_state_dict(copied(states[0], state))
         if step < training.others_from:
             continue
-        came: list[Gradients] = [{name: given(p) for name, p in parameters.items()}]
-        came += [state.reduce({name: gradients[name] for name in SIZES}) for state in states[1:]]
+        came: list[Gradients] = [{name: grad_of(p) for name, p in parameters.items()}]
+        came += [
+            state.reduce({name: gradients[name] for name in RESNET18_SIZES}) for state in states[1:]
+        ]
         watched.append(watch(states, gradients, came))
-    accuracy = share_right(model.module, images[held_out], labels[held_out])
+    accuracy = share_right(model.module, images[unseen], labels[unseen])
     return losses, accuracy, watched
 
 
@@ -183,7 +193,7 @@ def copied(state: dc.CompressionState, other: dc.CompressionState) -> dict[str, 
     return saved | {"recipe": other.recipe.name, "tensors": kept, "checksum": None}
 
 
-def given(parameter: Tensor) -> Tensor:
+def grad_of(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
 

@@ -1,6 +1,6 @@
 """Federated dropout on its paper's MNIST network, beside the full model.
 
-python bench/federated_dropout.py --ranks 4 --rounds 10 --seeds 2
+    python bench/federated_dropout.py --ranks 4 --rounds 10 --seeds 2
 
 The network is the one of federated averaging (two 5×5 convolutions, 512 hidden units, 1,663,370
 parameters), the images are scikit-learn's 1797 digits, scaled to 28 × 28. As in the paper a round
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ddp_compress as dc
-from digits import digits, share_right
+from digits import digits, share_right, shares
+from networks import count_parameters, mnist_cnn
 from ranks import on_ranks
-from rotated import network
 
 BATCH = 10
 LINEAR = ("7", "9")  # the network's linear layers
@@ -52,6 +52,7 @@ CASES = [
 
 
 def main() -> None:
+    """Show the sizes and that outputs agree; time; train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
@@ -78,9 +79,9 @@ def main() -> None:
 
 def show_sizes() -> None:
     for rate in (0.875, 0.75, 0.5):
-        dropout = dc.FederatedDropout(network(), rate)
+        dropout = dc.FederatedDropout(mnist_cnn(), rate)
         full, part = (
-            (count(m), sum(count(m.get_submodule(name)) for name in LINEAR))
+            (count_parameters(m), sum(count_parameters(m.get_submodule(name)) for name in LINEAR))
             for m in (dropout.model, dropout.sub_model)
         )
         fewer = [f"{100 * (1 - p / f):.1f} %" for f, p in zip(full, part, strict=True)]
@@ -91,7 +92,7 @@ def show_sizes() -> None:
 def show_equality() -> None:
     """The largest difference between a sub-model and the full one with zeros for what it drops."""
     torch.manual_seed(0)
-    dropout = dc.FederatedDropout(network(), 0.75)
+    dropout = dc.FederatedDropout(mnist_cnn(), 0.75)
     images, worst = torch.randn(100, 1, 28, 28), 0.0
     for number in range(10):
         dropout.draw(number)
@@ -112,7 +113,7 @@ def show_times(steps: int) -> None:
     """Median time of a local step on one core, the models in turns; CPU time, for busy machines."""
     images, labels = digits(28)
     images, labels = images[:BATCH, :1].contiguous(), labels[:BATCH]
-    models = {rate: dc.FederatedDropout(network(), rate).sub_model for rate in (1.0, 0.75, 0.5)}
+    models = {rate: dc.FederatedDropout(mnist_cnn(), rate).sub_model for rate in (1.0, 0.75, 0.5)}
     optimizers = {rate: torch.optim.SGD(m.parameters(), 0.01) for rate, m in models.items()}
     times: dict[float, list[float]] = {rate: [] for rate in models}
     for _ in range(steps):
@@ -130,13 +131,12 @@ def train(case: Case, rounds: int, seed: int) -> tuple[float, float]:
     """As one rank: accuracy of the full model, and how many times smaller its messages were."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(seed)
-    full = network()
+    full = mnist_cnn()
     dropout = dc.FederatedDropout(full, case.rate, seed, case.per_rank)
     images, labels = digits(28)
     images = images[:, :1].contiguous()
-    held_out = torch.arange(len(labels)) % 5 == 4
-    mine = (~held_out).nonzero().flatten()[rank::world_size]
-    steps = int((~held_out).sum()) // world_size // BATCH  # as many on every rank
+    mine, unseen = shares(labels, rank, world_size)
+    steps = len(shares(labels)[0]) // world_size // BATCH  # as many on every rank
     order = torch.Generator().manual_seed(seed * 1000 + rank)
 
     if case.per_rank:
@@ -156,8 +156,8 @@ def train(case: Case, rounds: int, seed: int) -> tuple[float, float]:
         for some in shuffled[: steps * BATCH].split(BATCH):
             step(model, optimizer, images[some], labels[some])
         dropout.merge()
-    ratio = 32 * count(full) * state.stats.steps / state.stats.payload_bits
-    return share_right(full, images[held_out], labels[held_out]), ratio
+    ratio = 32 * count_parameters(full) * state.stats.steps / state.stats.payload_bits
+    return share_right(full, images[unseen], labels[unseen]), ratio
 
 
 def step(
@@ -166,10 +166,6 @@ def step(
     optimizer.zero_grad()
     F.cross_entropy(model(images), labels).backward()
     optimizer.step()
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 if __name__ == "__main__":

@@ -20,22 +20,20 @@ Their product is dense / payload, with the payload's mean over ranks.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 import ddp_compress as dc
-from digits import PARAMETERS, SIZES, Gradients, Outcome, Training, train
+from digits import Gradients, Outcome, parse, parser_of, train
+from networks import RESNET18_NUMEL, RESNET18_SIZES
+from output import show, write_json
 from wire import entropy
 
 PREDICTOR = 0.9
-DENSE_BITS = 32 * PARAMETERS
+DENSE_BITS = 32 * RESNET18_NUMEL
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def watch(
     """Each state's counts, and the entries of each parameter."""
     rows = []
     for state, gradients in zip(states, came, strict=True):
-        counts = [int(gradients[name].count_nonzero()) for name in SIZES]
+        counts = [int(gradients[name].count_nonzero()) for name in RESNET18_SIZES]
         rows.append((state.stats.state_dict(), counts))
     return rows
 
@@ -94,7 +92,7 @@ def uneven_entropy(outcome: Outcome, index: int, measured: int) -> float:
     """Bits a position where each parameter has a density of its own, and nothing else is known."""
     bits = entries = 0.0
     for step in outcome.watched[0][-measured:]:
-        for count, size in zip(step[index][1], SIZES.values(), strict=True):
+        for count, size in zip(step[index][1], RESNET18_SIZES.values(), strict=True):
             if 0 < count < size:
                 bits += count * entropy(count / size)
             entries += count
@@ -102,7 +100,7 @@ def uneven_entropy(outcome: Outcome, index: int, measured: int) -> float:
 
 
 def row(outcome: Outcome, index: int, measured: int, setting: Setting) -> dict[str, Any]:
-    """All figures of a setting; the state behind its own has no predictor."""
+    """All figures of a setting, whose state ``index`` is; the next one has no predictor."""
     ranks = len(outcome.watched)
     with_predictor, without = (sizes(outcome, i, measured) for i in (index, index + 1))
     positions, k = with_predictor.positions, with_predictor.entries
@@ -166,26 +164,13 @@ def split_table(rows: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     """Train, and print both tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__, steps=240, warm_up=60, settle=40, measured=80)
     add = parser.add_argument
-    add("--ranks", type=int, default=4)
-    add("--steps", type=int, default=240)
-    add("--warm-up", type=int, default=60, help="steps in which the density falls")
-    add("--settle", type=int, default=40, help="steps of all settings before those measured")
-    add("--measured", type=int, default=80, help="steps, the last ones")
-    add("--batch", type=int, default=8, help="of a rank")
-    add("--lr", type=float, default=0.1)
     add("--momentum", type=float, default=0.0, help="of the recipe")
     add("--settings", type=int, default=len(SETTINGS), help="how many rows of the paper's table")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    options = parser.parse_args()
-    others_from = options.steps - options.measured - options.settle
-    if options.measured % options.ranks or others_from < options.warm_up:
-        parser.error(
-            "--measured must be a multiple of --ranks and, with --settle, follow --warm-up"
-        )
-    if options.settle < 1:
-        parser.error("--settle must be 1 or more")
+    options, training = parse(parser)
+    if options.measured % options.ranks:
+        parser.error("--measured must be a multiple of --ranks: each owns the mask in its turn")
 
     settings = SETTINGS[: options.settings]
     recipes = [
@@ -193,24 +178,14 @@ def main() -> None:
         for setting in settings
         for predictor in (PREDICTOR, None)
     ]
-    training = Training(
-        options.ranks, options.steps, options.batch, options.lr, others_from=others_from
-    )
     outcome = train(training, recipes, watch)
     rows = [
         row(outcome, 2 * index, options.measured, setting) for index, setting in enumerate(settings)
     ]
-    console = Console(width=max(Console().width, 140))
-    console.print(factors_table(rows))
-    console.print(split_table(rows))
-    print(
-        f"{options.steps} steps of {options.ranks} × {options.batch} images: loss "
-        f"{outcome.losses[0]:.3f} at the first, {outcome.loss:.4f} over the last; "
-        f"{outcome.accuracy:.1%} of unseen digits right"
-    )
-    if options.json:
-        figures = {"training": asdict(training), "loss": outcome.losses, "rows": rows}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    show(factors_table(rows), split_table(rows))
+    print(training.summary(outcome))
+    figures = {"training": asdict(training), "loss": outcome.losses, "rows": rows}
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,23 @@
     python bench/kernels.py --device cuda
 
 Times on a busy machine say little, ratios within one run say a lot: every round runs all
-candidates one after another, and the medians of the rounds are compared. The floors are
-``r.add_(g)`` for what reads a gradient and its residual, and ``out.zero_()`` beside it for what
-also writes a result; ``out.copy_(x)`` for what turns one tensor into another. One thread. On a GPU
-the floor is a device copy, see kernels_cuda.py.
+candidates one after another, and the medians of the rounds are compared. As in training, each
+finds a gradient just written and memory that was written lately. The floors are ``r.add_(g)`` for
+what reads a gradient and its residual, and ``out.zero_()`` beside it for what also writes a result;
+``out.copy_(x)`` for what turns one tensor into another. One thread. On a GPU the floor is a device
+copy, see kernels_cuda.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
@@ -30,11 +28,10 @@ from tqdm import tqdm
 import kernels_cuda
 from ddp_compress import ops
 from ddp_compress.ops import reference
-from kernels_cuda import CudaRow
+from kernels_cuda import NO_SALTS, WORLD_SIZE, CudaRow
+from output import add_json, show, write_json
 
 NUMELS = {"cpu": [11_200_000, 33_500_000], "cuda": [6_500_000, 100_000_000]}
-WORLD_SIZE = 4
-NO_SALTS = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -57,9 +54,8 @@ class Bench:
         self.bounds = torch.tensor([0, numel])
         self.groups = torch.tensor([0])
         self.ks = torch.tensor([self.k])
-        self.fresh = torch.randn(numel) ** 3
-        self.grad = self.fresh.clone()
-        self.residual = torch.randn(numel) ** 3
+        self.fresh = [torch.randn(numel) ** 3 for _ in range(2)]
+        self.grad, self.residual = (each.clone() for each in self.fresh)
         self.next_residual = torch.zeros(numel)
         self.momentum = torch.randn(numel)
         self.zeros = torch.zeros(numel)
@@ -70,10 +66,10 @@ class Bench:
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
-        self.signs = ops.sign_encode(self.fresh, self.bounds, 4096)
+        self.signs = ops.sign_encode(self.grad, self.bounds, 4096)
         self.blocks = torch.tensor([*range(0, numel, 8192), numel])
         self.blocks = self.blocks[: numel // 8192 + 1]  # whole ones, as the transform has them
-        self.turned = self.fresh[: int(self.blocks[-1])].clone()
+        self.turned = self.grad[: int(self.blocks[-1])].clone()
         self.block_salts = torch.arange(len(self.blocks) - 1)
         self.codes = self.quantize()
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
@@ -84,6 +80,12 @@ class Bench:
     def _random_positions(self) -> Tensor:
         chosen = torch.rand(self.numel).topk(self.k).indices
         return chosen.sort().values.int()
+
+    def refresh(self) -> None:
+        """What a step finds: a gradient just written, and memory that the last step has written."""
+        self.next_residual.zero_()
+        self.residual.copy_(self.fresh[1])
+        self.grad.copy_(self.fresh[0])
 
     def select(
         self,
@@ -132,18 +134,20 @@ class Bench:
         expanded = [
             means.repeat_interleave(torch.tensor([len(positions)])) for positions in decoded
         ]
-        ops.accumulate(self.residual, self.grad, None, 0.0, self.next_residual, None)
+        self.accumulate()
         sent = means.repeat_interleave(counts)
-        ops.scatter_add(self.next_residual, 0, [indices], [sent], -1.0)
+        ops.scatter_add(self.residual, 0, [indices], [sent], -1.0)
         ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
 
     def accumulate(self) -> None:
-        ops.accumulate(self.residual, self.zeros, None, 0.0, self.next_residual, None)
+        """Into the memory that the step before has left free."""
+        ops.accumulate(self.residual, self.grad, None, 0.0, self.next_residual, None)
+        self.residual, self.next_residual = self.next_residual, self.residual
 
     def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:
         """By name: the floor it is compared with, and what to run."""
         return {
-            "r.add_(g)": ("add", lambda: self.residual.add_(self.zeros)),
+            "r.add_(g)": ("add", lambda: self.residual.add_(self.grad)),
             "out.zero_()": ("add", lambda: self.out.zero_()),
             "select top-k": ("add", self.select),
             "select top-k, momentum": ("add", lambda: self.select(momentum=True)),
@@ -172,12 +176,12 @@ class Bench:
             ),
             "rans_encode": ("add", lambda: ops.rans_encode(self.symbols, 17)),
             "rans_decode": ("add", lambda: ops.rans_decode(self.rans, self.k, 17)),
-            "sign_encode": ("add", lambda: ops.sign_encode(self.fresh, self.bounds, 4096)),
+            "sign_encode": ("add", lambda: ops.sign_encode(self.grad, self.bounds, 4096)),
             "sign_decode": (
                 "zero",
                 lambda: ops.sign_decode(*self.signs, self.bounds, 4096),
             ),
-            "out.copy_(x)": ("copy", lambda: self.out.copy_(self.fresh)),
+            "out.copy_(x)": ("copy", lambda: self.out.copy_(self.grad)),
             "hadamard": ("copy", lambda: self.hadamard(inverse=False)),
             "hadamard, inverse": ("copy", lambda: self.hadamard(inverse=True)),
             "uniform_encode, 4 bits": ("copy", self.quantize),
@@ -202,7 +206,7 @@ class Bench:
         label = f"{self.numel / 1e6:.1f} M, {self.density:.1%}"
         for _ in tqdm(range(rounds), desc=label, leave=False):
             for name, (_, function) in self.candidates().items():
-                self.grad.copy_(self.fresh)
+                self.refresh()
                 begin = time.perf_counter()
                 function()
                 times[name].append(time.perf_counter() - begin)
@@ -262,14 +266,14 @@ def cuda_table(rows: list[CudaRow]) -> Table:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--numel", type=int, nargs="+", help="default: 11.2 and 33.5 M, on a GPU 6.5 and 100 M"
     )
     parser.add_argument("--density", type=float, nargs="+", default=[0.001, 0.01])
     parser.add_argument("--rounds", type=int, default=15, help="15 by default")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    add_json(parser)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -279,18 +283,17 @@ def main() -> None:
         if not (torch.cuda.is_available() and ops.CUDA):
             parser.error("--device cuda needs a GPU, and ddp_compress built with its CUDA kernels")
         rows = [row for case in cases for row in kernels_cuda.run(*case, arguments.rounds)]
-        Console().print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-        Console().print(cuda_table(rows))
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+        show(cuda_table(rows))
         for numel, density in cases:
             same = kernels_cuda.agrees_with_cpu(numel, density)
             what = f"whole SBC step, {numel / 1e6:.1f} M, {density:.1%}"
-            Console().print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
+            print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
     else:
         torch.set_num_threads(1)
         rows = [row for case in cases for row in Bench(*case).run(arguments.rounds)]
-        Console().print(table(rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        show(table(rows))
+    write_json(arguments.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
@@ -40,6 +39,7 @@ from tqdm import tqdm
 
 import ddp_compress as dc
 from no_gpu import no_gpu
+from output import show
 
 OWN_HOOK = "DDP registers a hook of its own for optimizers in backward, in its first forward pass"
 REASONS = {
@@ -242,7 +242,7 @@ def render(found: Sequence[Pair]) -> Table:
 
 def main() -> None:
     """Run them and print what differs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--tests", nargs="+", default=[], metavar="WORD", help="of their names; default: all")
     add("--ranks", type=int, default=2)
@@ -255,7 +255,7 @@ def main() -> None:
         folder = options.logs or Path(name)
         folder.mkdir(exist_ok=True)
         found = list(pairs(Suite(options.ranks, options.limit, folder), options.tests))
-    Console(width=max(Console().width, 120)).print(render(found))
+    show(render(found))
     counts = Counter(pair.judgement for pair in found)
     print("\n".join(f"{count:4}  {judgement}" for judgement, count in counts.most_common()))
     sys.exit(1 if counts[UNEXPLAINED] + counts[OUTDATED] else 0)

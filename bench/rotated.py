@@ -2,8 +2,8 @@
 
     python bench/rotated.py
 
-The network is the paper's for MNIST (two convolutions of 5 x 5, 32 and 64 channels, 512 hidden
-units), trained on digits of 8 x 8 that are blown up to 28 x 28.
+The network is the paper's for MNIST (`mnist_cnn`), trained on digits of 8 x 8 that are blown up to
+28 x 28.
 
 1. The normalized error ||decoded - x||^2 / ||x||^2 of the trained weights and of a gradient, by
    transform and bits: mean over the seeds.
@@ -21,36 +21,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import ddp_compress as dc
+from networks import count_parameters, mnist_cnn
+from output import show
 from ranks import on_ranks
 
 RANKS = 4
 BITS = (1, 2, 3, 4, 8)
 TRANSFORMS = ("kashin", "hadamard", "none")
 Tensors = dict[str, Tensor]
-
-
-def network(share: float = 1.0) -> nn.Sequential:
-    """The network, or the part that keeps a share of all hidden channels and units."""
-    first, second, hidden = (round(share * width) for width in (32, 64, 512))
-    return nn.Sequential(
-        nn.Conv2d(1, first, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(first, second, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(49 * second, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 10),
-    )
 
 
 def batches(size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -64,7 +48,7 @@ def batches(size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def trained(steps: int) -> tuple[Tensors, Tensors]:
     """Weights after some steps, and the last gradient."""
-    model = network()
+    model = mnist_cnn()
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _, (images, labels) in zip(tqdm(range(steps), leave=False), batches(32), strict=False):
         sgd.zero_grad()
@@ -77,7 +61,7 @@ def trained(steps: int) -> tuple[Tensors, Tensors]:
 
 def drawn(recipe: dc.Recipe) -> Callable[[Tensors], Tensor]:
     """What arrives of the network's tensors, flat; anew in every call."""
-    state = dc.CompressionState(network(), recipe)
+    state = dc.CompressionState(mnist_cnn(), recipe)
 
     def once(tensors: Tensors) -> Tensor:
         return flat(state.reduce(tensors))
@@ -119,7 +103,7 @@ def z_scores(tensor: Tensor, transform: str, draws: int) -> Tensor:
 
 def both_ways(share: float, steps: int = 3) -> tuple[float, float]:
     """Bits up and down of one step, where W ranks send random gradients of the network."""
-    model = network(share)
+    model = mnist_cnn(share)
     down = dc.recipes.rotated(5)
     state = dc.CompressionState(model, dc.recipes.rotated(4, keep=0.5, down=down))
     for _ in range(steps):
@@ -132,20 +116,19 @@ def both_ways(share: float, steps: int = 3) -> tuple[float, float]:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help="of training; 100 by default")
     parser.add_argument("--seeds", type=int, default=10, help="10 by default")
     parser.add_argument("--draws", type=int, default=10_000, help="10 000 by default")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    console = Console()
 
-    numel = sum(p.numel() for p in network().parameters())
+    dense_bits = 32 * count_parameters(mnist_cnn())
     for share in (1.0, 0.75):
         up, down = zip(*on_ranks(RANKS, both_ways, share), strict=True)
-        ratios = [32 * numel / (sum(each) / RANKS) for each in (up, down)]
-        console.print(f"share {share}: {ratios[0]:.2f} x up, {ratios[1]:.2f} x down")
+        ratios = [dense_bits / (sum(each) / RANKS) for each in (up, down)]
+        print(f"share {share}: {ratios[0]:.2f} x up, {ratios[1]:.2f} x down")
 
     weights, gradient = trained(arguments.steps)
     for what, tensors in (("weights", weights), ("gradient", gradient)):
@@ -154,12 +137,12 @@ def main() -> None:
             ordered = sum(a <= b <= c for a, b, c in zip(*lost, strict=True))
             means = (f"{sum(each) / len(each):.4g}" for each in lost)
             table.add_row(str(bits), *means, f"{ordered} of {arguments.seeds}")
-        console.print(table)
+        show(table)
 
     some = gradient["3.weight"].flatten()[:2048].clone()
     for transform in TRANSFORMS:
         z = z_scores(some, transform, arguments.draws)
-        console.print(
+        print(
             f"{transform}: {len(z)} z-scores, mean square {z.square().mean():.3f}, "
             f"largest {z.abs().max():.2f}"
         )

@@ -17,19 +17,17 @@ each selected entry*: bytes / 4 K, where a dense ring all-reduce moves 2 (W - 1)
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import ddp_compress as dc
+from output import add_json, show, write_json
 from ranks import on_ranks
 
 WARM_UP = 2
@@ -154,20 +152,18 @@ def flatness(found: list[Row]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--numel", type=int, default=10**7)
     add("--density", type=float, default=0.01)
     add("--ranks", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     add("--steps", type=int, default=4, help="measured, after the warm-up")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add_json(parser)
     options = parser.parse_args()
     found = rows(options.ranks, options.numel, options.density, options.steps)
-    console = Console(width=max(Console().width, 120))
-    console.print(render(found, options.numel, options.density))
+    show(render(found, options.numel, options.density))
     print(flatness(found))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n")
+    write_json(options.json, [asdict(each) for each in found])
 
 
 if __name__ == "__main__":

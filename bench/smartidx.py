@@ -1,7 +1,7 @@
 """SmartIdx on the three networks of its appendix, beside SBC and DGC at the same density.
 
-python bench/smartidx.py                        # Table 3's sparse ratios, Fashion-MNIST's targets
-python bench/smartidx.py --networks vgg11 --steps 40 --recipes smartidx
+    python bench/smartidx.py                 # Table 3's sparse ratios, Fashion-MNIST's targets
+    python bench/smartidx.py --networks vgg11 --steps 40 --recipes smartidx
 
 Networks are those of the appendix's Table 1, images scikit-learn's digits at 28 × 28 pixels. (The
 appendix's are Fashion-MNIST's of that size, which cannot be had here.) Table 1 gives no widths for
@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddp_compress as dc
-from digits import digits, share_right
+from digits import digits, grad_of, share_right, shares
+from networks import Block, normed
 
 # ----------------------------------------------------------------------------------- the networks
 
@@ -71,25 +72,6 @@ def glnet() -> nn.Sequential:
         *(Inception(256, 96, (48, 104), (8, 24)), nn.AdaptiveAvgPool2d(1)),
         *(nn.Flatten(), nn.Linear(248, 10)),
     )
-
-
-def normed(into: int, width: int, size: int, stride: int = 1) -> nn.Sequential:
-    """A convolution and its batch normalization."""
-    kernel = nn.Conv2d(into, width, size, stride, padding=size // 2, bias=False)
-    return nn.Sequential(kernel, nn.BatchNorm2d(width))
-
-
-class Block(nn.Module):
-    """An identity block, or a "conv block" where the width grows."""
-
-    def __init__(self, into: int, width: int) -> None:
-        super().__init__()
-        stride = 1 + (into != width)
-        self.first, self.second = normed(into, width, 3, stride), normed(width, width, 3)
-        self.past = nn.Identity() if into == width else normed(into, width, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.past(x))
 
 
 def resnet18() -> nn.Sequential:
@@ -150,8 +132,7 @@ def train(
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     images, labels = digits(args.pixels, mode="bilinear")
     images = images[:, :1]
-    held_out = torch.arange(len(labels)) % 5 == 4
-    mine = (~held_out).nonzero().flatten()
+    mine, unseen = shares(labels)
     state, energy = dc.CompressionState(network, recipe), Energy()
     parameters = dict(network.named_parameters())
     optimizer = torch.optim.SGD(network.parameters(), args.lr)
@@ -160,7 +141,7 @@ def train(
         loss = F.cross_entropy(network(images[some]), labels[some])
         optimizer.zero_grad()
         loss.backward()
-        gradients = {name: given(p) for name, p in parameters.items()}
+        gradients = {name: grad_of(p) for name, p in parameters.items()}
         owed = state.state_dict()["tensors"]["residual"]
         sent = state.reduce(gradients)
         accumulated = [g.flatten() + owed.get(name, 0.0) for name, g in gradients.items()]
@@ -168,17 +149,12 @@ def train(
         for name, p in parameters.items():
             p.grad = sent[name]
         optimizer.step()
-    return state, energy, share_right(network, images[held_out], labels[held_out])
-
-
-def given(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+    return state, energy, share_right(network, images[unseen], labels[unseen])
 
 
 def main() -> None:
     """Read the command line, train, print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--density", type=float, help="(default: the appendix's sparse ratio)")

@@ -21,22 +21,20 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import ddp_compress as dc
+from output import add_json, show, write_json
 from ranks import on_ranks
 
 RANKS = 2
@@ -237,11 +235,11 @@ def render(experiment: str, found: dict[str, dict[str, float | str]]) -> Table:
 
 def main() -> None:
     """Run all and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
     add("--seeds", type=int, nargs="+", default=[0])
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add_json(parser)
     options = parser.parse_args()
     found: dict[str, dict[str, dict[str, float | str]]] = {}
     rows = tqdm([(e, r, w) for e in EXPERIMENTS for r in options.recipes for w in ways(e, r)])
@@ -249,10 +247,8 @@ def main() -> None:
         rows.set_description(f"{experiment}, {recipe}, {way}")
         row = found.setdefault(experiment, {}).setdefault(recipe, {})
         row[way] = mean_of(experiment, recipe, way, options.seeds)
-    for experiment, figures in found.items():
-        Console().print(render(experiment, figures))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    show(*(render(experiment, figures) for experiment, figures in found.items()))
+    write_json(options.json, found)
 
 
 if __name__ == "__main__":

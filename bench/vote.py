@@ -15,21 +15,19 @@ the entropy of the levels, signs included, beside the bits a value that they too
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import ddp_compress as dc
 from ddp_compress import ops
-from digits import PARAMETERS, SIZES, Gradients, Training, train
+from digits import Gradients, parse, parser_of, train
+from networks import RESNET18_NUMEL, RESNET18_SIZES
+from output import show, write_json
 from wire import entropy
 
 DENSITY, CHANGE = 0.01, 0.1
@@ -101,7 +99,7 @@ class Watch:
 
 def flat(parts: Gradients) -> Tensor:
     """All parameters in model order, [N]."""
-    return torch.cat([parts[name].flatten() for name in SIZES])
+    return torch.cat([parts[name].flatten() for name in RESNET18_SIZES])
 
 
 def dropped(before: Tensor, after: Tensor) -> Drops:
@@ -139,7 +137,7 @@ class Row:
 def row(watched: list[list[list[Seen]]], index: int, measured: int) -> Row:
     """Means over the last steps of a state."""
     ends = [(r[-measured - 1][index].counts, r[-1][index].counts) for r in watched]
-    k = max(1, round(DENSITY * PARAMETERS))
+    k = max(1, round(DENSITY * RESNET18_NUMEL))
 
     def mean(name: str) -> float:
         return sum(b[name] - a[name] for a, b in ends) / measured / len(watched)
@@ -148,9 +146,9 @@ def row(watched: list[list[list[Seen]]], index: int, measured: int) -> Row:
     levels = [seen.level_entropy for seen in close if seen.level_entropy is not None]
     return Row(
         *ROWS[index],
-        mean("position_bits") / PARAMETERS,
-        mean("value_bits") / PARAMETERS,
-        mean("payload_bits") / PARAMETERS,
+        mean("position_bits") / RESNET18_NUMEL,
+        mean("value_bits") / RESNET18_NUMEL,
+        mean("payload_bits") / RESNET18_NUMEL,
         mean("position_bits") / k,
         mean("value_bits") / k,
         sum(levels) / len(levels) if levels else None,
@@ -173,8 +171,8 @@ def summed(drops: list[Drops]) -> dict[str, float] | None:
 
 def render(rows: list[Row], ranks: int) -> Table:
     table = Table(
-        title=f"Uplink bits for each of {PARAMETERS:,} elements, {ranks} ranks; in brackets the "
-        "paper's Table 1",
+        title=f"Uplink bits for each of {RESNET18_NUMEL:,} elements, {ranks} ranks; in brackets "
+        "the paper's Table 1",
         caption="payload: location, value, headers, counts, and answers where ranks own positions",
     )
     for column in ("variant", "values"):
@@ -201,22 +199,9 @@ def render(rows: list[Row], ranks: int) -> Table:
 
 def main() -> None:
     """Train, and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--ranks", type=int, default=4)
-    add("--ballot-box", choices=["auto", "gather", "sharded"], default="auto")
-    add("--steps", type=int, default=120)
-    add("--warm-up", type=int, default=30, help="steps in which the density falls")
-    add("--settle", type=int, default=20, help="steps of all variants before those measured")
-    add("--measured", type=int, default=20, help="steps, the last ones")
-    add("--batch", type=int, default=8, help="of a rank")
-    add("--lr", type=float, default=0.1)
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    options = parser.parse_args()
-    others_from = options.steps - options.measured - options.settle
-    if options.settle < 1 or others_from < options.warm_up:
-        parser.error("--settle must be 1 or more and, with --measured, follow --warm-up")
-
+    parser = parser_of(__doc__, steps=120, warm_up=30, settle=20, measured=20)
+    parser.add_argument("--ballot-box", choices=["auto", "gather", "sharded"], default="auto")
+    options, training = parse(parser)
     density = dc.exponential_warmup(DENSITY, options.warm_up) if options.warm_up else DENSITY
     recipes = [
         dc.recipes.majority_vote(
@@ -224,19 +209,12 @@ def main() -> None:
         )
         for variant, value_bits in ROWS
     ]
-    training = Training(
-        options.ranks, options.steps, options.batch, options.lr, others_from=others_from
-    )
     outcome = train(training, recipes, Watch())
     rows = [row(outcome.watched, index, options.measured) for index in range(len(ROWS))]
-    Console(width=max(Console().width, 150)).print(render(rows, options.ranks))
-    print(
-        f"{options.steps} steps of {options.ranks} × {options.batch} images: loss "
-        f"{outcome.loss:.4f} over the last; {outcome.accuracy:.1%} of unseen digits right"
-    )
-    if options.json:
-        figures = {"training": asdict(training), "rows": [asdict(each) for each in rows]}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    show(render(rows, options.ranks))
+    print(training.summary(outcome))
+    figures = {"training": asdict(training), "rows": [asdict(each) for each in rows]}
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 
 import torch
-from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 import ddp_compress as dc
 from ddp_compress import ops
+from gradients import of_uneven_scale
+from networks import count_parameters, resnet50
+from output import show
 
 HEADER_BITS = 128
 
@@ -55,36 +57,10 @@ def positions_table(numels: list[int], densities: list[float]) -> Table:
     return table
 
 
-def resnet50() -> nn.Module:
-    """A module whose parameters have ResNet-50's names, order and shapes: 25.6 M."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def conv(name: str, out: int, into: int, size: int) -> None:
-        shapes[f"{name}_conv"] = (out, into, size, size)
-        shapes[f"{name}_scale"] = shapes[f"{name}_shift"] = (out,)
-
-    conv("stem", 64, 3, 7)
-    into = 64
-    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
-        for block in range(blocks):
-            name = f"stage{stage}_block{block}"
-            conv(f"{name}_1", width, into, 1)
-            conv(f"{name}_2", width, width, 3)
-            conv(f"{name}_3", 4 * width, width, 1)
-            if block == 0:
-                conv(f"{name}_skip", 4 * width, into, 1)
-            into = 4 * width
-    shapes["head_weight"], shapes["head_bias"] = (1000, 2048), (1000,)
-    model = nn.Module()
-    for name, shape in shapes.items():
-        model.register_parameter(name, nn.Parameter(torch.empty(shape)))
-    return model
-
-
 def resnet_table(densities: list[float], steps: int) -> Table:
     """Payload ratio of SBC, every parameter counted, with gradients of uneven scale."""
     model = resnet50()
-    count = sum(p.numel() for p in model.parameters())
+    count = count_parameters(model)
     table = Table(title=f"SBC on ResNet-50's shapes, {count:,} parameters, all counted")
     for column in ("density", "codec", "scope", "bits an entry", "payload bytes", "ratio"):
         table.add_column(column, justify="right")
@@ -94,12 +70,7 @@ def resnet_table(densities: list[float], steps: int) -> Table:
                 recipe = dc.recipes.sbc(density, scope=scope, codec=codec)
                 state = dc.CompressionState(model, recipe)
                 for _ in range(steps):
-                    state.reduce(
-                        {
-                            name: torch.randn(p.shape) * p.numel() ** -0.25
-                            for name, p in model.named_parameters()
-                        }
-                    )
+                    state.reduce(of_uneven_scale(model))
                 stats = state.stats
                 table.add_row(
                     f"{density:.1%}",
@@ -115,9 +86,8 @@ def resnet_table(densities: list[float], steps: int) -> Table:
 def main() -> None:
     """Print both tables."""
     torch.manual_seed(0)
-    console = Console()
-    console.print(positions_table([10**6, 10**7, 10**8], [0.001, 0.01, 0.05]))
-    console.print(resnet_table([0.001, 0.01], steps=2))
+    show(positions_table([10**6, 10**7, 10**8], [0.001, 0.01, 0.05]))
+    show(resnet_table([0.001, 0.01], steps=2))
 
 
 if __name__ == "__main__":

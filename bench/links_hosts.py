@@ -1,0 +1,90 @@
+"""Ranks of `links.py` on the hosts of a lab: started, followed, ended."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import links_rank
+from links_rank import WARM_UP_STEPS, Job
+from netlab import INTERFACE, Lab
+
+
+class RankError(RuntimeError):
+    """A rank failed or took too long; the message says which and how."""
+
+
+def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
+    """Run the job, one rank a host, and return the summary that rank 0 prints.
+
+    Raises:
+        RankError: when a rank fails or the job's time is over.
+    """
+    with tempfile.TemporaryDirectory(prefix="links-") as folder:
+        outputs = [Path(folder, f"rank{rank}.out") for rank in range(lab.hosts)]
+        errors = [Path(folder, f"rank{rank}.err") for rank in range(lab.hosts)]
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank, (out, err) in enumerate(zip(outputs, errors, strict=True)):
+                processes.append(start_rank(lab, rank, job, out, err))
+            wait(processes, errors, outputs[0], job)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        summary: dict[str, Any] = json.loads(outputs[0].read_text().splitlines()[-1])
+        return summary
+
+
+def start_rank(lab: Lab, rank: int, job: Job, out: Path, err: Path) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(lab.hosts),
+        "MASTER_ADDR": lab.address(0),
+        "MASTER_PORT": "29500",
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = lab.command(rank, [sys.executable, links_rank.__file__, job.to_json()])
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+
+
+def wait(
+    processes: Sequence["subprocess.Popen[bytes]"], errors: Sequence[Path], log: Path, job: Job
+) -> None:
+    """Follow the ranks until all have ended well; rank 0 writes a line into its log every step."""
+    total = len(job.methods) * (WARM_UP_STEPS + job.steps)
+    deadline = time.monotonic() + job.limit
+    with tqdm(total=total, unit="step", disable=None) as bar:
+        while any(process.poll() is None for process in processes):
+            bar.update(min(log.read_bytes().count(b"\n"), total) - bar.n)
+            if any(process.poll() for process in processes):
+                break
+            if time.monotonic() > deadline:
+                raise RankError(f"not done after {job.limit} s (--limit): killed")
+            time.sleep(0.1)
+    failed = [rank for rank, process in enumerate(processes) if process.poll()]
+    if failed:
+        raise RankError("\n".join(failure(rank, processes, errors) for rank in failed))
+
+
+def failure(
+    rank: int, processes: Sequence["subprocess.Popen[bytes]"], errors: Sequence[Path]
+) -> str:
+    last_lines = errors[rank].read_text(errors="replace").splitlines()[-12:]
+    return "\n  ".join([f"rank {rank} ended with {processes[rank].returncode}:", *last_lines])

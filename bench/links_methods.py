@@ -1,0 +1,97 @@
+"""Ways to exchange gradients: the baselines, and recipes by their names and words."""
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ddp_compress as dc
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of exchanging gradients: a baseline's name or a recipe's."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()  # what a recipe is called with
+
+    @property
+    def label(self) -> str:
+        """The name, the options and the density."""
+        words = dict(self.options)
+        density = words.pop("density", "")
+        return " ".join([self.name, *(f"{n}={v}" for n, v in words.items()), str(density)]).strip()
+
+    @property
+    def is_recipe(self) -> bool:
+        return self not in (DENSE, NO_EXCHANGE, FP16)
+
+    def recipe(self) -> dc.Recipe:
+        return make(self.name, dict(self.options))
+
+
+DENSE = Method("dense")
+NO_EXCHANGE = Method("no exchange")
+FP16 = Method("fp16")
+
+
+def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method]:
+    """The baselines, then every recipe at every density.
+
+    Args:
+        texts: "fp16", or a recipe's name and words, such as "majority_vote,value_bits=4".
+        densities: of recipes that have one and are not given their own.
+
+    Raises:
+        ValueError: for a recipe or a word that the package does not have.
+    """
+    yield DENSE
+    yield NO_EXCHANGE
+    for text in texts:
+        if text == FP16.name:
+            yield FP16
+            continue
+        name, options = split(text)
+        words = inspect.signature(recipe_function(name)).parameters
+        free = "density" in words and "density" not in options
+        for each in [{"density": d} for d in densities] if free else [{}]:
+            method = Method(name, tuple((options | each).items()))
+            try:
+                method.recipe()  # so that what is wrong with it shows before the ranks start
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"--recipes: {text}: {error}") from None
+            yield method
+
+
+def split(text: str) -> tuple[str, dict[str, Any]]:
+    """A recipe's name and words. Those behind ``down=``, which comes last, are of the way back."""
+    ours, answers, down = text.partition(",down=")
+    name, *words = ours.split(",")
+    return name, dict(map(word, words)) | ({"down": down} if answers else {})
+
+
+def word(text: str) -> tuple[str, Any]:
+    """One option of a recipe, such as ``variant=add_drop`` or ``bits=2``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--recipes: expected WORD=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def make(name: str, options: dict[str, Any]) -> dc.Recipe:
+    """A recipe from what can travel to the ranks as text."""
+    if "down" in options:
+        options = options | {"down": make(*split(options["down"]))}
+    return recipe_function(name)(**options)
+
+
+def recipe_function(name: str) -> Callable[..., dc.Recipe]:
+    if name not in dc.recipes.__all__:
+        expected = ", ".join([FP16.name, *dc.recipes.__all__])
+        raise ValueError(f"--recipes: expected {expected}; got {name!r}")
+    function: Callable[..., dc.Recipe] = getattr(dc.recipes, name)
+    return function

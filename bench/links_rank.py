@@ -1,0 +1,190 @@
+"""What one rank of `links.py` runs, in a process of its own: every method in turn, step by step."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+import ddp_compress as dc
+from gradients import FixedGradients, heavy_tailed
+from links_figures import Count, Sample, summarize
+from links_methods import FP16, NO_EXCHANGE, Method
+from netlab import INTERFACE
+from networks import RESNET18_NUMEL, RESNET18_SHAPES
+
+GRADIENT_SETS = 3
+WARM_UP_STEPS = 3  # DDP rebuilds its buckets after the first step
+DENSE_BYTES = 4 * RESNET18_NUMEL
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank is told."""
+
+    methods: list[Method]
+    steps: int
+    limit: int  # seconds
+    driver: int  # process id
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        told = json.loads(text)
+        methods = [
+            Method(each["name"], tuple((n, v) for n, v in each["options"]))
+            for each in told["methods"]
+        ]
+        return cls(**told | {"methods": methods})
+
+
+class Runner:
+    """A DDP model that exchanges its gradients by one method."""
+
+    def __init__(self, method: Method, values: Sequence[Tensor]) -> None:
+        self.method = method
+        self.steps = 0
+        self.model = DistributedDataParallel(FixedGradients(values), init_sync=False)
+        self.stats = self._register()
+
+    def _register(self) -> dc.Stats | None:
+        """Register the method's hook; statistics of its own if it keeps any."""
+        if self.method == FP16:
+            self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        elif self.method == NO_EXCHANGE:
+            self.model.register_comm_hook(None, hand_back)
+        elif self.method.is_recipe:
+            return dc.attach(self.model, self.method.recipe()).stats
+        return None
+
+    def step(self, gradients: Sequence[Tensor]) -> float:
+        """Seconds of a forward and a backward pass."""
+        self.steps += 1
+        begin = time.perf_counter()
+        self.model(gradients).backward()
+        seconds = time.perf_counter() - begin
+        self.model.zero_grad(set_to_none=True)
+        return seconds
+
+    def local_step(self, gradients: Sequence[Tensor]) -> float:
+        """The same with nothing exchanged."""
+        with self.model.no_sync():
+            seconds = self.step(gradients)
+        self.steps -= 1
+        return seconds
+
+    def sample(self, gradients: Sequence[Tensor]) -> Sample:
+        """Measure one step of all ranks, started together."""
+        dist.barrier()
+        local_s = self.local_step(gradients)
+        dist.barrier()
+        before = self.count()
+        step_s = self.step(gradients)
+        dist.barrier()  # what others still send or forward is counted too
+        return Sample(local_s, step_s, self.count() - before)
+
+    def count(self) -> Count:
+        return Count(*self._wire_count(), interface_bytes("tx"), interface_bytes("rx"))
+
+    def _wire_count(self) -> tuple[float, float, float, float]:
+        stats = self.stats
+        if stats is not None:
+            bits, sent, received = stats.payload_bits, stats.sent_bytes, stats.received_bytes
+            return bits / 8, sent, received, stats.collectives
+        if self.method == NO_EXCHANGE:
+            return 0, 0, 0, 0
+        payload = self.steps * DENSE_BYTES / (2 if self.method == FP16 else 1)
+        ring = payload * 2 * (dist.get_world_size() - 1) / dist.get_world_size()
+        return payload, ring, ring, self.steps * self._buckets()
+
+    def _buckets(self) -> int:
+        sizes = self.model._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
+        return len(str(sizes).split(","))
+
+
+def hand_back(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A DDP hook that exchanges nothing."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def interface_bytes(direction: str) -> int:
+    """Bytes that this host's interface has sent ("tx") or received ("rx")."""
+    return int(Path(f"/sys/class/net/{INTERFACE}/statistics/{direction}_bytes").read_text())
+
+
+def quiet_bytes() -> dict[str, int]:
+    """What the interface sends without any exchange: in one barrier, and in one silent second."""
+    dist.barrier()
+    time.sleep(0.2)
+    start = interface_bytes("tx")
+    dist.barrier()
+    time.sleep(0.2)
+    after_barrier = interface_bytes("tx")
+    time.sleep(1)
+    silent = interface_bytes("tx")
+    return {"barrier_bytes": after_barrier - start, "silent_second_bytes": silent - after_barrier}
+
+
+def measure(job: Job) -> tuple[list[list[Sample]], dict[str, int]]:
+    """The samples of every method, and what the quiet network sends."""
+    rank = dist.get_rank()
+    gradients = [heavy_tailed(rank, number) for number in range(GRADIENT_SETS)]
+    values = [torch.zeros(shape) for shape in RESNET18_SHAPES.values()]
+    runners = [Runner(method, values) for method in job.methods]
+    for number in range(WARM_UP_STEPS):
+        for runner in runners:
+            runner.step(gradients[number % GRADIENT_SETS])
+            report_progress(rank)
+    quiet = quiet_bytes()
+    samples: list[list[Sample]] = [[] for _ in runners]
+    for number in range(job.steps):
+        for runner, taken in zip(runners, samples, strict=True):
+            taken.append(runner.sample(gradients[number % GRADIENT_SETS]))
+            report_progress(rank)
+    return samples, quiet
+
+
+def report_progress(rank: int) -> None:
+    if rank == 0:
+        print("step", flush=True)
+
+
+def die_with(driver: int, limit: int) -> None:
+    """End this process with the driver that started it, and after `limit` seconds at the latest."""
+    parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != driver:
+        raise SystemExit("the driver has ended")
+    signal.alarm(limit)
+
+
+def main(job: Job) -> None:
+    """Measure; rank 0 prints the figures of all ranks as its last line."""
+    die_with(job.driver, job.limit)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=job.limit))
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(measure(job), gathered)
+    if gathered is not None:
+        print(json.dumps(summarize(job.methods, gathered)), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Job.from_json(sys.argv[1]))
