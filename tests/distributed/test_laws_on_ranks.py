@@ -25,7 +25,6 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.plain import without_kernels
 from tests.table import ROWS, Row, every_family, every_keeping_row, every_row
 
 
@@ -140,27 +139,6 @@ def momentum_sgd() -> None:
 
 def test_law_3_exact_parameters_under_dgc_are_momentum_sgd(ranks):
     ranks.run(2, momentum_sgd)
-
-
-# ------------------------------------------------------------------------------------------ law 6
-
-
-def trained_with(row: Row, kernels: str) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        if kernels == "reference":
-            without_kernels(patch)
-        ddp, _ = wrap(small_model(), row)
-        train(ddp, range(5))
-        return weights(ddp)
-
-
-@every_row
-def test_law_6_the_kernels_do_not_change_the_training(ranks, row):
-    native, plain = (
-        same_everywhere(ranks.run(2, trained_with, row, kernels))
-        for kernels in ("native", "reference")
-    )
-    assert native == plain
 
 
 # ------------------------------------------------------------------------------------------ law 7
