@@ -1,13 +1,16 @@
 """The package on plain PyTorch, as where nothing is compiled."""
 
-import pytest
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 from ddp_compress import ops
 from ddp_compress.ops import reference
 
 
-def without_kernels(patch: pytest.MonkeyPatch) -> None:
-    """Put its reference twin in the place of every op."""
-    for name in reference.__all__:
-        if hasattr(ops, name):
-            patch.setattr(ops, name, getattr(reference, name))
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Its reference twin in the place of every op."""
+    twins = {name: getattr(reference, name) for name in reference.__all__ if hasattr(ops, name)}
+    with patch.multiple(ops, **twins):
+        yield

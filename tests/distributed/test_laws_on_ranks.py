@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
