@@ -3,17 +3,22 @@
 import copy
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import CompressionState, exponential_warmup, recipes
+from ddp_compress import CompressionState, exponential_warmup, ops, recipes
 from ddp_compress.exchange import Sharded
 from ddp_compress.message.layout import Layout
+from ddp_compress.ops import reference
 from ddp_compress.quantize import Rotated
 from ddp_compress.select import All
+from ddp_compress.transport.comm import Comm
 from tests.table import Row, every_keeping_row, every_row
 
 SIZES = {"a": 600, "b": 7, "c": 0, "d": 1, "e": 90}
@@ -172,6 +177,35 @@ def test_nothing_is_done_before_the_last_chunk():
     assert first.done()
     assert state.step == 1
     assert int(flat.count_nonzero()) == 60
+
+
+# ------------------------------------------------------------------------------------------ law 6
+
+
+def bits_of_steps(row: Row) -> dict[str, Tensor]:
+    """What comes of some steps: what is sent in every phase, means, and memory."""
+    state, to_all = state_of(row), Comm.all_to_all
+    bits: dict[str, Tensor] = {}
+
+    def recording(comm: Comm, bodies: Sequence[Tensor], sizes: Sequence[int]) -> Any:
+        bits[f"body {len(bits)}"] = torch.cat(list(bodies))
+        return to_all(comm, bodies, sizes)
+
+    with patch.object(Comm, "all_to_all", recording):
+        for step in range(3):
+            means = state.reduce(random_grads(step))
+            bits |= {f"{name} of step {step}": mean for name, mean in means.items()}
+    for slot, tensors in state.memory().items():
+        bits |= {f"{slot} of {name}": tensor for name, tensor in tensors.items()}
+    return bits
+
+
+@every_row
+def test_law_6_the_kernels_do_not_change_a_bit(row):
+    native = bits_of_steps(row)
+    assert "body 0" in native
+    with patch.object(ops, "_kernels", reference):
+        assert_same(native, bits_of_steps(row))
 
 
 # ------------------------------------------------------------------------------------------ law 8

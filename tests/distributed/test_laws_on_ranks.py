@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, ops, recipes
+from ddp_compress import CompressionState, recipes
 from ddp_compress.exchange import SharedMask
-from ddp_compress.ops import reference
 from ddp_compress.quantize import Values
 from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.training import (
@@ -140,27 +139,6 @@ def momentum_sgd() -> None:
 
 def test_law_3_exact_parameters_under_dgc_are_momentum_sgd(ranks):
     ranks.run(2, momentum_sgd)
-
-
-# ------------------------------------------------------------------------------------------ law 6
-
-
-def trained_with(row: Row, kernels: str) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        if kernels == "reference":
-            patch.setattr(ops, "_kernels", reference)
-        ddp, _ = wrap(small_model(), row)
-        train(ddp, range(5))
-        return weights(ddp)
-
-
-@every_row
-def test_law_6_the_kernels_do_not_change_the_training(ranks, row):
-    native, plain = (
-        same_everywhere(ranks.run(2, trained_with, row, kernels))
-        for kernels in ("native", "reference")
-    )
-    assert native == plain
 
 
 # ------------------------------------------------------------------------------------------ law 7
