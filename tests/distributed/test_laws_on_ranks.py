@@ -2,7 +2,6 @@
 
 import random
 import time
-from contextlib import nullcontext
 
 import pytest
 import torch
