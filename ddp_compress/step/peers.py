@@ -65,8 +65,8 @@ class Peers:
 
     @property
     def have_met(self) -> bool:
-        """Whether they have, since torch.distributed was set up."""
-        return self.comm is not None and not self.comm.outdated
+        """Whether they have, since torch.distributed was set up, and may go on."""
+        return self.comm is not None and not self.comm.outdated and not self._closed
 
     def meet(
         self,

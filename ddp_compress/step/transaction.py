@@ -165,13 +165,12 @@ class Transaction:
         """For all messages; raise if anything has failed."""
         waiting, failure = list(self._sent), None
         while waiting:  # in turns, so that the messages' round trips overlap
-            for sent in list(waiting):
+            for sent in waiting:
                 try:
                     sent.running.advance()
                 except Exception as error:  # perhaps on this rank alone: go on with the others
                     sent.running.done, failure = True, failure or error
-                if sent.running.done:
-                    waiting.remove(sent)
+            waiting = [sent for sent in waiting if not sent.running.done]
         failure = failure or self._failure
         if failure:
             raise failure
