@@ -1,4 +1,4 @@
-"""The parameters that travel dense and whole."""
+"""An all-reduce of the parameters that are not compressed."""
 
 from ddp_compress.message.delivery import Delivery
 from ddp_compress.message.entries import Entries

@@ -1,4 +1,4 @@
-"""What comes back for a message."""
+"""What an exchange brings back for a message."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The DDP model whose hook a state is: which one it is, and what becomes of its gradients."""
+"""What a state knows of the DDP model whose hook it is."""
 
 import weakref
 from typing import Any

@@ -1,4 +1,4 @@
-"""After a restart DDP's buckets are others for a while: a step in those of the checkpoint."""
+"""After a restart, steps are taken in the checkpoint's buckets until DDP has rebuilt its own."""
 
 import zlib
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The DDP model whose hook a state is: found, and seen at every forward pass."""
+"""Find a parameter's DDP model, and see its forward passes."""
 
 import gc
 import warnings

@@ -1,4 +1,4 @@
-"""An exchange under way."""
+"""An exchange under way: driven by turns, or on the worker's thread."""
 
 from concurrent.futures import Future
 from typing import Protocol

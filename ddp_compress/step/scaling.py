@@ -1,4 +1,4 @@
-"""Loss scaling: whatever a GradScaler does to its scale, memory is kept in unscaled units."""
+"""A GradScaler's scale is taken out of gradients, so that memory is in unscaled units."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""The way back from a committed step."""
+"""Take a committed step back, bit for bit."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What all ranks know alike."""
+"""What all ranks know alike: density, step, sizes of frames, what messages teach the next."""
 
 from dataclasses import dataclass, field
 from typing import Any

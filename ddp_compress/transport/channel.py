@@ -1,4 +1,4 @@
-"""One message's way through its phases, each of which tells every rank how every other fares."""
+"""One message's way through its phases, in each of which ranks compare their headers."""
 
 import zlib
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Work that goes from collective to collective."""
+"""Generators that launch collectives, and who drives them."""
 
 from collections.abc import Generator
 from typing import Protocol, TypeVar
