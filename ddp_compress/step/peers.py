@@ -76,8 +76,8 @@ class Peers:
         describe: Callable[[], str],
         density: float,
         step: int,
-    ) -> Comm:
-        """Meet them, once.
+    ) -> None:
+        """Meet them.
 
         Args:
             exchange: the recipe's.
@@ -93,15 +93,13 @@ class Peers:
         """
         if self._closed and self.comm is not None:
             raise RuntimeError(CLOSED)
-        if self.comm is None or self.comm.outdated:
-            # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-            if exchange.many_phase or device.type == "cuda":
-                self.worker = self.worker or Worker(device)
-            comm = Comm(self.group, stats, device, exchange.has_large_sender)
-            # As in an undisturbed run, where the latest step's says where messages of the next end.
-            comm.agree(partial(self._describe, describe), self.loaded_density or density, step)
-            self.comm = comm
-        return self.comm
+        # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
+        if exchange.many_phase or device.type == "cuda":
+            self.worker = self.worker or Worker(device)
+        comm = Comm(self.group, stats, device, exchange.has_large_sender)
+        # As in an undisturbed run, where the latest step's says where messages of the next end.
+        comm.agree(partial(self._describe, describe), self.loaded_density or density, step)
+        self.comm = comm
 
     def _describe(self, describe: Callable[[], str]) -> str:
         if self._closed:

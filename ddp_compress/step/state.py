@@ -40,7 +40,6 @@ from ddp_compress.step.settings import Settings
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
-from ddp_compress.transport.comm import Comm
 
 FLUSH_BYTES = 256 * 1024
 
@@ -420,17 +419,17 @@ class CompressionState:
                 step.fail(error)
         return self._transaction
 
-    def _connect(self) -> Comm:
+    def _connect(self) -> None:
         """Meet the other ranks, once."""
-        if self._peers.comm is not None and self._peers.have_met:
-            return self._peers.comm
+        if self._peers.have_met:
+            return
         try:
             density = density_at(self.recipe.select.density, self.step)
         except Exception:
             density = 1.0  # the step's message will tell every rank
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
-        return self._peers.meet(recipe.exchange, device, self.stats, describe, density, self.step)
+        self._peers.meet(recipe.exchange, device, self.stats, describe, density, self.step)
 
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
