@@ -1,11 +1,15 @@
 """The add-drop ballot against a simulation in plain Python."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ddp_compress import CompressionState, Recipe
+from ddp_compress.codec import EliasFano
+from ddp_compress.exchange import AllGather, BallotBox, RotatingOwner, SharedMask, Union
 from ddp_compress.memory import Residual
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
@@ -13,6 +17,7 @@ from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
 from ddp_compress.message.selection import Selection
+from ddp_compress.quantize import Values
 from ddp_compress.select import AddDrop, TopK
 
 SIZES = [[40, 3, 100], [0, 7], [61, 200, 2]]
@@ -182,3 +187,21 @@ def test_what_it_keeps_is_declared():
     assert TopK(0.1).tensors == {}
     with pytest.raises(ValueError, match="density must lie"):
         AddDrop(2.0)
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [AllGather(), Union(), SharedMask(RotatingOwner()), SharedMask(BallotBox())],
+    ids=lambda exchange: repr(exchange)[:30],
+)
+def test_ballots_are_kept_whatever_the_exchange(exchange):
+    parts = Residual(), AddDrop(0.1, 0.2), Values(), EliasFano(), exchange
+    state = CompressionState(nn.Linear(20, 10, bias=False), Recipe("mine", *parts))
+    votes = []
+    for step in range(3):
+        draw = torch.Generator().manual_seed(step)
+        state.reduce({"weight": torch.randn(200, generator=draw)})
+        votes.append(state.memory()["vote"]["weight"].bool())
+    assert [int(vote.sum()) for vote in votes] == [20, 20, 20]
+    for before, after in pairwise(votes):
+        assert int((after & ~before).sum()) <= 4, "a fifth of 20 may change"
