@@ -2,8 +2,6 @@
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -605,88 +603,6 @@ def with_groups_of_some() -> str:
 
 def test_ranks_may_be_in_different_groups_besides(ranks):
     same_everywhere(ranks.run(3, with_groups_of_some))
-
-
-SCRIPT = """
-import sys, torch, torch.distributed as dist
-from ddp_compress import CompressionState, recipes
-from ddp_compress.message.layout import Layout
-rank, how = int(sys.argv[1]), sys.argv[3]
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Linear(20, 9))
-states = [CompressionState(model, recipes.stc(0.1), flush_bytes=1),
-          CompressionState(model, recipes.majority_vote(0.1, ballot_box="sharded"))]
-for step in range(3):
-    for state in states:
-        for name, p in model.named_parameters():
-            state.push(torch.randn(p.numel()), Layout((name,), (p.numel(),)), name == "1.bias")
-            if how == "raise" and step == 2 and rank == 1 and name == "0.bias":
-                raise KeyError("a bug of the user's")
-if how == "destroy":
-    dist.destroy_process_group()
-print("done")
-"""
-
-
-@pytest.mark.parametrize("how", ["leave", "destroy", "raise"])
-def test_the_interpreter_ends_by_itself(tmp_path, how):
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SCRIPT, str(rank), str(tmp_path / "meet"), how],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [run.communicate(timeout=60)[0] for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
-    for run, words in zip(runs, said, strict=True):
-        assert run.returncode == (how == "raise"), words
-        assert how == "raise" or words == "done\n"
-    assert how != "raise" or "a bug of the user's" in said[1]
-
-
-ENDS_AFTER_A_GATHER = """
-import os, sys, torch, torch._dynamo, torch.distributed as dist, ddp_compress
-from torch.nn.parallel import DistributedDataParallel
-codes, child = [], False
-for run in range(6):
-    children = []
-    for rank in range(2):
-        children.append(os.fork())
-        child = not children[-1]
-        if child:
-            break
-    if child:
-        break
-    codes += [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children]
-if child:
-    sys.setswitchinterval(100)  # who waits for the GIL gets it only if it is handed on
-    meet = f"file://{sys.argv[1]}/{run}"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    layers = [torch.nn.Linear(64, 64) for _ in range(4)]
-    model = DistributedDataParallel(torch.nn.Sequential(*layers), bucket_cap_mb=0.01)
-    ddp_compress.attach(model, "topk", density=0.05)
-    for step in range(3):
-        model(torch.randn(8, 64)).square().mean().backward()
-    mine = torch.cat([p.grad.flatten() for p in model.parameters()])
-    every = [torch.empty_like(mine) for _ in range(2)]
-    dist.all_gather(every, mine)
-    dist.destroy_process_group()
-else:
-    print(codes)
-"""
-
-
-def test_a_gather_of_the_users_own_does_not_end_the_interpreter(tmp_path):
-    """Its thread may let go of the tensors while Python ends (torch 2.13), and abort."""
-    run = subprocess.run(
-        [sys.executable, "-c", ENDS_AFTER_A_GATHER, str(tmp_path)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert run.stdout.strip() == str([0] * 12), run.stdout + run.stderr
 
 
 def what_outlives_a_step() -> list[bool]:
