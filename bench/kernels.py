@@ -104,13 +104,15 @@ class Bench:
             self.ks,
             salts,
             heavier,
+            [],
         )
         return indices, values
 
     def select_equals(self) -> None:
         """Every entry is a tie that its hash has to break."""
         chunk, memory = [self.ones], [self.zeros]
-        ops.topk(chunk, memory, [], 0.0, self.bounds, self.groups, self.ks, self.salts, False)
+        tables = self.bounds, self.groups, self.ks, self.salts
+        ops.topk(chunk, memory, [], 0.0, *tables, False, [])
 
     def vote_keys(self, random: bool) -> Tensor:
         return ops.vote_keys(*self.tally, self.bounds, self.salts, WORLD_SIZE, random)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddp_compress import CompressionState, exponential_warmup, recipes
+from ddp_compress import CompressionState, exponential_warmup, ops, recipes
 from ddp_compress.exchange import Sharded
 from ddp_compress.message.layout import Layout
+from ddp_compress.ops import reference
 from ddp_compress.quantize import Rotated
 from ddp_compress.select import All
 from ddp_compress.transport.comm import Comm
@@ -205,6 +206,7 @@ def test_law_6_the_kernels_do_not_change_a_bit(row):
     native = bits_of_steps(row)
     assert "body 0" in native
     with without_kernels():
+        assert ops.accumulate is reference.accumulate
         assert_same(native, bits_of_steps(row))
 
 

@@ -1,12 +1,10 @@
 """How positions travel: one idea a file."""
 
 from ddp_compress.checks import check_one_of
-from ddp_compress.codec.elias_fano import EliasFano
-from ddp_compress.codec.golomb import Golomb
-from ddp_compress.codec.implicit import Implicit
-from ddp_compress.codec.raw import Raw
-
-__all__ = ["CODECS", "EliasFano", "Golomb", "Implicit", "Raw", "codec_by_name"]
+from ddp_compress.codec.elias_fano import EliasFano as EliasFano
+from ddp_compress.codec.golomb import Golomb as Golomb
+from ddp_compress.codec.implicit import Implicit as Implicit
+from ddp_compress.codec.raw import Raw as Raw
 
 CODECS: dict[str, EliasFano | Golomb | Raw] = {
     "elias_fano": EliasFano(),

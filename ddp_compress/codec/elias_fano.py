@@ -44,4 +44,6 @@ class EliasFano:
     def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
         indices, status = ops.elias_fano_decode(data, universe.numel, universe.k)
-        return indices, bytes_read("elias_fano", status, universe, data)
+        return indices, bytes_read(
+            "elias_fano", status, universe, lambda: f"{self.size(universe)} bytes, got {len(data)}"
+        )

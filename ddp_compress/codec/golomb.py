@@ -52,4 +52,6 @@ class Golomb:
     def decode(self, data: Tensor, universe: Universe) -> tuple[Tensor, int]:
         """The positions [K'] int32 and the bytes they took; ValueError where these are bad."""
         indices, status = ops.golomb_decode(data, universe.bounds, universe.k)
-        return indices, bytes_read("golomb", status, universe, data)
+        return indices, bytes_read(
+            "golomb", status, universe, lambda: f"more than {len(data)} bytes"
+        )

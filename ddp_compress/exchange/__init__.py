@@ -1,26 +1,14 @@
 """How ranks share what they selected: one idea a file. Nothing else knows that ranks exist."""
 
 from ddp_compress.checks import check_one_of
-from ddp_compress.exchange.all_gather import AllGather
-from ddp_compress.exchange.ballot_box import BallotBox
-from ddp_compress.exchange.by_size import BySize
-from ddp_compress.exchange.rotating_owner import RotatingOwner
-from ddp_compress.exchange.running_average import RunningAverage
-from ddp_compress.exchange.sharded import Sharded
-from ddp_compress.exchange.shared_mask import SharedMask
-from ddp_compress.exchange.union import Union
-
-__all__ = [
-    "AllGather",
-    "BallotBox",
-    "BySize",
-    "RotatingOwner",
-    "RunningAverage",
-    "Sharded",
-    "SharedMask",
-    "Union",
-    "exchange_by_name",
-]
+from ddp_compress.exchange.all_gather import AllGather as AllGather
+from ddp_compress.exchange.ballot_box import BallotBox as BallotBox
+from ddp_compress.exchange.by_size import BySize as BySize
+from ddp_compress.exchange.rotating_owner import RotatingOwner as RotatingOwner
+from ddp_compress.exchange.running_average import RunningAverage as RunningAverage
+from ddp_compress.exchange.sharded import Sharded as Sharded
+from ddp_compress.exchange.shared_mask import SharedMask as SharedMask
+from ddp_compress.exchange.union import Union as Union
 
 
 def exchange_by_name(name: str) -> AllGather | Sharded | Union:

@@ -1,9 +1,5 @@
 """A ballot as bytes: the positions voted for, or what changed since the last ballot."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -12,9 +8,7 @@ from ddp_compress.exchange.bodies import COUNT_BYTES, read_count
 from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Codec
+from ddp_compress.recipe import Codec
 
 WHOLE, CHANGES = 0, 1
 

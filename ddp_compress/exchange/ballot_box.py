@@ -1,10 +1,8 @@
 """Every rank votes for positions; the most voted are the mask."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +19,9 @@ from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.ops.reference import salts, shift_salts
+from ddp_compress.recipe import Recipe
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe
 
 Count = Literal["auto", "gather", "sharded"]
 

@@ -1,19 +1,14 @@
 """One exchange for few ranks, another for many."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ddp_compress.checks import check_count, check_part
 from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.message import Message
-from ddp_compress.recipe import Exchange
+from ddp_compress.recipe import Exchange, Recipe, Tensors
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe, Tensors
 
 
 @dataclass(frozen=True)

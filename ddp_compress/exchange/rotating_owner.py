@@ -1,9 +1,7 @@
 """One rank's selection is everybody's mask; the rank changes with the step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,11 +11,9 @@ from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.ops import host
+from ddp_compress.recipe import Recipe
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
 """A guess of values: the running average of those that came before."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from ddp_compress.checks import check_number
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Tensors
+from ddp_compress.recipe import Tensors
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """Owners average what came, and send back all of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,11 +12,9 @@ from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.quantize import Values
+from ddp_compress.recipe import Recipe, Tensors
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe, Tensors
 
 
 @dataclass(frozen=True)

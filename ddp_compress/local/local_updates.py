@@ -20,6 +20,7 @@ from ddp_compress.step.guards import (
     refuse_steps_with_others,
     refuse_unsupported_ddp,
 )
+from ddp_compress.step.optimizers import parameters_of
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.groups import members
 
@@ -281,7 +282,7 @@ class LocalUpdates(Optimizer):
 
     def _count(self) -> None:
         """Where DDP has seen no pass since the last ``step()``, gradients tell of one."""
-        has_gradients = (p.grad is not None for g in self.param_groups for p in g["params"])
+        has_gradients = (p.grad is not None for p in parameters_of(self))
         if self._passes.count == self._stepped_at and any(has_gradients):
             if not self._begun:
                 self._round.anchor.keep()  # of buffers the forward pass may have moved some
@@ -296,9 +297,8 @@ class LocalUpdates(Optimizer):
             return False
         if scale is not None:
             inverse = scale.double().reciprocal().float()
-            for group in self.param_groups:
-                for grad in (p.grad for p in group["params"] if p.grad is not None):
-                    grad.mul_(inverse.to(grad.device))
+            for grad in (p.grad for p in parameters_of(self) if p.grad is not None):
+                grad.mul_(inverse.to(grad.device))
         return True
 
     def _before_forward(self) -> None:
@@ -395,7 +395,7 @@ def _check_group(state: CompressionState, model: DistributedDataParallel) -> Non
 
 
 def _refuse_strangers(optimizer: Optimizer, known: set[int], module: nn.Module) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     if known.issuperset(map(id, parameters)):  # as at nearly every step
         return
     for parameter in parameters:

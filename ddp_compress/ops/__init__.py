@@ -3,13 +3,14 @@
 Every op here has the signature of its twin in `reference`, which documents it; sequences of tensors
 are lists or tuples. On a CUDA device the data of an op are there and its tables (bounds, groups,
 ks, salts, counts) on the host. A kernel there never waits to learn how long a list has become: it
-fills a slot for every entry there may be, and `_used` waits, once, and cuts the unused ones off.
+fills a slot for every entry there may be, and a `_trimmed` op waits, once, and cuts the unused ones
+off.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -48,17 +49,25 @@ def _kernel_of(twin: F) -> F:
     return getattr(torch.ops.ddp_compress, twin.__name__) if NATIVE else twin
 
 
-def _used(lists: Sequence[Tensor], *words: Tensor) -> tuple[Tensor, ...]:
-    """Lists of entries without their unused slots, which come last. The first holds positions.
+def _trimmed(twin: F, lists: int) -> F:
+    """The same where a twin gives lists of entries: without their unused slots, which come last.
 
-    Words [1] that the host must know come with the lists' length: it waits once for all.
+    The first list holds positions. Words [1], behind the lists, are what the host must know too: it
+    waits once for all.
     """
-    if not lists[0].is_cuda:
-        return (*lists, *words)
-    count = torch.searchsorted(lists[0], UNUSED).view(1)
-    count, *told = to_host(torch.cat([count, *words])).split(1)
-    used = [each[: int(count)] for each in lists]
-    return (*used, *(each.to(word.dtype) for each, word in zip(told, words, strict=True)))
+    kernel = _kernel_of(twin)
+
+    def op(*args: Any, **options: Any) -> Sequence[Tensor]:
+        found: Sequence[Tensor] = kernel(*args, **options)
+        if not found[0].is_cuda:
+            return found
+        words = found[lists:]
+        count = torch.searchsorted(found[0], UNUSED).view(1)
+        count, *told = to_host(torch.cat([count, *words])).split(1)
+        used = [each[: int(count)] for each in found[:lists]]
+        return *used, *(each.to(word.dtype) for each, word in zip(told, words, strict=True))
+
+    return cast(F, op)
 
 
 accumulate = _kernel_of(reference.accumulate)
@@ -75,31 +84,12 @@ uniform_encode = _kernel_of(reference.uniform_encode)
 uniform_decode = _kernel_of(reference.uniform_decode)
 vote_keys = _kernel_of(reference.vote_keys)
 
-_topk = _kernel_of(reference.topk)
+topk = _trimmed(reference.topk, lists=2)
+elias_fano_decode = _trimmed(reference.elias_fano_decode, lists=1)
+tally = _trimmed(reference.tally, lists=2)
+
 _segment_means = _kernel_of(reference.segment_means)
-_elias_fano_decode = _kernel_of(reference.elias_fano_decode)
 _golomb_decode = _kernel_of(reference.golomb_decode)
-_tally = _kernel_of(reference.tally)
-
-
-def topk(
-    grads: Sequence[Tensor],
-    residuals: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    momentum: float,
-    bounds: Tensor,
-    groups: Tensor,
-    ks: Tensor,
-    salts: Tensor,
-    heavier: bool,
-    sums: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.topk`."""
-    indices, values, finite = _topk(
-        grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier, sums
-    )
-    indices, values, finite = _used([indices, values], finite)
-    return indices, values, finite
 
 
 def segment_means(values: Tensor, counts: Tensor) -> Tensor:
@@ -107,21 +97,8 @@ def segment_means(values: Tensor, counts: Tensor) -> Tensor:
     return _segment_means(values, to_device_of(counts, values))
 
 
-def elias_fano_decode(data: Tensor, numel: int, k: int) -> tuple[Tensor, Tensor]:
-    """See `reference.elias_fano_decode`."""
-    indices, status = _elias_fano_decode(data, numel, k)
-    indices, status = _used([indices], status)
-    return indices, status
-
-
 def golomb_decode(data: Tensor, bounds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """See `reference.golomb_decode`."""
     # On the host: no code tells where the next one starts.
     indices, status = _golomb_decode(to_host(data), bounds, limit)
     return to_device_of(indices, data), status
-
-
-def tally(ballots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """See `reference.tally`."""
-    positions, votes = _used(_tally(ballots))
-    return positions, votes

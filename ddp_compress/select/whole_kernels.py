@@ -193,7 +193,7 @@ class _Ranking:
         plan, none = self._plan, host.empty(0, dtype=torch.int64)
         places, _, _ = ops.topk(
             [worth], [torch.zeros_like(worth)], [], 0.0, plan.bounds, self._groups, plan.ks, none,
-            heavier=False,
+            heavier=False, sums=[],
         )  # fmt: skip
         return places.long()
 

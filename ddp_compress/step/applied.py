@@ -23,20 +23,24 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from ddp_compress.step.guards import refuse_second_momentum
+from ddp_compress.step.optimizers import parameters_of
+
 
 class Applied:
     """What became of the gradients that a model's latest pass has sent.
 
     Args:
         parameters: the model's, by name.
-        momentum: whether memory keeps one, so that gradients must not be summed with others.
+        momentum_of: the recipe whose memory keeps one, so that gradients must not be summed with
+            others, and no optimizer of theirs may have another; None where none is kept.
 
     Attributes:
         by: the name of the optimizer that was the last to apply any of them; None for none.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
-        >>> applied = Applied({"weight": weight}, momentum=False)
+        >>> applied = Applied({"weight": weight}, momentum_of=None)
         >>> applied.sent(["weight"], settle=lambda: None)
         >>> weight.grad = torch.ones(2)
         >>> torch.optim.SGD([weight], lr=0.1).step()
@@ -44,12 +48,13 @@ class Applied:
         'SGD'
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], momentum: bool) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], momentum_of: str | None) -> None:
         self.by: str | None = None
         self._settle: Callable[[], None] = _do_nothing
         self._parameters = parameters
         self._ids = {id(p) for p in parameters.values()}
-        self._momentum = momentum
+        self._momentum_of = momentum_of
+        self._with_gradients: dict[int, set[int]] = {}  # that optimizers in a step began with
         self._stepping: set[int] = set()  # by an optimizer that has not come back from a closure
         self._stepped: set[int] = set()  # by any optimizer, ever
         self._owed: set[int] = set()  # sent, and not stepped since
@@ -69,19 +74,33 @@ class Applied:
         """The latest pass was aborted, discarded or settled, or its gradients are no model's."""
         self.sent((), _do_nothing)
 
-    def begin_step(self, ids: set[int]) -> None:
-        """An optimizer of these parameters takes a step, in which a closure runs passes."""
-        self._stepping = (ids & self._ids) or self._stepping
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to take a step.
 
-    def end_step(self, ids: set[int], optimizer: str) -> None:
-        """An optimizer has taken a step with the gradients of these parameters."""
-        ids = ids & self._ids
+        Raises:
+            ValueError: it has a momentum of its own beside the recipe's.
+        """
+        if self._momentum_of is not None:
+            refuse_second_momentum(optimizer, self._ids, self._momentum_of)
+
+    def begin_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """An optimizer takes a step; in it a closure runs passes, which make the gradients."""
+        ours = [p for p in parameters_of(optimizer) if id(p) in self._ids]
+        # What was cleared before is not applied; some optimizers clear gradients themselves.
+        ids = {id(p) for p in ours if has_closure or p.grad is not None}
+        if has_closure:
+            self._stepping = ids or self._stepping
+        self._with_gradients[id(optimizer)] = ids
+
+    def end_step(self, optimizer: Optimizer) -> None:
+        """An optimizer has taken a step."""
+        ids = self._with_gradients.pop(id(optimizer), set())
         if ids:
             self._stepping = set()
             self._stepped |= ids
         if self._owed & ids:
             self._owed -= ids
-            self.by = optimizer
+            self.by = type(optimizer).__name__
             if not self._owed:
                 self._settle()
 
@@ -90,7 +109,7 @@ class Applied:
 
         Before backward is too soon: they may be cleared between forward and backward.
         """
-        if self._momentum or (not self._warned and self._owed & self._stepped):
+        if self._momentum_of or (not self._warned and self._owed & self._stepped):
             self._accumulations.watch(self._owed)
 
     def check_bucket(self, parameters: Sequence[Tensor]) -> None:
@@ -100,7 +119,7 @@ class Applied:
             ValueError: see above. A momentum would take in what was sent twice.
         """
         summed = {id(p) for p in parameters} & self._accumulations.summed
-        if self._momentum and summed:
+        if self._momentum_of and summed:
             raise ValueError(
                 f"gradients of {self._some(summed)} are accumulated upon averaged ones, which the "
                 "recipe's momentum has taken in already: run all backward passes of a step but the "
@@ -169,16 +188,13 @@ class _Accumulations:
 
     def _see(self, parameter: Tensor, _: object) -> None:
         """Once a gradient was cleared, whatever is there later is not the old one."""
-        key = id(parameter)
+        key, grad = id(parameter), parameter.grad
         if key in self._gone or key in self._zero:
             return
-        if parameter.grad is None:
-            self.summed.discard(key)
-            self._gone.add(key)
-        elif parameter.grad.any():
+        if grad is not None and grad.any():
             self.summed.add(key)
-        elif key in self.summed:
-            self.summed.remove(key)
+        elif grad is None or key in self.summed:
+            self.summed.discard(key)
             self._gone.add(key)
         else:
             self._zero.add(key)
@@ -198,22 +214,13 @@ def _watch_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-_with_gradients: dict[int, set[int]] = {}
-"""By optimizer that takes a step: its parameters that have a gradient before it."""
-
-
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    every = [p for group in optimizer.param_groups for p in group["params"]]
-    if len(args) > 1 or kwargs:  # a closure, which makes the gradients
-        ids = set(map(id, every))
-        for watch in list(_watches):
-            watch.begin_step(ids)
-    else:  # what was cleared before is not applied; some optimizers clear gradients themselves
-        ids = {id(p) for p in every if p.grad is not None}
-    _with_gradients[id(optimizer)] = ids
+    for watch in list(_watches):
+        watch.check_optimizer(optimizer)
+    for watch in list(_watches):
+        watch.begin_step(optimizer, has_closure=len(args) > 1 or bool(kwargs))
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    ids = _with_gradients.pop(id(optimizer), set())
     for watch in list(_watches):
-        watch.end_step(ids, type(optimizer).__name__)
+        watch.end_step(optimizer)

@@ -12,7 +12,6 @@ from ddp_compress.step.ddp_model import BeforeForward, find_model
 from ddp_compress.step.guards import (
     refuse_optimizer_in_backward,
     refuse_other_ranks,
-    refuse_second_momentum,
     refuse_unsupported_ddp,
     refuse_unsupported_parameters,
 )
@@ -119,8 +118,6 @@ class Binding:
             self.before_forward.remove()
 
     def _watch_parameters(self) -> None:
-        named, has_momentum = self.parameters.named, "momentum" in self._recipe.memory.tensors
-        self.applied = Applied(named, has_momentum)
+        named, recipe = self.parameters.named, self._recipe
+        self.applied = Applied(named, recipe.name if "momentum" in recipe.memory.tensors else None)
         self.restored = Restored(named)
-        if has_momentum:
-            refuse_second_momentum(self, named.values(), self._recipe.name)

@@ -2,22 +2,25 @@
 
 import inspect
 import warnings
-import weakref
 from collections.abc import Collection, Iterable
-from functools import cache
 from itertools import islice
 from typing import Any
 
 import torch.distributed as dist  # noqa: TID251 - types alone
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed._composable.contract import _get_registry  # noqa: TID251 - a look alone
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ddp_compress import ops
 from ddp_compress.step.ddp_model import models_of
-from ddp_compress.step.optimizers import MEETS_RANKS, collective_in_step, layers, momentum_of
+from ddp_compress.step.optimizers import (
+    MEETS_RANKS,
+    collective_in_step,
+    layers,
+    momentum_of,
+    parameters_of,
+)
 from ddp_compress.transport.groups import members
 
 
@@ -220,41 +223,22 @@ def _check_momentum(optimizers: Iterable[Any], recipe: str) -> None:
             )
 
 
-def refuse_second_momentum(owner: object, parameters: Iterable[Tensor], recipe: str) -> None:
-    """Check the optimizers of these parameters before each of their steps, while ``owner`` lives.
+def refuse_second_momentum(optimizer: Optimizer, ids: Collection[int], recipe: str) -> None:
+    """`check_optimizer`, where an optimizer that takes a step has any of some parameters.
 
     Args:
-        owner: keeps the parameters alive.
-        parameters: whose momentum the recipe keeps.
+        optimizer: whatever it wraps may be of other models.
+        ids: of the parameters whose momentum the recipe keeps.
         recipe: its name.
 
     Raises:
-        ValueError: later, from ``optimizer.step()``; see `check_optimizer`.
+        ValueError: see `check_optimizer`.
     """
-    _watch_optimizers()
-    _watched[owner] = (recipe, frozenset(map(id, parameters)))
+    if _holds(optimizer, ids):
+        wrapped = layers(optimizer)[1:]
+        ours = [each for each in wrapped if _holds(each, ids)]
+        _check_momentum([optimizer, *(ours or wrapped)], recipe)  # none has ours: they have copies
 
 
-# By owner: a recipe's name, and the ids of the parameters whose momentum it keeps.
-_watched: weakref.WeakKeyDictionary[object, tuple[str, frozenset[int]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-@cache
-def _watch_optimizers() -> None:
-    """Once for the process: a hook must not remove itself while torch walks through them."""
-    register_optimizer_step_pre_hook(_check_watched)
-
-
-def _check_watched(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for recipe, ids in list(_watched.values()):
-        if _holds(optimizer, ids):
-            # Wrapped ones may be of other models; where none holds ours, they hold copies.
-            wrapped = layers(optimizer)[1:]
-            ours = [each for each in wrapped if _holds(each, ids)]
-            _check_momentum([optimizer, *(ours or wrapped)], recipe)
-
-
-def _holds(optimizer: Any, ids: frozenset[int]) -> bool:
-    return any(id(p) in ids for group in optimizer.param_groups for p in group["params"])
+def _holds(optimizer: Any, ids: Collection[int]) -> bool:
+    return any(id(p) in ids for p in parameters_of(optimizer))

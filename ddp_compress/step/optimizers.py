@@ -27,6 +27,11 @@ _COLLECTIVES = (
 )
 
 
+def parameters_of(optimizer: Any) -> list[Tensor]:
+    """The parameters in an optimizer's groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def layers(optimizer: object) -> list[Any]:
     """An optimizer and all that it wraps, however deep and whatever the attributes are called.
 

@@ -1,46 +1,25 @@
 """The ops in plain PyTorch: the oracle of the tests, and the fallback where nothing is compiled."""
 
-from ddp_compress.ops.reference.accumulate import accumulate
-from ddp_compress.ops.reference.ballot import largest, tally, vote_keys
-from ddp_compress.ops.reference.elias_fano import elias_fano_decode, elias_fano_encode
-from ddp_compress.ops.reference.golomb import golomb_decode, golomb_encode
-from ddp_compress.ops.reference.hadamard import hadamard
-from ddp_compress.ops.reference.random_words import (
-    block_salts,
-    hashes,
-    random_words,
-    salts,
-    shift_salts,
-)
-from ddp_compress.ops.reference.rans import rans_decode, rans_encode
-from ddp_compress.ops.reference.scatter_add import scatter_add
-from ddp_compress.ops.reference.segment_means import segment_means
-from ddp_compress.ops.reference.signs import sign_decode, sign_encode
-from ddp_compress.ops.reference.topk import topk
-from ddp_compress.ops.reference.uniform import uniform_decode, uniform_encode
-
-__all__ = [
-    "accumulate",
-    "block_salts",
-    "elias_fano_decode",
-    "elias_fano_encode",
-    "golomb_decode",
-    "golomb_encode",
-    "hadamard",
-    "hashes",
-    "largest",
-    "random_words",
-    "rans_decode",
-    "rans_encode",
-    "salts",
-    "scatter_add",
-    "segment_means",
-    "shift_salts",
-    "sign_decode",
-    "sign_encode",
-    "tally",
-    "topk",
-    "uniform_decode",
-    "uniform_encode",
-    "vote_keys",
-]
+from ddp_compress.ops.reference.accumulate import accumulate as accumulate
+from ddp_compress.ops.reference.ballot import largest as largest
+from ddp_compress.ops.reference.ballot import tally as tally
+from ddp_compress.ops.reference.ballot import vote_keys as vote_keys
+from ddp_compress.ops.reference.elias_fano import elias_fano_decode as elias_fano_decode
+from ddp_compress.ops.reference.elias_fano import elias_fano_encode as elias_fano_encode
+from ddp_compress.ops.reference.golomb import golomb_decode as golomb_decode
+from ddp_compress.ops.reference.golomb import golomb_encode as golomb_encode
+from ddp_compress.ops.reference.hadamard import hadamard as hadamard
+from ddp_compress.ops.reference.random_words import block_salts as block_salts
+from ddp_compress.ops.reference.random_words import hashes as hashes
+from ddp_compress.ops.reference.random_words import random_words as random_words
+from ddp_compress.ops.reference.random_words import salts as salts
+from ddp_compress.ops.reference.random_words import shift_salts as shift_salts
+from ddp_compress.ops.reference.rans import rans_decode as rans_decode
+from ddp_compress.ops.reference.rans import rans_encode as rans_encode
+from ddp_compress.ops.reference.scatter_add import scatter_add as scatter_add
+from ddp_compress.ops.reference.segment_means import segment_means as segment_means
+from ddp_compress.ops.reference.signs import sign_decode as sign_decode
+from ddp_compress.ops.reference.signs import sign_encode as sign_encode
+from ddp_compress.ops.reference.topk import topk as topk
+from ddp_compress.ops.reference.uniform import uniform_decode as uniform_decode
+from ddp_compress.ops.reference.uniform import uniform_encode as uniform_encode

@@ -20,7 +20,7 @@ def topk(
     ks: Tensor,
     salts: Tensor,
     heavier: bool,
-    sums: Sequence[Tensor] = (),
+    sums: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the k largest entries of the accumulated gradient in every group.
 
@@ -57,7 +57,7 @@ def topk(
         >>> indices, values, finite = topk(
         ...     [torch.tensor([1.0, -3.0, 2.0])], [torch.zeros(3)], [], 0.0,
         ...     bounds=torch.tensor([0, 3]), groups=torch.tensor([0]), ks=torch.tensor([2]),
-        ...     salts=torch.tensor([9]), heavier=False)
+        ...     salts=torch.tensor([9]), heavier=False, sums=[])
         >>> indices, values, finite
         (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]))
     """
