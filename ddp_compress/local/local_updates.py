@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from ddp_compress.checkpoints.checkpoint import check_entries, expect, is_count
 from ddp_compress.checks import check_count, check_one_of
 from ddp_compress.hook import Passes, local_hook, register
 from ddp_compress.local.roll_call import Answer
@@ -358,12 +359,9 @@ class LocalUpdates(Optimizer):
     # ------------------------------------------------------------------------------- checkpoints
 
     def _check(self, saved: Mapping[str, Any]) -> None:
-        if not isinstance(saved, Mapping):
-            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-        missing = {"inner", "outer", "anchor", "buffers", "passes"} - set(saved)
-        if missing:
-            raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
-        check_count("checkpoint's passes", saved["passes"], least=0)
+        check_entries(saved, {"inner", "outer", "anchor", "buffers", "passes"})
+        passes = saved["passes"]
+        expect(is_count(passes), "checkpoint has passes", passes, "an int of 0 or more")
         _check_tensors("anchor", saved["anchor"], self._round.anchor.weights)
         _check_tensors("buffers", saved["buffers"], self._round.buffers.last_synced)
         _check_optimizer("inner", saved["inner"], self.inner)

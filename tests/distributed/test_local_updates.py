@@ -779,7 +779,8 @@ def refusals() -> None:
     for broken, words in (
         ([], "checkpoint is a list"),
         ({"inner": saved["inner"]}, "checkpoint lacks anchor, buffers, outer, passes"),
-        (saved | {"passes": -1}, "checkpoint's passes must be 0 or more, got -1"),
+        (saved | {"passes": -1}, "checkpoint has passes -1, expected an int of 0 or more"),
+        (saved | {"passes": "4"}, "checkpoint has passes '4', expected an int of 0 or more"),
         (saved | {"anchor": {}}, "checkpoint's anchor is not of this model"),
         (saved | {"anchor": short}, r"has 0.bias of torch.float32 \(3,\), expected .* \(24,\)"),
         (saved | {"inner": 3}, "checkpoint's inner is no optimizer's state_dict"),
