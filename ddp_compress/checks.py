@@ -48,6 +48,19 @@ def check_one_of(name: str, value: object, choices: Iterable[object]) -> None:
         raise ValueError(words)
 
 
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise a TypeError that names an argument of another type.
+
+    Example:
+        >>> check_type("seed", "3", int)
+        Traceback (most recent call last):
+        ...
+        TypeError: seed must be a int, got str
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+
+
 def check_part(name: str, part: object, kind: type, slot: str) -> None:
     """Raise a TypeError that names an argument which lacks what a protocol asks for.
 

@@ -394,7 +394,8 @@ def test_a_state_without_its_rounds_is_refused():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"round": -1}, "round must be 0 or more"),
+        ({"round": -1}, "has round -1, expected an int of 0 or more, or None"),
+        ({"round": 1.0}, "has round 1.0, expected an int"),
         ({"waiting": 3}, "waiting tensors are 3, expected a mapping"),
         ({"waiting": {"residual": {"0.weight": 3}}}, "residual of 0.weight is a int"),
         ({"rate": 0.5}, "has rate 0.5, expected 0.75"),

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -77,24 +77,17 @@ def check_form(saved: Any) -> None:
         ...
         ValueError: checkpoint is a int, expected a mapping
     """
-    if not isinstance(saved, Mapping):
-        raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-    missing = ENTRIES - set(saved)
-    if missing:
-        raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
-    if saved["format"] not in READABLE:
-        expected = " or ".join(map(str, READABLE))
-        raise ValueError(f"checkpoint has format {saved['format']!r}, expected {expected}")
-    if not isinstance(saved["stats"], Mapping):
-        raise ValueError(f"checkpoint's statistics are {saved['stats']!r}, expected a mapping")
-    step = saved["step"]
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"checkpoint has step {step!r}, expected an int of 0 or more")
-    _check_place(saved["saved_by"])
-    _check_density(saved["density"])
+    check_entries(saved, ENTRIES)
+    for name, fits, expected in (
+        ("format", saved["format"] in READABLE, " or ".join(map(str, READABLE))),
+        ("step", is_count(saved["step"]), "an int of 0 or more"),
+        ("saved_by", _is_place(saved["saved_by"]), "rank and world size, or None"),
+        ("density", _is_density(saved["density"]), "a number in (0, 1], or None"),
+        ("buckets", isinstance(saved["buckets"], list), "a list"),
+        ("dim_orders", isinstance(saved["dim_orders"], Mapping), "a mapping"),
+    ):
+        expect(fits, f"checkpoint has {name}", saved[name], expected)
     _check_buckets(saved["buckets"])
-    if not isinstance(saved["dim_orders"], Mapping):
-        raise ValueError(f"checkpoint has dim_orders {saved['dim_orders']!r}, expected a mapping")
     _check_stats(saved["stats"])
     check_tensors("tensors", saved["tensors"])
     slots = saved["tensors"]
@@ -121,11 +114,9 @@ def check_tensors(what: str, tensors: Any) -> None:
         ...
         ValueError: checkpoint's residual of weight is a int, expected a tensor
     """
-    if not isinstance(tensors, Mapping):
-        raise ValueError(f"checkpoint's {what} are {tensors!r}, expected a mapping")
+    _check_mapping(f"checkpoint's {what} are", tensors)
     for slot, by_name in tensors.items():
-        if not isinstance(by_name, Mapping):
-            raise ValueError(f"checkpoint's {slot} is {by_name!r}, expected a mapping")
+        _check_mapping(f"checkpoint's {slot} is", by_name)
         for name, tensor in by_name.items():
             _check_tensor(f"{slot} of {name}", tensor)
 
@@ -145,8 +136,8 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
             bucket is of no parameter; or a tensor is of another shape or dtype, or missing where
             others of its parameter are kept.
     """
-    if saved["recipe"] != recipe.name:
-        raise ValueError(f"checkpoint is of recipe {saved['recipe']!r}, expected {recipe.name!r}")
+    name = saved["recipe"]
+    expect(name == recipe.name, "checkpoint is of recipe", name, repr(recipe.name))
     theirs, ours = saved["dim_orders"], dim_orders(parameters)
     for name in sorted({*theirs, *ours} & set(parameters)):
         if theirs.get(name) != ours.get(name):
@@ -156,10 +147,8 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
                 "convert the model as it was then, as to channels_last, before wrapping it"
             )
     tensors = saved["tensors"]
-    if set(tensors) != set(recipe.tensors):
-        raise ValueError(
-            f"checkpoint keeps {sorted(map(str, tensors))}, expected {sorted(recipe.tensors)}"
-        )
+    slots, expected = sorted(map(str, tensors)), sorted(recipe.tensors)
+    expect(set(tensors) == set(expected), "checkpoint keeps", slots, str(expected))
     for slot, by_name in tensors.items():
         for name, tensor in by_name.items():
             what = f"checkpoint's {slot} of {name}"
@@ -167,14 +156,12 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
                 raise ValueError(
                     f"checkpoint holds {slot} of {name}, which is no parameter of the model"
                 )
-            shape = (parameters[name].numel(),)
-            if tensor.shape != shape:
-                raise ValueError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
+            came, shape = tuple(tensor.shape), (parameters[name].numel(),)
+            expect(came == shape, f"{what} has shape", came, str(shape))
             special = recipe.tensors[slot]
             dtypes = (special,) if special else (torch.float32, torch.float64)
-            if tensor.dtype not in dtypes:
-                expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-                raise ValueError(f"{what} has dtype {tensor.dtype}, expected {expected}")
+            words = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            expect(tensor.dtype in dtypes, f"{what} has dtype", tensor.dtype, words)
     unknown = sorted({name for bucket in saved["buckets"] for name in bucket} - set(parameters))
     if unknown:
         raise ValueError(
@@ -206,47 +193,97 @@ def check_whole(saved: Mapping[str, Any]) -> None:
         )
 
 
-def _check_place(place: Any) -> None:
-    if place is None:
-        return
-    numbers = isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place)
-    if not numbers or not 0 <= place[0] < place[1]:
-        raise ValueError(
-            f"checkpoint has saved_by {place!r}, expected rank and world size, or None"
-        )
+def check_entries(saved: Any, entries: Set[str]) -> None:
+    """Raise unless this is a mapping that has some entries.
+
+    Args:
+        saved: a checkpoint, perhaps damaged.
+        entries: their names.
+
+    Raises:
+        ValueError: see above.
+
+    Example:
+        >>> check_entries({"step": 3}, {"step", "stats"})
+        Traceback (most recent call last):
+        ...
+        ValueError: checkpoint lacks stats
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
+    missing = entries - set(saved)
+    if missing:
+        raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
 
 
-def _check_density(density: Any) -> None:
-    if density is None:
-        return
-    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
-        raise ValueError(
-            f"checkpoint has density {density!r}, expected a number in (0, 1], or None"
-        )
+def expect(fits: bool, what: str, value: object, expected: str) -> None:
+    """Raise unless something in a checkpoint fits.
+
+    Args:
+        fits: whether it does.
+        what: the words before its value.
+        value: see above.
+        expected: in words.
+
+    Raises:
+        ValueError: it does not.
+
+    Example:
+        >>> expect(False, "checkpoint has step", -1, "an int of 0 or more")
+        Traceback (most recent call last):
+        ...
+        ValueError: checkpoint has step -1, expected an int of 0 or more
+    """
+    if not fits:
+        raise ValueError(f"{what} {value!r}, expected {expected}")
 
 
-def _check_buckets(buckets: Any) -> None:
-    if not isinstance(buckets, list):
-        raise ValueError(f"checkpoint has buckets {buckets!r}, expected a list")
+def is_count(value: object) -> bool:
+    """Whether this is an int of 0 or more; a bool is none.
+
+    Example:
+        >>> is_count(3), is_count(True), is_count(-1)
+        (True, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_density(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 < value <= 1)
+
+
+def _is_place(value: Any) -> bool:
+    """A rank, and how many there are; None for any."""
+    pair = isinstance(value, list) and len(value) == 2 and all(map(is_count, value))
+    return value is None or (pair and value[0] < value[1])
+
+
+def _check_mapping(what: str, value: object) -> None:
+    expect(isinstance(value, Mapping), what, value, "a mapping")
+
+
+def _check_buckets(buckets: list[Any]) -> None:
     for bucket in buckets:
-        if not isinstance(bucket, list) or not bucket or not {type(n) for n in bucket} == {str}:
-            raise ValueError(f"checkpoint has a bucket {bucket!r}, expected a list of names")
+        fits = isinstance(bucket, list) and {type(name) for name in bucket} == {str}
+        expect(fits, "checkpoint has a bucket", bucket, "a list of names")
     counts = Counter(name for bucket in buckets for name in bucket)
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise ValueError(f"checkpoint's buckets hold {', '.join(twice)} more than once")
 
 
-def _check_stats(stats: Mapping[str, Any]) -> None:
+def _check_stats(stats: Any) -> None:
+    _check_mapping("checkpoint's statistics are", stats)
     unknown = set(stats) - set(Stats().state_dict())
     if unknown:
         raise ValueError(f"checkpoint has unknown statistics: {', '.join(map(str, unknown))}")
     for name, count in stats.items():
-        is_number = isinstance(count, (int, float)) and not isinstance(count, bool)
-        if not is_number or not 0 <= count < math.inf:
-            raise ValueError(
-                f"checkpoint's statistics have {name} {count!r}, expected a number of 0 or more"
-            )
+        fits = _is_number(count) and 0 <= count < math.inf
+        expect(fits, f"checkpoint's statistics have {name}", count, "a number of 0 or more")
 
 
 def _check_tensor(what: str, tensor: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress.checkpoints.checkpoint import check_tensors
+from ddp_compress.checkpoints.checkpoint import check_entries, check_tensors, expect, is_count
 from ddp_compress.checks import check_count, check_int
 from ddp_compress.federated.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.federated.units import hidden_units
@@ -237,25 +237,18 @@ class FederatedDropout:
         return f"federated dropout {self._setting()}"
 
     def _check(self, saved: Mapping[str, Any]) -> None:
-        if not isinstance(saved, Mapping):
-            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-        missing = {*self._setting(), "round", "waiting"} - set(saved)
-        if missing:
-            raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
+        check_entries(saved, {*self._setting(), "round", "waiting"})
         for name, ours in self._setting().items():
-            if saved[name] != ours:
-                raise ValueError(f"checkpoint has {name} {saved[name]!r}, expected {ours!r}")
-        if saved["round"] is not None:
-            check_count("checkpoint's round", saved["round"], least=0)
+            expect(saved[name] == ours, f"checkpoint has {name}", saved[name], repr(ours))
+        number = saved["round"]
+        drawn = number is None or is_count(number)
+        expect(drawn, "checkpoint has round", number, "an int of 0 or more, or None")
         check_tensors("waiting tensors", saved["waiting"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         for slot, by_name in saved["waiting"].items():
             for name, tensor in by_name.items():
-                if tuple(tensor.shape) != shapes.get(name):
-                    raise ValueError(
-                        f"checkpoint's {slot} of {name} has shape {tuple(tensor.shape)}, expected "
-                        f"{shapes.get(name)}"
-                    )
+                came, shape = tuple(tensor.shape), shapes.get(name)
+                expect(came == shape, f"checkpoint's {slot} of {name} has shape", came, str(shape))
 
     # ------------------------------------------------------------------------- one for every rank
 

@@ -10,19 +10,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from ddp_compress.checks import check_count, check_one_of
+from ddp_compress.checkpoints.checkpoint import check_entries, expect, is_count
+from ddp_compress.checks import check_count, check_one_of, check_type
 from ddp_compress.hook import Passes, local_hook, register
 from ddp_compress.local.roll_call import Answer
 from ddp_compress.local.round import Outer, Round, add_mean
 from ddp_compress.step.ddp_model import BeforeForward
 from ddp_compress.step.guards import (
     check_optimizer,
+    refuse_other_ranks,
     refuse_steps_with_others,
     refuse_unsupported_ddp,
 )
 from ddp_compress.step.optimizers import parameters_of
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.groups import members
 
 Period = int | Callable[[int], int]
 
@@ -134,7 +135,11 @@ class LocalUpdates(Optimizer):
         outer: Outer | None = None,
         buffers: Literal["average", "keep"] = "average",
     ) -> None:
-        _check_types(optimizer, ddp_model, state, outer)
+        check_type("optimizer", optimizer, Optimizer)
+        check_type("ddp_model", ddp_model, DistributedDataParallel)
+        check_type("state", state, CompressionState)
+        if outer is not None and not callable(outer):
+            raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
         if not callable(period):
             check_count("period", period, least=1)
         check_one_of("buffers", buffers, ["average", "keep"])
@@ -145,7 +150,7 @@ class LocalUpdates(Optimizer):
         names = state.layout(shared).names
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         _refuse_strangers(optimizer, known, ddp_model.module)
-        _check_group(state, ddp_model)
+        refuse_other_ranks(state.process_group, ddp_model)
         self._round = Round(
             state,
             ddp_model.module,
@@ -358,12 +363,9 @@ class LocalUpdates(Optimizer):
     # ------------------------------------------------------------------------------- checkpoints
 
     def _check(self, saved: Mapping[str, Any]) -> None:
-        if not isinstance(saved, Mapping):
-            raise ValueError(f"checkpoint is a {type(saved).__name__}, expected a mapping")
-        missing = {"inner", "outer", "anchor", "buffers", "passes"} - set(saved)
-        if missing:
-            raise ValueError(f"checkpoint lacks {', '.join(sorted(missing))}")
-        check_count("checkpoint's passes", saved["passes"], least=0)
+        check_entries(saved, {"inner", "outer", "anchor", "buffers", "passes"})
+        passes = saved["passes"]
+        expect(is_count(passes), "checkpoint has passes", passes, "an int of 0 or more")
         _check_tensors("anchor", saved["anchor"], self._round.anchor.weights)
         _check_tensors("buffers", saved["buffers"], self._round.buffers.last_synced)
         _check_optimizer("inner", saved["inner"], self.inner)
@@ -371,27 +373,6 @@ class LocalUpdates(Optimizer):
         for part in ("anchor", "outer"):
             if not _is_finite(dict(saved[part])):
                 raise ValueError(f"checkpoint's {part} is not finite")
-
-
-def _check_types(optimizer: object, ddp_model: object, state: object, outer: object) -> None:
-    for name, value, expected in (
-        ("optimizer", optimizer, Optimizer),
-        ("ddp_model", ddp_model, DistributedDataParallel),
-        ("state", state, CompressionState),
-    ):
-        if not isinstance(value, expected):
-            raise TypeError(f"{name} must be a {expected.__name__}, got {type(value).__name__}")
-    if outer is not None and not callable(outer):
-        raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
-
-
-def _check_group(state: CompressionState, model: DistributedDataParallel) -> None:
-    theirs, expected = members(state.process_group), members(model.process_group)
-    if theirs != expected:
-        raise ValueError(
-            f"state exchanges with ranks {theirs}, but ddp_model is of ranks {expected}: make it "
-            "by CompressionState(ddp_model, recipe), which takes the model's process group"
-        )
 
 
 def _refuse_strangers(optimizer: Optimizer, known: set[int], module: nn.Module) -> None:

@@ -115,8 +115,9 @@ def refuse_other_ranks(group: dist.ProcessGroup | None, model: DistributedDataPa
     ours, theirs = members(group), members(model.process_group)
     if ours != theirs:
         raise ValueError(
-            f"process_group is of ranks {ours}, but the DDP model is of ranks {theirs}: leave "
-            "process_group out, which takes the model's own, or make the DDP model with it"
+            f"process_group is of ranks {ours}, but the DDP model is of ranks {theirs}: leave it "
+            "out, as in CompressionState(ddp_model, recipe), which takes the model's own, or make "
+            "the DDP model with it"
         )
 
 

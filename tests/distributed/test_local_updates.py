@@ -779,7 +779,8 @@ def refusals() -> None:
     for broken, words in (
         ([], "checkpoint is a list"),
         ({"inner": saved["inner"]}, "checkpoint lacks anchor, buffers, outer, passes"),
-        (saved | {"passes": -1}, "checkpoint's passes must be 0 or more, got -1"),
+        (saved | {"passes": -1}, "checkpoint has passes -1, expected an int of 0 or more"),
+        (saved | {"passes": "4"}, "checkpoint has passes '4', expected an int of 0 or more"),
         (saved | {"anchor": {}}, "checkpoint's anchor is not of this model"),
         (saved | {"anchor": short}, r"has 0.bias of torch.float32 \(3,\), expected .* \(24,\)"),
         (saved | {"inner": 3}, "checkpoint's inner is no optimizer's state_dict"),
@@ -811,14 +812,15 @@ def of_other_ranks() -> str:
     halves = [dist.new_group([0]), dist.new_group([1])]
     model = small_model()
     ddp = DistributedDataParallel(model, process_group=halves[dist.get_rank()])
-    with pytest.raises(ValueError, match="state exchanges with ranks") as caught:
+    with pytest.raises(ValueError, match="process_group is of ranks") as caught:
         LocalUpdates(sgd(ddp), ddp, CompressionState(model, TOPK.recipe), 2)
     return str(caught.value)
 
 
 def test_a_state_of_other_ranks_than_the_model_is_refused(ranks):
     for rank, message in enumerate(ranks.run(2, of_other_ranks)):
-        assert f"ranks [0, 1], but ddp_model is of ranks [{rank}]" in message
+        assert f"ranks [0, 1], but the DDP model is of ranks [{rank}]" in message
+        assert "CompressionState(ddp_model, recipe)" in message
 
 
 def unfrozen(adds: bool) -> None:
