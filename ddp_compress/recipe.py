@@ -43,11 +43,11 @@ class Memory(Protocol):
 
     @property
     def tensors(self) -> Tensors:
-        """What is kept: "residual", and "momentum" where there is one."""
+        """What is kept, such as "residual" and "momentum"; `retain` and `release` write it."""
 
     @property
     def clip(self) -> float | None:
-        """Bound, times sqrt(W), of the norm of every parameter's gradient; None for none."""
+        """On W ranks, clip / sqrt(W) is the most of the norm of a parameter's gradient; or None."""
 
     def momentum_at(self, step: int) -> float:
         """Factor of the kept momentum in a step; 0 where none is kept."""
@@ -173,9 +173,9 @@ class Exchange(Protocol):
     def many_phase(self) -> bool:
         """Whether a collective waits for an earlier one's result.
 
-        One phase is launched from the hook. Many run on a process group of their own: beside
-        backward on the state's worker thread, message after message; what is sent at the step's
-        last chunk, when backward is over, from the hook.
+        One phase is launched from the hook. Many run beside backward on the state's worker thread,
+        message after message, as all exchanges do on a GPU. What is still open when backward is
+        over, and nothing was sent before, is driven by the hook.
         """
 
     @property
@@ -186,7 +186,12 @@ class Exchange(Protocol):
         """Raise a `ValueError` that names two parts which do not go together."""
 
     def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
-        """Send a message and return what to add on this rank, or None to abort the step."""
+        """Send a message and return what to add on this rank, or None to abort the step.
+
+        All that the message holds is to be delivered: entries that `Message.select` gives, and the
+        uncompressed parameters (`exchange.uncompressed`); what other parts want written
+        (`Selection.writes`); and, as ``sent``, what others decoded of this rank.
+        """
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ class Recipe:
 
     Raises:
         TypeError: a part is not of its slot, or a class in place of an instance.
-        ValueError: two parts do not go together.
+        ValueError: two parts do not go together, or keep tensors of one name.
 
     Example:
         >>> from ddp_compress import recipes
@@ -242,14 +247,20 @@ class Recipe:
                 f"codec={self.codec!r} sends no positions, and select={self.select!r} selects "
                 "some: take codec=EliasFano(), Golomb() or Raw()"
             )
+        names = [name for part in self._keeping for name in part.tensors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parts keep tensors of one name: {', '.join(sorted(names))}")
         self.body.check(self)
         self.exchange.check(self)
 
     @property
     def tensors(self) -> Tensors:
         """What all parts together keep for every parameter."""
-        parts = (self.memory, self.select, self.exchange)
-        return {name: dtype for part in parts for name, dtype in part.tensors.items()}
+        return {name: dtype for part in self._keeping for name, dtype in part.tensors.items()}
+
+    @property
+    def _keeping(self) -> tuple[Memory, Select, Exchange]:
+        return self.memory, self.select, self.exchange
 
 
 _SLOTS: dict[str, type] = {

@@ -167,7 +167,7 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
     messages = list(messages_of(row, dtype))
     sent = []
     for message in messages:
-        selection = bodies.select(message, row.recipe)
+        selection = message.select(row.recipe.select)
         own = bodies.Bodies(message, row.recipe, Stats(), rank=0)
         body = all_gather._encode(selection, message, own, Stats())
         assert body is not None

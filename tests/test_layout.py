@@ -8,7 +8,7 @@ from torch import nn
 
 from ddp_compress import CompressionState, recipes
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.plan import Plan, plan, tables
+from ddp_compress.message.plan import Plan, plan_for, tables_for
 from ddp_compress.message.shards import Cuts, Shards
 
 LAYOUTS = (Layout(("a", "b", "c"), (600, 2, 0)), Layout(("d",), (90,)))
@@ -16,13 +16,13 @@ LAYOUTS = (Layout(("a", "b", "c"), (600, 2, 0)), Layout(("d",), (90,)))
 
 @pytest.mark.parametrize("scope", ["tensor", "bucket", "model"])
 def test_plans_of_all_densities_share_their_tables(scope):
-    seen = [plan(LAYOUTS, scope, 0.5 * 0.99**step, 3) for step in range(200)]
-    shared = tables(LAYOUTS, scope, 3)
+    seen = [plan_for(LAYOUTS, scope, 0.5 * 0.99**step, 3) for step in range(200)]
+    shared = tables_for(LAYOUTS, scope, 3)
     for each in (*seen, Plan(LAYOUTS, scope, 0.25, 3)):
         assert each.tables is shared
         assert each.bounds is shared.bounds
         assert each.groups is shared.groups
-    assert plan(LAYOUTS, scope, seen[-1].density, 3) is seen[-1], "most steps repeat a density"
+    assert plan_for(LAYOUTS, scope, seen[-1].density, 3) is seen[-1], "most steps repeat a density"
     assert len({each.digest for each in seen}) == 200
     assert len({each.layout_digest for each in seen}) == 1
     assert {Shards(each, 3).offsets.data_ptr() for each in seen} == {
@@ -61,4 +61,4 @@ def test_a_message_that_is_too_large_is_refused_every_time():
     half = Layout(("a",), (2**30,))
     for _ in range(2):
         with pytest.raises(ValueError, match="a message of 2147483648 elements is too large"):
-            plan((half, half), "model", 0.1, 0)
+            plan_for((half, half), "model", 0.1, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange.bodies import Bodies, select
+from ddp_compress.exchange.bodies import Bodies
 from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class AllGather:
     """Select, quantize, encode, gather; decode every rank in rank order and take the mean.
 
-    One collective a message, and no error but the compression's own. A rank sends one message and
-    receives W - 1, so traffic grows with W. The body is: uncompressed values in the gradient's
-    dtype, positions, values.
+    One collective a message, once sizes are steady, and no error but the compression's own. A rank
+    sends one message and receives W - 1, so traffic grows with W. The body is: uncompressed values
+    in the gradient's dtype, positions, values.
 
     Example:
         >>> AllGather()
@@ -48,7 +48,7 @@ class AllGather:
         selection: list[Selection] = []  # of this rank, once it is made
 
         def encoded() -> Tensor | None:
-            selection.append(select(message, recipe))
+            selection.append(message.select(recipe.select))
             return _encode(selection[0], message, bodies, channel.stats)
 
         every = yield from channel.share(encoded)

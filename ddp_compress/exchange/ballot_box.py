@@ -10,7 +10,6 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_bool, check_int, check_one_of
 from ddp_compress.exchange import ballot
-from ddp_compress.exchange.bodies import select
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
@@ -92,7 +91,7 @@ class _Poll:
 
     def vote(self) -> Tensor | None:
         """The positions that this rank votes for; None where a gradient is not finite."""
-        selection = select(self.message, self.recipe)
+        selection = self.message.select(self.recipe.select)
         self.writes = selection.writes
         return selection.entries.positions if selection.finite else None
 

@@ -11,7 +11,6 @@ from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
-from ddp_compress.message.selection import Selection
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
@@ -24,14 +23,14 @@ COUNT_BYTES = 4
 
 
 class Bodies:
-    """Writes and reads what one rank sends of a message.
+    """Writes what this rank sends of a message, and reads what any rank has sent.
 
     Args:
         message: on its way.
-        recipe: its selection, body, codec and quantizer.
+        recipe: its body, codec and quantizer.
         stats: where to count.
-        rank: the sender.
-        reply: whether these are an owner's answers.
+        rank: this one. What is decoded draws nothing that depends on it.
+        reply: whether these are owners' answers.
     """
 
     def __init__(
@@ -93,21 +92,6 @@ class Bodies:
 
     def _key(self, plan: Plan) -> RandomKey:
         return RandomKey(plan.group_names, self._message.step, self._rank, self._reply)
-
-
-def select(message: Message, recipe: Recipe) -> Selection:
-    """The recipe's selection, with values that fit the gradients' dtype.
-
-    It is finite only where the uncompressed parameters are so, too.
-    """
-    selection = recipe.select(message)
-    uncompressed, finite = message.plan.uncompressed, selection.finite
-    if len(uncompressed):
-        finite = finite and bool(message.values_at(uncompressed).isfinite().all())
-    chosen = selection.entries
-    return Selection(
-        Entries(chosen.indices, message.clamped(chosen.values)), finite, selection.writes
-    )
 
 
 def read_count(body: Tensor) -> int:

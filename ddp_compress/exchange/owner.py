@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.exchange.bodies import Bodies, select
+from ddp_compress.exchange.bodies import Bodies
 from ddp_compress.exchange.uncompressed import reduce_uncompressed
 from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries, add_entries
@@ -68,7 +68,7 @@ class Owner(ABC):
 
     def _for_owners(self) -> list[Tensor] | None:
         """A body for every owner; None where a gradient is not finite."""
-        selection = select(self.message, self._recipe)
+        selection = self.message.select(self._recipe.select)
         if not selection.finite:
             return None
         self.writes.update(selection.writes)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ddp_compress.exchange.bodies import check_counts, select
+from ddp_compress.exchange.bodies import check_counts
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
@@ -40,7 +40,7 @@ class RotatingOwner:
         def build() -> Tensor | None:
             if channel.rank != owner:
                 return host.empty(0, dtype=torch.uint8) if message.is_finite() else None
-            selection = select(message, recipe)
+            selection = message.select(recipe.select)
             if not selection.finite:
                 return None
             writes.update(selection.writes)

@@ -110,6 +110,7 @@ class _Reselecting(Owner):
         if not selection.finite:
             return None
         chosen = selection.entries
+        # As the gradients' dtype asks for, which the mean's is not.
         chosen = Entries(chosen.indices, self.message.clamped(chosen.values))
         reply = self._replies.encode(chosen, plan)
         if second is not None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.chunk import Chunk, memory_dtype
-from ddp_compress.message.entries import span
+from ddp_compress.message.entries import Entries, span
 from ddp_compress.message.plan import Plan
+from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 
 if TYPE_CHECKING:
-    from ddp_compress.recipe import Memory
+    from ddp_compress.recipe import Memory, Select
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,26 @@ class Message:
             return True
         return bool(self._accumulated(chunk).isfinite().all())
 
+    def select(self, select: Select) -> Selection:
+        """What a part selects, with values that fit the gradients' dtype.
+
+        It is finite only where the uncompressed parameters are so, too.
+        """
+        selection, uncompressed = select(self), self.plan.uncompressed
+        chosen, finite = selection.entries, selection.finite
+        if len(uncompressed):
+            finite = finite and bool(self.values_at(uncompressed).isfinite().all())
+        entries = Entries(chosen.indices, self.clamped(chosen.values))
+        return Selection(entries, finite, selection.writes)
+
     def unused_at(self, indices: Tensor) -> Tensor | None:
         """Which positions [K] are of parameters unused on this rank, bool; None where none is."""
         unused = self.unused
         if unused is None:
             return None
         bounds = to_device_of(self.plan.bounds, indices)
-        owners = torch.searchsorted(bounds, indices.long(), right=True) - 1
-        return to_device_of(unused, indices)[owners]
+        parameters = torch.searchsorted(bounds, indices.long(), right=True) - 1
+        return to_device_of(unused, indices)[parameters]
 
     def kept_at(self, name: str, indices: Tensor) -> Tensor:
         """A tensor that is kept from step to step at ascending positions [K]."""

@@ -76,15 +76,15 @@ class Tables:
     def groups(self) -> Tensor:
         """The top-k group of every parameter, [P] int64; -1 for the uncompressed ones."""
         number = {group: i for i, group in enumerate(self._group_ends)}
-        return _table((number.get(owner, -1) for owner in self._owners), torch.int64)
+        return _table((number.get(key, -1) for key in self._group_keys), torch.int64)
 
     @cached_property
     def group_sizes(self) -> tuple[int, ...]:
         """Elements of every group, [G]."""
         sizes = dict.fromkeys(self._group_ends, 0)
-        for owner, size in zip(self._owners, self._sizes, strict=True):
-            if owner >= 0:
-                sizes[owner] += size
+        for key, size in zip(self._group_keys, self._sizes, strict=True):
+            if key >= 0:
+                sizes[key] += size
         return tuple(sizes.values())
 
     @cached_property
@@ -98,8 +98,8 @@ class Tables:
         ends = accumulate(self._sizes)
         spans = [
             host.arange(end - size, end, dtype=torch.int32)
-            for owner, size, end in zip(self._owners, self._sizes, ends, strict=True)
-            if owner < 0
+            for key, size, end in zip(self._group_keys, self._sizes, ends, strict=True)
+            if key < 0
         ]
         return torch.cat(spans) if spans else _table([], torch.int32)
 
@@ -112,9 +112,9 @@ class Tables:
     def group_names(self) -> tuple[str, ...]:
         """The name of every group's first parameter, [G]."""
         first: dict[int, str] = {}
-        for owner, name in zip(self._owners, self.names, strict=True):
-            first.setdefault(owner, name)
-        return tuple(first[owner] for owner in self._group_ends)
+        for key, name in zip(self._group_keys, self.names, strict=True):
+            first.setdefault(key, name)
+        return tuple(first[key] for key in self._group_ends)
 
     @cached_property
     def all_positions(self) -> Tensor | None:
@@ -130,24 +130,24 @@ class Tables:
         return [size for layout in self.layouts for size in layout.sizes]
 
     @cached_property
-    def _owners(self) -> list[int]:
+    def _group_keys(self) -> list[int]:
         """A group for every parameter, ascending, with gaps; -1 for uncompressed and empty ones."""
-        owners: list[int] = []
+        keys: list[int] = []
         for chunk, layout in enumerate(self.layouts):
             for size in layout.sizes:
-                owner = {"tensor": len(owners), "bucket": chunk, "model": 0}[self.scope]
-                owners.append(-1 if size == 0 or size < self.min_numel else owner)
-        return owners
+                key = {"tensor": len(keys), "bucket": chunk, "model": 0}[self.scope]
+                keys.append(-1 if size == 0 or size < self.min_numel else key)
+        return keys
 
     @cached_property
     def _group_ends(self) -> dict[int, int]:
         """By group, in order: the position behind its last parameter."""
         ends = accumulate(self._sizes)
-        return {owner: end for owner, end in zip(self._owners, ends, strict=True) if owner >= 0}
+        return {key: end for key, end in zip(self._group_keys, ends, strict=True) if key >= 0}
 
 
 @lru_cache(maxsize=1024)
-def tables(layouts: tuple[Layout, ...], scope: Scope, min_numel: int = 0) -> Tables:
+def tables_for(layouts: tuple[Layout, ...], scope: Scope, min_numel: int = 0) -> Tables:
     """The `Tables` for these arguments, kept between steps because all of them repeat it."""
     return Tables(layouts, scope, min_numel)
 
@@ -192,7 +192,7 @@ class Plan:
     @cached_property
     def tables(self) -> Tables:
         """See above."""
-        return tables(self.layouts, self.scope, self.min_numel)
+        return tables_for(self.layouts, self.scope, self.min_numel)
 
     @cached_property
     def digest(self) -> int:
@@ -211,7 +211,7 @@ class Plan:
 
     def counts(self, indices: Tensor | None) -> Tensor:
         """How many of the ascending positions [K] lie in every group: [G] int64, on the host."""
-        if indices is None:
+        if indices is None:  # those of all positions, which a density of 1 stands for
             return self.ks
         ends = to_host(torch.searchsorted(indices, to_device_of(self.group_ends, indices)))
         return ends.diff(prepend=ends.new_zeros(1))
@@ -272,9 +272,9 @@ class Plan:
         return self.tables.all_positions
 
 
-def plan(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: int) -> Plan:
+def plan_for(layouts: tuple[Layout, ...], scope: Scope, density: float, min_numel: int) -> Plan:
     """The `Plan` for these arguments, kept between steps because most steps repeat it."""
-    return tables(layouts, scope, min_numel).at(density)
+    return tables_for(layouts, scope, min_numel).at(density)
 
 
 def _table(values: Iterable[int], dtype: torch.dtype) -> Tensor:

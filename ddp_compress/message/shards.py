@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Layout
-from ddp_compress.message.plan import Plan, Tables, tables
+from ddp_compress.message.plan import Plan, Tables, tables_for
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 
@@ -179,7 +179,7 @@ class Cuts:
             )
             for layout in self.tables.layouts
         )
-        return tables(layouts, self.tables.scope)
+        return tables_for(layouts, self.tables.scope)
 
 
 @lru_cache(maxsize=256)

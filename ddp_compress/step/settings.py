@@ -1,6 +1,6 @@
 """What stays the same from step to step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 from ddp_compress.recipe import Recipe
 
@@ -15,13 +15,20 @@ class Settings:
 
     def describe(self, density: float, step: int) -> str:
         """What all ranks must share of them in a step, in words."""
-        recipe, memory = self.recipe, self.recipe.memory
-        options = ((n, value) for n, value in vars(recipe.select).items() if n != "density")
-        select = ", ".join(f"{name}={value}" for name, value in options)
+        recipe = self.recipe
+        parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
         return (
-            f"recipe {recipe.name}, density {density:.9g}, "
-            f"{type(memory).__name__}(momentum={memory.momentum_at(step):.9g}, "
-            f"clip={memory.clip}), {type(recipe.select).__name__}({select}), "
-            f"{recipe.body}, {recipe.quantize}, {recipe.codec}, {recipe.exchange}, "
+            f"recipe {recipe.name}, density {density:.9g}, {_words(recipe.memory, step)}, "
+            f"{_words(recipe.select, step)}, {', '.join(map(repr, parts))}, "
             f"step {step}, min_numel {self.min_numel}, flush_bytes {self.flush_bytes}"
         )
+
+
+def _words(part: object, step: int) -> str:
+    """A part as its `repr`, schedules by their value in a step, and without its density."""
+    if not is_dataclass(part):
+        return repr(part)
+    options = {each.name: getattr(part, each.name) for each in fields(part)}
+    options.pop("density", None)
+    values = (f"{n}={value(step) if callable(value) else value}" for n, value in options.items())
+    return f"{type(part).__name__}({', '.join(values)})"

@@ -1,4 +1,4 @@
-"""What a rank carries from step to step, and the way of a gradient through a recipe."""
+"""What a rank carries from step to step: memory, statistics, the step under way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
-from ddp_compress.step.bucket_replay import Buckets
+from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale

@@ -10,15 +10,15 @@ import torch
 
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message.chunk import Chunk, memory_dtype
-from ddp_compress.message.delivery import Deliveries, Delivery
+from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.entries import add_entries
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
-from ddp_compress.message.plan import MAX_NUMEL, Plan, plan
+from ddp_compress.message.plan import MAX_NUMEL, Plan, plan_for
 from ddp_compress.ops.devices import record_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
-from ddp_compress.step.bucket_replay import Buckets
+from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.running import InOrder, InTurns, Running
 from ddp_compress.step.scaling import mantissa, unscale
@@ -109,7 +109,7 @@ class Transaction:
             self.fail(error)
 
     def _prepare(self, chunk: Chunk) -> None:
-        """Bring a gradient, in place, to what memory is to be told of it."""
+        """Unscale and clip a gradient, in place."""
         clip = self._settings.recipe.memory.clip
         try:
             if chunk.grad.is_cuda and self._worker is None:
@@ -181,17 +181,11 @@ class Transaction:
         try:
             for sent in self._sent:
                 with self._side_stream.on(sent.device):
-                    self._commit_message(sent.chunks, sent.running.outcome or [])
+                    _commit_chunks(sent, self._settings.recipe.memory, self._momentum)
                 sent.channel.commit()
         except BaseException:  # on this rank alone: the next step tells the others
             self.undo.take_back()
             raise
-
-    def _commit_message(self, chunks: Sequence[Chunk], deliveries: list[Delivery]) -> None:
-        start = 0
-        for chunk in chunks:
-            _commit(chunk, start, deliveries, self._settings.recipe.memory, self._momentum)
-            start += len(chunk.grad)
 
     def _abort(self) -> None:
         """Leave memory alone, and say by the gradients that there are none."""
@@ -215,7 +209,7 @@ class Transaction:
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
         layouts = tuple(map(attrgetter("layout"), chunks))
         scope = self._settings.recipe.select.scope
-        return plan(layouts, scope, density, self._settings.min_numel)
+        return plan_for(layouts, scope, density, self._settings.min_numel)
 
     def _send(self, chunks: Sequence[Chunk]) -> None:
         recipe, number = self._settings.recipe, len(self._sent)
@@ -228,11 +222,11 @@ class Transaction:
                 chunk.kept.reserve(recipe.memory.tensors)
             plan = self._plan(chunks, self._density)
             message = Message(chunks, plan, self._step, recipe.memory, self._momentum)
-            layout, setting = message.plan.layout_digest, partial(_setting, message, recipe)
-            channel = Channel(self._comm, number, self._density, setting, layout, self._step)
+            must_share, digest = partial(_must_share, message, recipe), plan.layout_digest
+            channel = Channel(self._comm, number, self._density, must_share, digest, self._step)
             exchange: Phases[Deliveries] = recipe.exchange.run(message, recipe, channel)
         except Exception as error:
-            channel = Channel(self._comm, number, 0.0, lambda: None, 0, self._step)
+            channel = Channel.failing(self._comm, number, self._step)
             exchange = channel.report(error)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
         running = self._launch(self._side_stream.drive(exchange, device), channel)
@@ -246,28 +240,11 @@ class Transaction:
         return InOrder(self._worker.submit(exchange, channel, after))
 
 
-def _setting(message: Message, recipe: Recipe) -> object:
+def _must_share(message: Message, recipe: Recipe) -> object:
     """What ranks must share."""
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
     return (recipe.name, *memory, *parts, message.plan.digest, message.chunks[0].must_match)
-
-
-def _commit(
-    chunk: Chunk, start: int, deliveries: list[Delivery], memory: Memory, momentum: float
-) -> None:
-    """Write memory, and the averaged gradient in the place of this rank's own."""
-    memory.retain(chunk, momentum)
-    numel = len(chunk.grad)
-    for delivery in deliveries:
-        for entries in delivery.sent:
-            memory.release(chunk, start, entries, delivery.uncompressed)
-        add_entries(chunk.grad, start, delivery.received, delivery.scale)
-        for name, entries in delivery.writes.items():
-            chunk.kept.overwrite(name, entries.within(start, numel))
-    if chunk.scale is not None:
-        chunk.grad.mul_(chunk.scale)
-        record_stream(chunk.scale)  # it is of the backward's stream
 
 
 @dataclass
@@ -297,3 +274,21 @@ class _Sent:
     device: torch.device
     channel: Channel
     running: Running
+
+
+def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
+    """Write memory, and the averaged gradients in the place of this rank's own."""
+    start = 0
+    for chunk in sent.chunks:
+        memory.retain(chunk, momentum)
+        numel = len(chunk.grad)
+        for delivery in sent.running.outcome or ():
+            for entries in delivery.sent:
+                memory.release(chunk, start, entries, delivery.uncompressed)
+            add_entries(chunk.grad, start, delivery.received, delivery.scale)
+            for name, written in delivery.writes.items():
+                chunk.kept.overwrite(name, written.within(start, numel))
+        if chunk.scale is not None:
+            chunk.grad.mul_(chunk.scale)
+            record_stream(chunk.scale)  # it is of the backward's stream
+        start += numel

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-Slot = tuple[int, int, bool]
+FramePlace = tuple[int, int, bool]
 """A frame's place in a step: its message, its phase, and whether the large sender sends it."""
 
 
@@ -24,17 +24,17 @@ class Agreed:
     density: float = 1.0
     step: int = 0
     committed: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
-    _capacities: dict[Slot, int] = field(default_factory=dict)
-    _lengths: dict[Slot, tuple[int, int]] = field(default_factory=dict)
+    _capacities: dict[FramePlace, int] = field(default_factory=dict)
+    _lengths: dict[FramePlace, tuple[int, int]] = field(default_factory=dict)
 
-    def capacity(self, slot: Slot, least: int) -> int:
+    def capacity(self, place: FramePlace, least: int) -> int:
         """Bytes of the next frame in its place."""
-        return self._capacities.get(slot, least)
+        return self._capacities.get(place, least)
 
-    def plan_capacity(self, slot: Slot, longest: int) -> None:
+    def plan_capacity(self, place: FramePlace, longest: int) -> None:
         """Steady sizes get exactly what they need; varying ones 3 % of room, 64 bytes at least."""
-        before, times = self._lengths.get(slot, (0, 0))
+        before, times = self._lengths.get(place, (0, 0))
         times = times + 1 if before == longest else 1
-        self._lengths[slot] = longest, times
+        self._lengths[place] = longest, times
         steady = times > 2  # twice is chance: lengths may vary by a few bytes
-        self._capacities[slot] = longest if steady else longest + max(64, longest // 32)
+        self._capacities[place] = longest if steady else longest + max(64, longest // 32)

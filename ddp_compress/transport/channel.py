@@ -1,5 +1,7 @@
 """One message's way through its phases, in each of which ranks compare their headers."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -42,9 +44,9 @@ class Channel:
         comm: the other ranks.
         number: of the message in its step.
         density: of this step; ranks must agree.
-        setting: gives anything whose repr ranks must share: recipe, plan, loss scale, the period of
-            local steps. Called where the exchange runs, which may wait for a device.
-        layout: a number for the plan's layout, whatever its density.
+        must_share: gives anything whose repr ranks must share: recipe, plan, loss scale, the
+            period of local steps. Called where the exchange runs, which may wait for a device.
+        layout_digest: of the plan's layout, whatever its density.
         step: of the state; ranks must agree.
 
     Attributes:
@@ -59,8 +61,8 @@ class Channel:
         comm: Comm,
         number: int,
         density: float,
-        setting: Callable[[], object],
-        layout: int,
+        must_share: Callable[[], object],
+        layout_digest: int,
         step: int,
     ) -> None:
         self.rank = comm.rank
@@ -69,26 +71,31 @@ class Channel:
         self._comm = comm
         self._number = number
         self._density = density
-        self._setting = setting
-        self._layout = layout
+        self._must_share = must_share
+        self._layout_digest = layout_digest
         self._step = step
         self._phase = 0
         self._failure: Exception | None = None
         self.pending: dict[str, Any] = {}
 
+    @classmethod
+    def failing(cls, comm: Comm, number: int, step: int) -> Channel:
+        """For a message that this rank could not make; see `report`."""
+        return cls(comm, number, 0.0, lambda: None, 0, step)
+
     @cached_property
-    def _setting_digest(self) -> int:
-        return zlib.crc32(repr(self._setting()).encode())
+    def _digest(self) -> int:
+        return zlib.crc32(repr(self._must_share()).encode())
 
     @property
     def committed(self) -> dict[str, Any]:
         """What the last committed message of this layout learned."""
         layout, known = self._comm.agreed.committed.get(self._number, (None, {}))
-        return known if layout == self._layout else {}
+        return known if layout == self._layout_digest else {}
 
     def commit(self) -> None:
         """Keep what was learned."""
-        self._comm.agreed.committed[self._number] = (self._layout, self.pending)
+        self._comm.agreed.committed[self._number] = (self._layout_digest, self.pending)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor:
         """What some work between two phases gives; if it raises, the next phase tells."""
@@ -113,13 +120,13 @@ class Channel:
             ValueError: a message is corrupt.
         """
         self._phase += 1
-        mine = self._attempt(build)
+        mine = self._frame_of(build)
         self.stats.payload_bits += 8 * len(mine)
         try:
             opened = yield from self._meet(mine)
         except PeerError as error:
             raise error from self._failure
-        headers, bodies = zip(*opened, strict=True)
+        headers, bodies = zip(*opened, strict=True)  # every rank has seen all headers now
         _check_alike(headers)
         aborts = any(header.flags & NONFINITE for header in headers)
         agreed = self._comm.agreed
@@ -189,7 +196,7 @@ class Channel:
         # On the host: a GPU would multiply by 1 / W, which rounds otherwise.
         self._fill(share, lambda: to_host(build()).clamp(-limit, limit) / self.world_size)
         mean = yield from self._comm.all_reduce(share)
-        if not mean.isfinite().all():  # alike on every rank: whoever failed says why
+        if not mean.isfinite().all():  # alike on every rank: whoever failed says why in a phase
             yield from self.share(lambda: None)
             raise PeerError("a rank failed while values were averaged")
         return share * self.world_size, mean
@@ -209,7 +216,7 @@ class Channel:
         self._failure = error
         yield from self.share(lambda: None)
 
-    def _attempt(self, build: Callable[[], Tensor | None]) -> Tensor:
+    def _frame_of(self, build: Callable[[], Tensor | None]) -> Tensor:
         """The next frame."""
         try:
             if self._failure is None:
@@ -223,7 +230,7 @@ class Channel:
             return self._seal(FAILED, text_body(text))
 
     def _seal(self, flags: int, body: Tensor) -> Tensor:
-        fingerprint = (self._setting_digest + self._phase) & 0xFFFF
+        fingerprint = (self._digest + self._phase) & 0xFFFF
         length = HEADER_BYTES + len(body)
         return seal(Header(self._density, fingerprint, self._step, flags, length), body)
 
@@ -232,25 +239,25 @@ class Channel:
         comm = self._comm
         # By the agreed step, not this rank's: whoever is in another must still meet the others.
         large_sender = comm.large_sender if self._phase == 1 else None
-        slots = [
+        places = [
             (self._number, self._phase, rank == large_sender) for rank in range(self.world_size)
         ]
-        room = [comm.agreed.capacity(slot, HEADER_BYTES) for slot in slots]
+        room = [comm.agreed.capacity(place, HEADER_BYTES) for place in places]
         here = room[self.rank]
         with comm.or_end():
             frame = padded(mine, here) if len(mine) <= here else announce(mine, here)
         opened = yield from self._pass(frame, room)
-        longest, announced = dict.fromkeys(slots, 0), 0
-        for slot, (header, _) in zip(slots, opened, strict=True):
-            longest[slot] = max(longest[slot], header.length)
+        longest, announced = dict.fromkeys(places, 0), 0
+        for place, (header, _) in zip(places, opened, strict=True):
+            longest[place] = max(longest[place], header.length)
             announced |= header.flags & ANNOUNCED
         if announced:
-            room = [longest[slot] for slot in slots]
+            room = [longest[place] for place in places]
             with comm.or_end():
                 frame = padded(mine, room[self.rank])
             opened = yield from self._pass(frame, room)
-        for slot, length in longest.items():
-            comm.agreed.plan_capacity(slot, length)
+        for place, length in longest.items():
+            comm.agreed.plan_capacity(place, length)
         return opened
 
     def _pass(self, frame: Tensor, sizes: list[int]) -> Phases[list[tuple[Header, Tensor]]]:

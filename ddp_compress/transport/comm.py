@@ -1,4 +1,4 @@
-"""Collectives: every one of them is called here, and counted."""
+"""Collectives: every one is called here, and counted but for those of the first meeting."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,8 +1,8 @@
 """A message's bytes: a 16-byte header that lets every rank check every other, then the body.
 
-Little-endian: CRC-32 u32, length u32 (header included), density f32, fingerprint u16 of recipe
-and layout, step u8 (its low bits), version and flags, four bits each. The CRC-32 is of all that
-follows it.
+Little-endian: CRC-32 u32 of all that follows it, length u32 (header included), density f32,
+fingerprint u16 of the phase and of all that ranks must share, step u8 (its low bits), version and
+flags, four bits each.
 """
 
 import struct

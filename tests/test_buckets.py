@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError, recipes
 from ddp_compress.message.layout import Layout
-from ddp_compress.step.bucket_replay import Buckets
+from ddp_compress.step.buckets import Buckets
 from tests import pretend_cuda
 from tests.table import Row
 from tests.test_laws import SIZES, Model, assert_same, kept, random_grads, state_of
