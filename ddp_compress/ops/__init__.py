@@ -52,7 +52,7 @@ def _kernel_of(twin: F) -> F:
 def _trimmed(twin: F, lists: int) -> F:
     """The same where a twin gives lists of entries: without their unused slots, which come last.
 
-    The first list holds positions. Words [1], behind the lists, are what the host must know besides:
+    The first list holds positions. Words [1], behind the lists, are what else the host must know:
     it waits once for all.
     """
     kernel = _kernel_of(twin)
