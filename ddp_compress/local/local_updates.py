@@ -145,19 +145,15 @@ class LocalUpdates(Optimizer):
         check_one_of("buffers", buffers, ["average", "keep"])
         refuse_unsupported_ddp(ddp_model)
         refuse_steps_with_others(optimizer)
-        named, ignored = dict(ddp_model.module.named_parameters()), ddp_model.parameters_to_ignore
+        module, ignored = ddp_model.module, ddp_model.parameters_to_ignore
+        named = dict(module.named_parameters())
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
-        names = state.layout(shared).names
+        weights = dict(zip(state.layout(shared).names, shared, strict=True))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
-        _refuse_strangers(optimizer, known, ddp_model.module)
+        _refuse_strangers(optimizer, known, module)
         refuse_other_ranks(state.process_group, ddp_model)
         self._round = Round(
-            state,
-            ddp_model.module,
-            dict(zip(names, shared, strict=True)),
-            outer or add_mean,
-            buffers == "average",
-            ignored,
+            state, module, weights, outer or add_mean, buffers == "average", ignored
         )
         self.inner = optimizer
         self.outer = self._round.outer
