@@ -34,6 +34,12 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be {least} or more, got {value}")
 
 
+def check_within(name: str, value: object, least: int, most: int) -> None:
+    """Raise an error that names an argument which is no integer within these two."""
+    if not least <= check_int(name, value) <= most:
+        raise ValueError(f"{name} must lie within {least} and {most}, got {value}")
+
+
 def check_one_of(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise an error that names an argument which is none of the choices: all of one type.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 PACKAGES = ("pattern", "kernel", "individual")
 
@@ -112,12 +111,8 @@ class Stats:
             >>> Stats.of({"steps": 3, "kernel.entries": 9}).packages["kernel"].entries
             9
         """
-        known = {each.name for each in fields(cls)}
-        packages = {
-            name: ListCounts(
-                *(int(saved.get(f"{name}.{each.name}", 0)) for each in fields(ListCounts))
-            )
-            for name in PACKAGES
-        }
-        counts: dict[str, Any] = {name: n for name, n in saved.items() if name in known}
-        return cls(**counts, packages=packages)
+        stats = cls()
+        for name, count in saved.items():
+            package, _, inner = name.rpartition(".")
+            setattr(stats.packages[package] if package else stats, inner, count)
+        return stats

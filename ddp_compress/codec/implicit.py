@@ -38,6 +38,5 @@ class Implicit:
 
     def decode(self, data: Tensor, universe: Universe) -> tuple[Any, int]:
         """The positions, and no bytes that they took."""
-        return universe.all_positions if universe.all_positions is None else to_device_of(
-            universe.all_positions, data
-        ), 0
+        positions = universe.all_positions
+        return None if positions is None else to_device_of(positions, data), 0

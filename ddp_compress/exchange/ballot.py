@@ -72,6 +72,5 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
 
 def _counted(form: int, positions: Tensor, bounds: Tensor, codec: Codec) -> Tensor:
     head = host.tensor([2 * len(positions) + form], dtype=torch.int32).view(torch.uint8)
-    return torch.cat(
-        [head, to_host(codec.encode(positions, CountedUniverse(bounds, len(positions))))]
-    )
+    body = codec.encode(positions, CountedUniverse(bounds, len(positions)))
+    return torch.cat([head, to_host(body)])

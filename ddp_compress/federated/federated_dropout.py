@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.checkpoints.checkpoint import check_entries, check_tensors, expect, is_count
-from ddp_compress.checks import check_count, check_int
+from ddp_compress.checks import check_bool, check_count, check_int
 from ddp_compress.federated.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.federated.units import hidden_units
 from ddp_compress.local.local_updates import LocalUpdates
@@ -95,8 +95,7 @@ class FederatedDropout:
                 f"model must be the bare full model, got {type(model).__name__}: it is sub_model "
                 "that is wrapped in DDP"
             )
-        if not isinstance(per_rank, bool):
-            raise TypeError(f"per_rank must be a bool, got {per_rank!r}")
+        check_bool("per_rank", per_rank)
         self.model = model
         self.rate = check_density(rate, "rate")
         self.seed = check_int("seed", seed)
@@ -105,7 +104,8 @@ class FederatedDropout:
         self._units = hidden_units(model)
         self._index = self._indices(0, 0)
         self.sub_model = shrunk(model, self._units, self._index)
-        self._through: LocalUpdates | CompressionState | None = None
+        self._state: CompressionState | None = None  # that updates travel through
+        self._local_updates: LocalUpdates | None = None
         self._meeting: Round | None = None
         self._waiting: Memory = {}
 
@@ -149,9 +149,10 @@ class FederatedDropout:
             )
         if self.per_rank and not isinstance(through, CompressionState):
             raise TypeError("through must be a CompressionState of the full model with per_rank")
-        state = _state_of(through)
+        local = through if isinstance(through, LocalUpdates) else None
+        state = through.compression if isinstance(through, LocalUpdates) else through
         state.layout(list((self.model if self.per_rank else self.sub_model).parameters()))
-        self._through = through
+        self._state, self._local_updates = state, local
         if self.per_rank:
             trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
             self._meeting = Round(state, self.model, trained)
@@ -171,7 +172,7 @@ class FederatedDropout:
             ValueError: the attached state keeps memory of units that are not known.
         """
         check_count("number", number, least=0)
-        state = None if self._through is None or self.per_rank else _state_of(self._through)
+        state = None if self.per_rank else self._state
         kept = state.memory() if state else {}
         if self.round is None and any(kept.values()):
             raise ValueError(
@@ -184,8 +185,8 @@ class FederatedDropout:
             part.copy_(full[index])
         if state and any(kept.values()):
             state.replace_memory(self._take_out())
-        if isinstance(self._through, LocalUpdates):
-            self._through.restart()
+        if self._local_updates is not None:
+            self._local_updates.restart()
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -204,8 +205,8 @@ class FederatedDropout:
         if self.per_rank:
             self._average()
             return
-        if isinstance(self._through, LocalUpdates):
-            self._through.synchronize()
+        if self._local_updates is not None:
+            self._local_updates.synchronize()
         for full, part, index in self._tensors():
             full[index] = part.to(full)
 
@@ -282,8 +283,7 @@ class FederatedDropout:
         return {name: world_size / count for name, count in counts.items()}
 
     def _place(self) -> tuple[int, int]:
-        group = _state_of(self._through).process_group if self._through else None
-        return rank_and_size(group)
+        return rank_and_size(self._state.process_group if self._state else None)
 
     # ------------------------------------------------------------------------------------ memory
 
@@ -318,23 +318,17 @@ class FederatedDropout:
     def _begin(self, number: int) -> None:
         rank, _ = self._place()
         self.round, self._index = number, self._indices(number, rank)
-        if self._through is not None:
-            _state_of(self._through).must_match = f"{self._description()}, round {number}"
+        if self._state is not None:
+            self._state.must_match = f"{self._description()}, round {number}"
 
     def _drawn(self, number: int, rank: int) -> dict[str, Tensor]:
         """The units that a round keeps of every group."""
-        own = f" {rank}" if self.per_rank else ""
-        return {
-            group: host.tensor(
-                sorted(
-                    random.Random(f"{self.seed} {number}{own} {group}").sample(
-                        range(units), max(1, round(self.rate * units))
-                    )
-                ),
-                dtype=torch.int64,
-            )
-            for group, units in self._units.sizes.items()
-        }
+        own, drawn = f" {rank}" if self.per_rank else "", {}
+        for group, units in self._units.sizes.items():
+            numbers = random.Random(f"{self.seed} {number}{own} {group}")
+            kept = numbers.sample(range(units), max(1, round(self.rate * units)))
+            drawn[group] = host.tensor(sorted(kept), dtype=torch.int64)
+        return drawn
 
     def _indices(self, number: int, rank: int) -> dict[str, Index]:
         return indices(self.model, self._units, self._drawn(number, rank))
@@ -343,10 +337,6 @@ class FederatedDropout:
         """Every parameter and buffer: the full model's, the sub-model's, and where that lies."""
         both = zip(tensors_of(self.model), tensors_of(self.sub_model), strict=True)
         return ((full, part, self._index[name]) for (name, full), (_, part) in both)
-
-
-def _state_of(through: LocalUpdates | CompressionState) -> CompressionState:
-    return through.compression if isinstance(through, LocalUpdates) else through
 
 
 def _copied(memory: Mapping[str, Mapping[str, Tensor]]) -> Memory:

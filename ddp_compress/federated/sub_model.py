@@ -37,12 +37,8 @@ def indices(model: nn.Module, units: Units, kept: Mapping[str, Tensor]) -> dict[
     found = {}
     for name, tensor in tensors_of(model):
         axes = units.axes.get(name.rpartition(".")[0], ())
-        found[name] = _mesh(
-            [
-                _entries(axis, size, kept).to(tensor.device)
-                for axis, size in zip(axes, tensor.shape, strict=False)
-            ]
-        )
+        dimensions = zip(axes, tensor.shape, strict=False)
+        found[name] = _mesh([_entries(*each, kept).to(tensor.device) for each in dimensions])
     return found
 
 

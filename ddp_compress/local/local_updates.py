@@ -145,19 +145,15 @@ class LocalUpdates(Optimizer):
         check_one_of("buffers", buffers, ["average", "keep"])
         refuse_unsupported_ddp(ddp_model)
         refuse_steps_with_others(optimizer)
-        named, ignored = dict(ddp_model.module.named_parameters()), ddp_model.parameters_to_ignore
+        module, ignored = ddp_model.module, ddp_model.parameters_to_ignore
+        named = dict(module.named_parameters())
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
-        names = state.layout(shared).names
+        weights = dict(zip(state.layout(shared).names, shared, strict=True))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
-        _refuse_strangers(optimizer, known, ddp_model.module)
+        _refuse_strangers(optimizer, known, module)
         refuse_other_ranks(state.process_group, ddp_model)
         self._round = Round(
-            state,
-            ddp_model.module,
-            dict(zip(names, shared, strict=True)),
-            outer or add_mean,
-            buffers == "average",
-            ignored,
+            state, module, weights, outer or add_mean, buffers == "average", ignored
         )
         self.inner = optimizer
         self.outer = self._round.outer
@@ -309,33 +305,27 @@ class LocalUpdates(Optimizer):
     def _before_forward(self) -> None:
         self._follow()
         self._begun = True
-        if self._ddp_model.training:
-            self._catch_up()
+        if not self._ddp_model.training:
+            return
+        if self._ddp_model._join_config.enable:
+            raise RuntimeError(
+                "LocalUpdates does not work under DDP.join: a rank that ran out of inputs takes no "
+                "more steps, so it would miss the rounds. Give every rank as many batches"
+            )
+        self._meet_if_due()  # where a step was skipped: as the others did
 
     def _follow(self) -> None:
         """Until the first forward pass, weights and buffers may be loaded."""
         if not self._begun:
             self._round.restart()
 
-    def _catch_up(self) -> None:
-        """Where a step was skipped: meet as the others did, before anything else is sent."""
-        if self._ddp_model._join_config.enable:
-            raise RuntimeError(
-                "LocalUpdates does not work under DDP.join: a rank that ran out of inputs takes no "
-                "more steps, so it would miss the rounds. Give every rank as many batches"
-            )
-        self._meet_if_due()
-
     def _meet_if_due(self) -> None:
-        if self._is_due():
-            self._meet()
-
-    def _is_due(self) -> bool:
-        """Also where the schedule fails: the other ranks must hear of it when they meet."""
         try:
-            return self._local_steps >= self._period_now()
-        except Exception:
-            return True
+            due = self._local_steps >= self._period_now()
+        except Exception:  # of the schedule: the other ranks must hear of it when they meet
+            due = True
+        if due:
+            self._meet()
 
     def _period_now(self) -> int:
         if not callable(self._period):
@@ -439,13 +429,9 @@ def _check_optimizer(what: str, saved: Any, ours: Optimizer) -> None:
 
 
 def _is_state_dict(saved: Any) -> bool:
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
-        return False
-    state, groups = saved["state"], saved["param_groups"]
-    return (
-        isinstance(state, Mapping)
-        and all(isinstance(each, Mapping) for each in state.values())
-        and isinstance(groups, list)
-        and all(isinstance(group, Mapping) for group in groups)
-        and all(isinstance(group.get("params"), list) for group in groups)
-    )
+    match saved:
+        case {"state": Mapping() as state, "param_groups": list() as groups}:
+            entries = all(isinstance(each, Mapping) for each in state.values())
+            named = (isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
+            return entries and all(named)
+    return False

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddp_compress.ops import host
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm, PeerError
-from ddp_compress.transport.phases import Phases, drive
+from ddp_compress.transport.phases import drive
 
 _COUNTS = struct.Struct("<II")
 
@@ -72,7 +72,9 @@ def call_roll(comm: Comm, step: int, answer: Callable[[], Answer]) -> list[Answe
     """
     comm.begin_step()
     channel = Channel(comm, 0, comm.agreed.density, lambda: "roll call", 0, step)
-    answers = drive(_talk(channel, answer))
+    bodies = drive(channel.share(lambda: answer().body()))
+    assert bodies is not None, "no rank calls its answer non-finite"
+    answers = [Answer.of(body) for body in bodies]
     for rank, other in enumerate(answers):
         if _reason(other) != _reason(answers[0]):
             raise PeerError(
@@ -82,12 +84,6 @@ def call_roll(comm: Comm, step: int, answer: Callable[[], Answer]) -> list[Answe
                 "one comes to a round that the others do not, and then synchronize()"
             )
     return answers
-
-
-def _talk(channel: Channel, answer: Callable[[], Answer]) -> Phases[list[Answer]]:
-    bodies = yield from channel.share(lambda: answer().body())
-    assert bodies is not None, "no rank calls its answer non-finite"
-    return [Answer.of(body) for body in bodies]
 
 
 def _reason(answer: Answer) -> tuple[int, int]:

@@ -144,15 +144,14 @@ class Round:
 
     def _connect(self) -> Comm:
         """The other ranks."""
-        stats = self._state.stats
+        state = self._state
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
-            group = self._state.process_group
-            comm = Comm(group, stats, device, has_large_sender=False)
-            comm.agree(lambda: "local updates", 1.0, self._state.step)
-            self._state.ends_with(comm.close)
+            comm = Comm(state.process_group, state.stats, device, has_large_sender=False)
+            comm.agree(lambda: "local updates", 1.0, state.step)
+            state.ends_with(comm.close)
             self._comm = comm
-        self._comm.stats = stats
+        self._comm.stats = state.stats
         return self._comm
 
     def _agree(self, comm: Comm, setting: str) -> None:

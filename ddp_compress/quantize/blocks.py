@@ -111,7 +111,5 @@ def _bounds(sizes: list[int]) -> Tensor:
     return host.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
 
 
-@lru_cache(maxsize=256)
-def blocks(counts: tuple[int, ...], hold: int, keep: float) -> Blocks:
-    """The `Blocks` for these arguments, kept between steps because most steps repeat it."""
-    return Blocks(counts, hold, keep)
+blocks = lru_cache(maxsize=256)(Blocks)
+"""The `Blocks` for some arguments, kept between steps because most steps repeat it."""

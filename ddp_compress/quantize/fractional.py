@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.checks import check_within
 from ddp_compress.message.context import Context
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.quantize.symbols import (
     cell_means,
+    check_size,
     groups_of,
     most_bytes,
     read_means,
@@ -33,7 +35,8 @@ class Fractional:
         bits: bits of a sign and an interval, 2 to 6.
 
     Raises:
-        ValueError: other bits.
+        TypeError: bits is no int.
+        ValueError: bits lies outside its range.
 
     Source: Ozfatura et al., Distributed Sparse SGD with Majority Voting (2020), §4.3.2.
 
@@ -50,8 +53,7 @@ class Fractional:
     sum_dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
-        if self.bits not in range(2, 7):
-            raise ValueError(f"bits must lie within 2 and 6, got {self.bits!r}")
+        check_within("bits", self.bits, 2, 6)
 
     @property
     def _levels(self) -> int:
@@ -83,8 +85,7 @@ class Fractional:
         means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)
         rest = data[means.nbytes :]
         symbols, used = read_symbols("fractional", rest, int(counts.sum()), self._alphabet)
-        if used != len(rest):
-            raise ValueError(f"fractional: got {len(data)} bytes, expected {means.nbytes + used}")
+        check_size("fractional", data, means.nbytes + used)
         both = torch.stack([means, -means], dim=-1).flatten(1)
         table = torch.nn.functional.pad(both, (1, 0))
         return table[groups_of(counts), symbols.long()]

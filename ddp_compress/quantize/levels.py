@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.checks import check_int
+from ddp_compress.checks import check_within
 from ddp_compress.message.context import Context
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.quantize.symbols import (
     cell_means,
+    check_size,
     groups_of,
     most_bytes,
     read_means,
@@ -54,8 +55,7 @@ class Levels:
     sum_dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
-        if check_int("bits", self.bits) not in range(1, 5):
-            raise ValueError(f"bits must lie within 1 and 4, got {self.bits!r}")
+        check_within("bits", self.bits, 1, 4)
 
     @property
     def _zero(self) -> int:
@@ -88,8 +88,7 @@ class Levels:
             found, used = read_symbols("levels", data[position:], count, self._zero + 1)
             symbols[mask] = found.long()
             position += used
-        if position != len(data):
-            raise ValueError(f"levels: got {len(data)} bytes, expected {position}")
+        check_size("levels", data, position)
         codes = torch.where(symbols == self._zero, symbols, symbols ^ guessed)
         table = torch.nn.functional.pad(means, (0, 1))
         return table[groups_of(counts), codes]

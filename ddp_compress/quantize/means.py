@@ -9,6 +9,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.message.context import Context
 from ddp_compress.ops.devices import to_device_of
+from ddp_compress.quantize.symbols import check_size, read_means
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ class Means:
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The mean of its group for every value: fp32 [K]."""
-        counts, expected = context.counts, self.size(context.counts)
-        if len(data) != expected:
-            raise ValueError(f"means: got {len(data)} bytes, expected {expected}")
-        means = data.clone().view(torch.float32)
-        if not means.isfinite().all():
-            raise ValueError("means: a mean is not finite")
+        counts = context.counts
+        check_size("means", data, self.size(counts))
+        means = read_means("means", data, len(counts))
         return means.repeat_interleave(to_device_of(counts, means), output_size=int(counts.sum()))

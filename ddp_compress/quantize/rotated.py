@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.checks import check_count, check_int, check_one_of
+from ddp_compress.checks import check_count, check_int, check_one_of, check_within
 from ddp_compress.message.context import Context
 from ddp_compress.message.plan import entry_count
 from ddp_compress.message.random_key import RandomKey
@@ -16,7 +16,7 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
 from ddp_compress.ops.reference import block_salts, random_words
 from ddp_compress.quantize.blocks import SMALLEST, Blocks, blocks
-from ddp_compress.quantize.symbols import read_means
+from ddp_compress.quantize.symbols import check_size, read_means
 from ddp_compress.schedules import check_density
 
 Transform = Literal["hadamard", "kashin", "none"]
@@ -78,9 +78,7 @@ class Rotated:
     sum_dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits)
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits must lie within 1 and 8, got {self.bits}")
+        check_within("bits", self.bits, 1, 8)
         check_one_of("transform", self.transform, ("hadamard", "kashin", "none"))
         check_density(self.keep, "keep")
         check_count("iterations", self.iterations, least=1)
@@ -110,9 +108,7 @@ class Rotated:
         """The values again, with noise: fp32 [K]."""
         cut, key = self._cut(context.counts), context.key
         numbers = self._numbers(cut)
-        expected = 4 * numbers + self._code_bytes(cut)
-        if len(data) != expected:
-            raise ValueError(f"rotated: got {len(data)} bytes, expected {expected}")
+        check_size("rotated", data, 4 * numbers + self._code_bytes(cut))
         left_over, levels = read_means("rotated", data, numbers).tensor_split([cut.left_over])
         lowest, step = levels.view(-1, 2).unbind(1)
         highest = lowest + (2**self.bits - 1) * step
@@ -181,12 +177,8 @@ class Rotated:
         def all_but_free(size: int) -> Tensor:
             starts = host.arange(0, size, SMALLEST)
             free = starts + random_words(starts, salt) % SMALLEST
-            return (
-                host.full((size,), True, dtype=torch.bool)
-                .index_fill_(0, free, 0)
-                .nonzero()
-                .flatten()
-            )
+            is_filled = host.full((size,), True, dtype=torch.bool).index_fill_(0, free, 0)
+            return is_filled.nonzero().flatten()
 
         return cut.places(all_but_free)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_int
 from ddp_compress.message.context import Context
-from ddp_compress.quantize.symbols import read_means
+from ddp_compress.quantize.symbols import check_size, read_means
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class Signs:
         """The mean magnitude of its block for every value, with its sign: fp32 [K]."""
         counts = context.counts
         in_scales, in_bits = self._bytes(counts)
-        if len(data) != in_scales + in_bits:
-            raise ValueError(f"signs: got {len(data)} bytes, expected {in_scales + in_bits}")
+        check_size("signs", data, in_scales + in_bits)
         scales = read_means("signs", data, in_scales // 4)
         return ops.sign_decode(data[in_scales:], scales, _bounds(counts), self._block(counts))
 

@@ -1,4 +1,4 @@
-"""Entropy-coded symbols and the means that they stand for: shared by quantizers."""
+"""Entropy-coded symbols, and the means that they stand for, read and checked for all quantizers."""
 
 import math
 
@@ -50,6 +50,19 @@ def read_symbols(name: str, data: Tensor, count: int, alphabet: int) -> tuple[Te
     if used < 0:
         raise ValueError(f"{name}: {WORDS[DecodeError(used)]}")
     return symbols, used
+
+
+def check_size(name: str, data: Tensor, expected: int) -> None:
+    """Raise a ValueError unless data [B] are as many bytes as expected.
+
+    Example:
+        >>> check_size("means", torch.zeros(3, dtype=torch.uint8), expected=4)
+        Traceback (most recent call last):
+        ...
+        ValueError: means: got 3 bytes, expected 4
+    """
+    if len(data) != expected:
+        raise ValueError(f"{name}: got {len(data)} bytes, expected {expected}")
 
 
 def read_means(name: str, data: Tensor, count: int) -> Tensor:

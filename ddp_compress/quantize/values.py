@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddp_compress.checks import check_one_of
 from ddp_compress.message.context import Context
+from ddp_compress.quantize.symbols import check_size
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -53,9 +54,7 @@ class Values:
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values [K], fp32."""
-        expected = self.size(context.counts)
-        if len(data) != expected:
-            raise ValueError(f"values: got {len(data)} bytes, expected {expected}")
+        check_size("values", data, self.size(context.counts))
         values = data.clone().view(self.dtype).float()
         if not values.isfinite().all():
             raise ValueError("values: a value is not finite")

@@ -18,15 +18,8 @@ from ddp_compress.recipes.topk import topk
 __all__ = ["dgc", "hgc", "majority_vote", "rotated", "sbc", "sign", "smartidx", "stc", "topk"]
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
-    "dgc": dgc,
-    "hgc": hgc,
-    "majority_vote": majority_vote,
-    "rotated": rotated,
-    "sbc": sbc,
-    "sign": sign,
-    "smartidx": smartidx,
-    "stc": stc,
-    "topk": topk,
+    recipe.__name__: recipe
+    for recipe in (dgc, hgc, majority_vote, rotated, sbc, sign, smartidx, stc, topk)
 }
 
 

@@ -2,7 +2,7 @@
 
 from ddp_compress.body import KernelPatterns
 from ddp_compress.body.sign_patterns import MOST_PATTERNS
-from ddp_compress.checks import check_int
+from ddp_compress.checks import check_within
 from ddp_compress.codec import codec_by_name
 from ddp_compress.exchange import AllGather
 from ddp_compress.memory import memory_with
@@ -54,9 +54,7 @@ def smartidx(
         >>> smartidx(density=0.1).select
         WholeKernels(density=0.1, scope='model', patterns=2)
     """
-    check_int("patterns", patterns)
-    if not 1 <= patterns <= MOST_PATTERNS:
-        raise ValueError(f"patterns must lie within 1 and {MOST_PATTERNS}, got {patterns}")
+    check_within("patterns", patterns, 1, MOST_PATTERNS)
     return Recipe(
         "smartidx",
         memory_with(momentum),

@@ -29,16 +29,13 @@ class All:
 
     def __call__(self, message: Message) -> Selection:
         """The accumulated gradient, of all but the uncompressed parameters; zeros where unused."""
-        values, positions, unused = (
-            message.accumulated(),
-            message.plan.all_positions,
-            message.unused,
-        )
+        values, unused = message.accumulated(), message.unused
         finite = bool(values.isfinite().all())
         if unused is not None:
             values = values * to_device_of(
                 (~unused).repeat_interleave(message.plan.bounds.diff()), values
             )
+        positions = message.plan.all_positions
         if positions is not None:
             positions = to_device_of(positions, values)
             values = values[positions.long()]

@@ -72,17 +72,9 @@ class TopK:
             residuals.append(residual)
             momenta += [] if momentum is None else [momentum]
             sums += [] if chunk.sums is None else [chunk.sums]
+        tables = plan.bounds, message.groups, plan.ks, self._salts(message)
         indices, values, finite = ops.topk(
-            grads,
-            residuals,
-            momenta,
-            message.momentum,
-            plan.bounds,
-            message.groups,
-            plan.ks,
-            self._salts(message),
-            self.heavier,
-            sums,
+            grads, residuals, momenta, message.momentum, *tables, self.heavier, sums
         )
         return Selection(Entries(indices, values), bool(finite))
 

@@ -189,12 +189,9 @@ class _Ranking:
                 self._best[parameter] = way, carried
                 worth = worth.view(-1, m).maximum(carried[:, None]).flatten()
             worths.append(worth)
-        worth = torch.cat(worths)
-        plan, none = self._plan, host.empty(0, dtype=torch.int64)
-        places, _, _ = ops.topk(
-            [worth], [torch.zeros_like(worth)], [], 0.0, plan.bounds, self._groups, plan.ks, none,
-            heavier=False, sums=[],
-        )  # fmt: skip
+        worth, plan = torch.cat(worths), self._plan
+        tables = plan.bounds, self._groups, plan.ks, host.empty(0, dtype=torch.int64)
+        places, _, _ = ops.topk([worth], [torch.zeros_like(worth)], [], 0.0, *tables, False, [])
         return places.long()
 
     def learn_prices(self, places: Tensor) -> None:
