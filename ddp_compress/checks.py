@@ -1,7 +1,25 @@
 """Arguments of the wrong type or value are refused by name, before anything is made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import SupportsFloat
+
+
+@contextmanager
+def named(whose: str) -> Iterator[None]:
+    """Put a name before a ValueError that is raised within.
+
+    Example:
+        >>> with named("rank 1"):
+        ...     check_count("step", -3, least=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: rank 1: step must be 0 or more, got -3
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from None
 
 
 def check_number(name: str, value: object, expected: str = "a number") -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.checkpoints.checkpoint import FORMAT, check_form, check_whole, checksum
-from ddp_compress.checks import check_count
+from ddp_compress.checks import check_count, named
 from ddp_compress.message.shards import cuts
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
@@ -82,7 +82,8 @@ def _check(checkpoints: Sequence[Mapping[str, Any]]) -> None:
     if not checkpoints:
         raise ValueError("checkpoints must be those of all old ranks, got none")
     for number, saved in enumerate(checkpoints):
-        _named(number, check_form, saved)
+        with named(f"rank {number}"):
+            check_form(saved)
         here = [number, len(checkpoints)]
         if saved["saved_by"] not in (None, here):
             rank, world_size = saved["saved_by"]
@@ -101,14 +102,8 @@ def _check(checkpoints: Sequence[Mapping[str, Any]]) -> None:
             theirs = ", ".join(f"rank {number} has {other}" for number, other in odd.items())
             raise ValueError(f"checkpoints must agree in {what}: rank 0 has {first}, {theirs}")
     for number, saved in enumerate(checkpoints):
-        _named(number, check_whole, saved)
-
-
-def _named(number: int, check: Callable[[Any], None], saved: Any) -> None:
-    try:
-        check(saved)
-    except ValueError as error:
-        raise ValueError(f"rank {number}: {error}") from None
+        with named(f"rank {number}"):
+            check_whole(saved)
 
 
 def _facts(saved: Mapping[str, Any]) -> dict[str, object]:

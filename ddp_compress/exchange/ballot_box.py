@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.checks import check_bool, check_int, check_one_of
+from ddp_compress.checks import check_bool, check_int, check_one_of, named
 from ddp_compress.exchange import ballot
+from ddp_compress.exchange.bodies import check_counts
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
@@ -111,11 +112,9 @@ class _Poll:
         last = self._last("read", len(bodies))
         votes = []
         for rank, body in enumerate(bodies):
-            try:
-                body = body.to(self.message.device, non_blocking=True)
+            body = body.to(self.message.device, non_blocking=True)
+            with named(f"rank {rank}"):
                 votes.append(ballot.decode(body, last[rank], bounds, self.recipe.codec))
-            except ValueError as error:
-                raise ValueError(f"rank {rank}: {error}") from None
         self._remember("read", votes)
         return votes
 
@@ -150,11 +149,8 @@ class _Gathered(_Poll):
     def _winners(self, bodies: list[Tensor]) -> Tensor:
         ballots = self.read(bodies, self.plan.bounds)
         for rank, votes in enumerate(ballots):
-            counts = self.plan.counts(votes)
-            if (counts > self.plan.ks).any() or int(counts.sum()) != len(votes):
-                raise ValueError(
-                    f"rank {rank}: ballot: more votes than K, or for uncompressed parameters"
-                )
+            with named(f"rank {rank}: ballot"):
+                check_counts(votes, self.plan)
         positions, keys = self.keys(ballots, self.plan.bounds, self.salts)
         return positions[ops.largest(keys, self.plan.k)]
 
