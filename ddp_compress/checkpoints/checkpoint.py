@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
+
+ByName = Mapping[str, Mapping[str, Tensor]]  # what is kept, by slot and parameter
 
 FORMAT = 4  # of CompressionState.state_dict()
 READABLE = (3, FORMAT)  # format 3 differs in its checksum alone, see `check_whole`
@@ -46,7 +48,17 @@ def dim_orders(parameters: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: order for name, order in orders.items() if order != sorted(order)}
 
 
-def checksum(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+def flat_items(tensors: ByName) -> Iterator[tuple[str, str, Tensor]]:
+    """Slot, name and tensor, of all that are kept.
+
+    Example:
+        >>> list(flat_items({"residual": {"weight": torch.zeros(2)}}))
+        [('residual', 'weight', tensor([0., 0.]))]
+    """
+    return ((slot, name, t) for slot, by_name in tensors.items() for name, t in by_name.items())
+
+
+def checksum(tensors: ByName) -> int:
     """A number that tells whether any tensor is missing or has changed, by slot and parameter.
 
     Example:
@@ -54,11 +66,7 @@ def checksum(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
         >>> checksum(kept) == checksum({"residual": {"weight": torch.zeros(2)}})
         False
     """
-    sums = sorted(
-        (slot, name, host.crc32(to_host(tensor)))
-        for slot, by_name in tensors.items()
-        for name, tensor in by_name.items()
-    )
+    sums = sorted((slot, name, host.crc32(to_host(t))) for slot, name, t in flat_items(tensors))
     return zlib.crc32(repr(sums).encode())
 
 
@@ -149,19 +157,18 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
     tensors = saved["tensors"]
     slots, expected = sorted(map(str, tensors)), sorted(recipe.tensors)
     expect(set(tensors) == set(expected), "checkpoint keeps", slots, str(expected))
-    for slot, by_name in tensors.items():
-        for name, tensor in by_name.items():
-            what = f"checkpoint's {slot} of {name}"
-            if name not in parameters:
-                raise ValueError(
-                    f"checkpoint holds {slot} of {name}, which is no parameter of the model"
-                )
-            came, shape = tuple(tensor.shape), (parameters[name].numel(),)
-            expect(came == shape, f"{what} has shape", came, str(shape))
-            special = recipe.tensors[slot]
-            dtypes = (special,) if special else (torch.float32, torch.float64)
-            words = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            expect(tensor.dtype in dtypes, f"{what} has dtype", tensor.dtype, words)
+    for slot, name, tensor in flat_items(tensors):
+        what = f"checkpoint's {slot} of {name}"
+        if name not in parameters:
+            raise ValueError(
+                f"checkpoint holds {slot} of {name}, which is no parameter of the model"
+            )
+        came, shape = tuple(tensor.shape), (parameters[name].numel(),)
+        expect(came == shape, f"{what} has shape", came, str(shape))
+        special = recipe.tensors[slot]
+        dtypes = (special,) if special else (torch.float32, torch.float64)
+        words = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        expect(tensor.dtype in dtypes, f"{what} has dtype", tensor.dtype, words)
     unknown = sorted({name for bucket in saved["buckets"] for name in bucket} - set(parameters))
     if unknown:
         raise ValueError(
@@ -169,7 +176,7 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
         )
     if saved["parameters"] != digest_of(parameters):
         raise ValueError("checkpoint is of a model whose parameters have other names or sizes")
-    names = {name for by_name in tensors.values() for name in by_name}
+    names = {name for _, name, _ in flat_items(tensors)}
     for slot, by_name in tensors.items():
         lost = sorted(names - set(by_name))
         if lost:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress.checkpoints.checkpoint import check_entries, check_tensors, expect, is_count
+from ddp_compress.checkpoints.checkpoint import (
+    check_entries,
+    check_tensors,
+    expect,
+    flat_items,
+    is_count,
+)
 from ddp_compress.checks import check_bool, check_count, check_int
 from ddp_compress.federated.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.federated.units import hidden_units
@@ -246,10 +252,9 @@ class FederatedDropout:
         expect(drawn, "checkpoint has round", number, "an int of 0 or more, or None")
         check_tensors("waiting tensors", saved["waiting"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        for slot, by_name in saved["waiting"].items():
-            for name, tensor in by_name.items():
-                came, shape = tuple(tensor.shape), shapes.get(name)
-                expect(came == shape, f"checkpoint's {slot} of {name} has shape", came, str(shape))
+        for slot, name, tensor in flat_items(saved["waiting"]):
+            came, shape = tuple(tensor.shape), shapes.get(name)
+            expect(came == shape, f"checkpoint's {slot} of {name} has shape", came, str(shape))
 
     # ------------------------------------------------------------------------- one for every rank
 
@@ -290,23 +295,20 @@ class FederatedDropout:
     def _put_away(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Let what a state keeps of the sub-model wait at the coordinates of the full one."""
         full, ours = dict(self.model.named_parameters()), dict(self.sub_model.named_parameters())
-        for slot, by_name in tensors.items():
+        for slot, name, flat in flat_items(tensors):
             waiting = self._waiting.setdefault(slot, {})
-            for name, flat in by_name.items():
-                if name not in waiting:
-                    waiting[name] = flat.new_zeros(full[name].shape)
-                waiting[name][self._index[name]] = self._shaped(flat, ours[name])
+            if name not in waiting:
+                waiting[name] = flat.new_zeros(full[name].shape)
+            waiting[name][self._index[name]] = self._shaped(flat, ours[name])
 
     def _take_out(self) -> Memory:
         """What waits for the sub-model of now, as its state keeps it."""
         ours = dict(self.sub_model.named_parameters())
-        taken: Memory = {}
-        for slot, by_name in self._waiting.items():
-            taken[slot] = {}
-            for name, waiting in by_name.items():
-                flat = taken[slot][name] = waiting.new_empty(ours[name].numel())
-                self._shaped(flat, ours[name]).copy_(waiting[self._index[name]])
-                waiting[self._index[name]] = 0
+        taken: Memory = {slot: {} for slot in self._waiting}
+        for slot, name, waiting in flat_items(self._waiting):
+            flat = taken[slot][name] = waiting.new_empty(ours[name].numel())
+            self._shaped(flat, ours[name]).copy_(waiting[self._index[name]])
+            waiting[self._index[name]] = 0
         return taken
 
     def _shaped(self, flat: Tensor, parameter: Tensor) -> Tensor:
