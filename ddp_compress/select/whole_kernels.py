@@ -148,6 +148,7 @@ class _Ranking:
             self._values = self._values * to_device_of(
                 live.repeat_interleave(plan.bounds.diff()), self._values
             )
+        self._parts = self._values.split(plan.bounds.diff().tolist())  # by parameter
         self._ways = self._find_ways(patterns)
         share = max(plan.k, 1) / max(plan.numel, 1)
         self._gaps = [GAP_BITS - log2(share)] * len(self._numels)  # of a position, by parameter
@@ -155,12 +156,6 @@ class _Ranking:
         self._signs = {
             m: [log2(2 * patterns)] * (2 * patterns) + [float(m)] for m in plan.kernels.sizes
         }
-
-    def _part(self, parameter: int) -> slice:
-        return slice(self._bounds[parameter], self._bounds[parameter + 1])
-
-    def _rows(self, parameter: int) -> Tensor:
-        return self._values[self._part(parameter)].view(-1, self._numels[parameter])
 
     def _find_ways(self, patterns: int) -> dict[int, _Ways]:
         """By parameter, of those whose kernels have a group that can hold one."""
@@ -171,7 +166,7 @@ class _Ranking:
         for m in self._plan.kernels.sizes:
             mine = [p for p in conv if self._numels[p] == m]
             if mine:
-                kernels = [_Kernels(self._rows(p)) for p in mine]
+                kernels = [_Kernels(self._parts[p].view(-1, m)) for p in mine]
                 learnt = to_device_of(_learn(_largest(kernels, self._plan), patterns), self._values)
                 ways |= {p: _Ways(each, learnt) for p, each in zip(mine, kernels, strict=True)}
         return ways
@@ -181,7 +176,7 @@ class _Ranking:
         self._best: dict[int, tuple[Tensor, Tensor]] = {}
         worths = []
         for parameter, price in enumerate(self._single):
-            worth = self._values[self._part(parameter)].abs() / price
+            worth = self._parts[parameter].abs() / price
             if parameter in self._ways:
                 m = self._numels[parameter]
                 signs = host.tensor(self._signs[m], dtype=torch.float64)
@@ -198,7 +193,7 @@ class _Ranking:
         """Set prices to what the entries at these places cost."""
         taken = {m: host.zeros(len(signs), dtype=torch.float32) for m, signs in self._signs.items()}
         for parameter, within in enumerate(self._within(places)):
-            m, n = self._numels[parameter], self._bounds[parameter + 1] - self._bounds[parameter]
+            m, n = self._numels[parameter], len(self._parts[parameter])
             whole, singles = self._split(parameter, within)
             self._single[parameter] = 1.0 + _gap(len(singles), n)
             if parameter in self._ways:
@@ -214,7 +209,7 @@ class _Ranking:
         """Of the entries at ascending places: the places and values [K] of those to send."""
         found = []
         for parameter, within in enumerate(self._within(places)):
-            start, values = self._bounds[parameter], self._values[self._part(parameter)]
+            start, values = self._bounds[parameter], self._parts[parameter]
             whole, singles = self._split(parameter, within)
             found.append((start + singles, values[singles]))
             if parameter in self._ways:
@@ -238,7 +233,7 @@ class _Ranking:
         m, (_, carried) = self._numels[parameter], self._best[parameter]
         kernel = within // m
         whole = torch.bincount(kernel, minlength=len(carried)) == m
-        alone = self._values[self._part(parameter)][within].abs() / self._single[parameter]
+        alone = self._parts[parameter][within].abs() / self._single[parameter]
         singles = within[~whole[kernel] & (alone > carried[kernel])]
         return whole.nonzero().flatten(), singles
 
