@@ -58,6 +58,19 @@ def flat_items(tensors: ByName) -> Iterator[tuple[str, str, Tensor]]:
     return ((slot, name, t) for slot, by_name in tensors.items() for name, t in by_name.items())
 
 
+def copied(tensors: ByName) -> dict[str, dict[str, Tensor]]:
+    """A copy of all that is kept.
+
+    Example:
+        >>> copied({"residual": {"weight": torch.zeros(2)}})
+        {'residual': {'weight': tensor([0., 0.])}}
+    """
+    return {
+        slot: {name: tensor.detach().clone() for name, tensor in by_name.items()}
+        for slot, by_name in tensors.items()
+    }
+
+
 def checksum(tensors: ByName) -> int:
     """A number that tells whether any tensor is missing or has changed, by slot and parameter.
 

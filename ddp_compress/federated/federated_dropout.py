@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_compress.checkpoints.checkpoint import (
     check_entries,
     check_tensors,
+    copied,
     expect,
     flat_items,
     is_count,
@@ -222,7 +223,7 @@ class FederatedDropout:
         The full model is saved by itself, and so are what is attached and, in the middle of a
         round, `sub_model`. Load this one after attaching.
         """
-        return {**self._setting(), "round": self.round, "waiting": _copied(self._waiting)}
+        return {**self._setting(), "round": self.round, "waiting": copied(self._waiting)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, of the same model and arguments.
@@ -234,7 +235,7 @@ class FederatedDropout:
         if saved["round"] is not None:
             self._begin(saved["round"])
         self.round = saved["round"]
-        self._waiting = _copied(saved["waiting"])
+        self._waiting = copied(saved["waiting"])
 
     def _setting(self) -> dict[str, Any]:
         return {"rate": self.rate, "seed": self.seed, "per_rank": self.per_rank}
@@ -339,10 +340,3 @@ class FederatedDropout:
         """Every parameter and buffer: the full model's, the sub-model's, and where that lies."""
         both = zip(tensors_of(self.model), tensors_of(self.sub_model), strict=True)
         return ((full, part, self._index[name]) for (name, full), (_, part) in both)
-
-
-def _copied(memory: Mapping[str, Mapping[str, Tensor]]) -> Memory:
-    return {
-        slot: {name: tensor.clone() for name, tensor in by_name.items()}
-        for slot, by_name in memory.items()
-    }

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_compress.checkpoints.checkpoint import copied
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import record_stream
@@ -57,10 +58,7 @@ class ParameterStore:
         for (layout, *_), arena in self._arenas.items():
             for slot, flat in arena.items():
                 parts[slot].update(layout.split(flat))
-        return {
-            slot: {name: part.clone() for name, part in by_name.items()}
-            for slot, by_name in parts.items()
-        }
+        return copied(parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """The tensors alone, without their arenas: a copy arranges its own."""
@@ -68,11 +66,8 @@ class ParameterStore:
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Replace all that is kept by copies of checked tensors, by slot and parameter."""
+        self._loose = copied({slot: tensors[slot] for slot in self.tensors})
         self._arenas = {}
-        self._loose = {
-            slot: {name: t.detach().clone() for name, t in tensors[slot].items()}
-            for slot in self.tensors
-        }
 
     def _loosen(self, layout: Layout) -> None:
         """Give up the arenas that hold a parameter of a layout."""
