@@ -57,9 +57,8 @@ def decode(body: Tensor, last: Tensor | None, bounds: Tensor, codec: Codec) -> T
             "ballot: changes to a ballot that this rank does not know; load checkpoints on every "
             "rank at the same step, or on none"
         )
-    places, status = ops.golomb_decode(
-        body[COUNT_BYTES + used :], host.tensor([0, len(last)], dtype=torch.int64), len(last)
-    )
+    drops, all_of_last = body[COUNT_BYTES + used :], host.tensor([0, len(last)], dtype=torch.int64)
+    places, status = ops.golomb_decode(drops, all_of_last, len(last))
     if int(status) < 0:
         raise ValueError("ballot: the places to drop are corrupt")
     kept = torch.ones_like(last, dtype=torch.bool)

@@ -100,10 +100,8 @@ class _Poll:
         """The bytes of this rank's ballots."""
         last = self._last("written", len(votes))
         self._remember("written", votes)
-        bodies = [
-            ballot.encode(*each, self.recipe.codec)
-            for each in zip(votes, last, bounds, strict=True)
-        ]
+        ballots = zip(votes, last, bounds, strict=True)
+        bodies = [ballot.encode(*each, self.recipe.codec) for each in ballots]
         self.channel.stats.position_bits += sum(8 * len(body) for body in bodies)
         return bodies
 

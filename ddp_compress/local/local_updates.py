@@ -411,10 +411,8 @@ def _check_optimizer(what: str, saved: Any, ours: Optimizer) -> None:
     """More than `Optimizer.load_state_dict` will, and before anything is loaded."""
     if not _is_state_dict(saved):
         raise ValueError(f"checkpoint's {what} is no optimizer's state_dict")
-    theirs, expected = (
-        [len(group["params"]) for group in groups]
-        for groups in (saved["param_groups"], ours.param_groups)
-    )
+    theirs = [len(group["params"]) for group in saved["param_groups"]]
+    expected = [len(group["params"]) for group in ours.param_groups]
     if theirs != expected:
         raise ValueError(
             f"checkpoint's {what} optimizer has groups of {theirs} parameters, expected {expected}"

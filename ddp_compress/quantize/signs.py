@@ -50,8 +50,7 @@ class Signs:
 
     def size(self, counts: Tensor) -> int:
         """Bytes of all scales and bits."""
-        in_scales, in_bits = self._bytes(counts)
-        return in_scales + in_bits
+        return sum(self._bytes(counts))
 
     def encode(self, values: Tensor, context: Context) -> Tensor:
         """The scales, fp32, then the sign bits (see `reference.sign_encode`)."""

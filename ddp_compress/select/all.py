@@ -32,9 +32,8 @@ class All:
         values, unused = message.accumulated(), message.unused
         finite = bool(values.isfinite().all())
         if unused is not None:
-            values = values * to_device_of(
-                (~unused).repeat_interleave(message.plan.bounds.diff()), values
-            )
+            used = (~unused).repeat_interleave(message.plan.bounds.diff())
+            values = values * to_device_of(used, values)
         positions = message.plan.all_positions
         if positions is not None:
             positions = to_device_of(positions, values)

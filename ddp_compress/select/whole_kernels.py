@@ -145,9 +145,8 @@ class _Ranking:
         self._values = plan.kernels.gather(flat).double()
         live = self._groups >= 0
         if not bool(live.all()):
-            self._values = self._values * to_device_of(
-                live.repeat_interleave(plan.bounds.diff()), self._values
-            )
+            ours = live.repeat_interleave(plan.bounds.diff())
+            self._values = self._values * to_device_of(ours, self._values)
         self._parts = self._values.split(plan.bounds.diff().tolist())  # by parameter
         self._ways = self._find_ways(patterns)
         share = max(plan.k, 1) / max(plan.numel, 1)
