@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress.checkpoints.checkpoint import (
-    check_entries,
-    check_tensors,
-    copied,
-    expect,
-    flat_items,
-    is_count,
-)
+from ddp_compress.checkpoints import checkpoint
 from ddp_compress.checks import check_bool, check_count, check_int
 from ddp_compress.federated.sub_model import Index, indices, shrunk, tensors_of
 from ddp_compress.federated.units import hidden_units
@@ -223,7 +216,7 @@ class FederatedDropout:
         The full model is saved by itself, and so are what is attached and, in the middle of a
         round, `sub_model`. Load this one after attaching.
         """
-        return {**self._setting(), "round": self.round, "waiting": copied(self._waiting)}
+        return {**self._setting(), "round": self.round, "waiting": checkpoint.copied(self._waiting)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, of the same model and arguments.
@@ -235,7 +228,7 @@ class FederatedDropout:
         if saved["round"] is not None:
             self._begin(saved["round"])
         self.round = saved["round"]
-        self._waiting = copied(saved["waiting"])
+        self._waiting = checkpoint.copied(saved["waiting"])
 
     def _setting(self) -> dict[str, Any]:
         return {"rate": self.rate, "seed": self.seed, "per_rank": self.per_rank}
@@ -245,17 +238,21 @@ class FederatedDropout:
         return f"federated dropout {self._setting()}"
 
     def _check(self, saved: Mapping[str, Any]) -> None:
-        check_entries(saved, {*self._setting(), "round", "waiting"})
+        checkpoint.check_entries(saved, {*self._setting(), "round", "waiting"})
         for name, ours in self._setting().items():
-            expect(saved[name] == ours, f"checkpoint has {name}", saved[name], repr(ours))
+            checkpoint.expect(
+                saved[name] == ours, f"checkpoint has {name}", saved[name], repr(ours)
+            )
         number = saved["round"]
-        drawn = number is None or is_count(number)
-        expect(drawn, "checkpoint has round", number, "an int of 0 or more, or None")
-        check_tensors("waiting tensors", saved["waiting"])
+        drawn = number is None or checkpoint.is_count(number)
+        checkpoint.expect(drawn, "checkpoint has round", number, "an int of 0 or more, or None")
+        checkpoint.check_tensors("waiting tensors", saved["waiting"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        for slot, name, tensor in flat_items(saved["waiting"]):
+        for slot, name, tensor in checkpoint.flat_items(saved["waiting"]):
             came, shape = tuple(tensor.shape), shapes.get(name)
-            expect(came == shape, f"checkpoint's {slot} of {name} has shape", came, str(shape))
+            checkpoint.expect(
+                came == shape, f"checkpoint's {slot} of {name} has shape", came, str(shape)
+            )
 
     # ------------------------------------------------------------------------- one for every rank
 
@@ -296,7 +293,7 @@ class FederatedDropout:
     def _put_away(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Let what a state keeps of the sub-model wait at the coordinates of the full one."""
         full, ours = dict(self.model.named_parameters()), dict(self.sub_model.named_parameters())
-        for slot, name, flat in flat_items(tensors):
+        for slot, name, flat in checkpoint.flat_items(tensors):
             waiting = self._waiting.setdefault(slot, {})
             if name not in waiting:
                 waiting[name] = flat.new_zeros(full[name].shape)
@@ -306,7 +303,7 @@ class FederatedDropout:
         """What waits for the sub-model of now, as its state keeps it."""
         ours = dict(self.sub_model.named_parameters())
         taken: Memory = {slot: {} for slot in self._waiting}
-        for slot, name, waiting in flat_items(self._waiting):
+        for slot, name, waiting in checkpoint.flat_items(self._waiting):
             flat = taken[slot][name] = waiting.new_empty(ours[name].numel())
             self._shaped(flat, ours[name]).copy_(waiting[self._index[name]])
             waiting[self._index[name]] = 0

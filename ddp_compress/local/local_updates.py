@@ -15,13 +15,8 @@ from ddp_compress.checks import check_count, check_one_of, check_type
 from ddp_compress.hook import Passes, local_hook, register
 from ddp_compress.local.roll_call import Answer
 from ddp_compress.local.round import Outer, Round, add_mean
+from ddp_compress.step import guards
 from ddp_compress.step.ddp_model import BeforeForward
-from ddp_compress.step.guards import (
-    check_optimizer,
-    refuse_other_ranks,
-    refuse_steps_with_others,
-    refuse_unsupported_ddp,
-)
 from ddp_compress.step.optimizers import parameters_of
 from ddp_compress.step.state import CompressionState
 
@@ -143,15 +138,15 @@ class LocalUpdates(Optimizer):
         if not callable(period):
             check_count("period", period, least=1)
         check_one_of("buffers", buffers, ["average", "keep"])
-        refuse_unsupported_ddp(ddp_model)
-        refuse_steps_with_others(optimizer)
+        guards.refuse_unsupported_ddp(ddp_model)
+        guards.refuse_steps_with_others(optimizer)
         module, ignored = ddp_model.module, ddp_model.parameters_to_ignore
         named = dict(module.named_parameters())
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
         weights = dict(zip(state.layout(shared).names, shared, strict=True))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         _refuse_strangers(optimizer, known, module)
-        refuse_other_ranks(state.process_group, ddp_model)
+        guards.refuse_other_ranks(state.process_group, ddp_model)
         self._round = Round(
             state, module, weights, outer or add_mean, buffers == "average", ignored
         )
@@ -160,7 +155,7 @@ class LocalUpdates(Optimizer):
         self.compression = state
         if "momentum" in state.recipe.memory.tensors:
             for each in (self.inner, self.outer):
-                check_optimizer(each, state.recipe.name)
+                guards.check_optimizer(each, state.recipe.name)
         self._ddp_model = ddp_model
         self._period = period
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])

@@ -12,18 +12,9 @@ from torch.optim import Optimizer
 MEETS_RANKS = ("synchronize", "consolidate_state_dict", "averager")
 
 _COLLECTIVES = (
-    "all_gather",
-    "all_reduce",
-    "all_to_all",
-    "allgather",
-    "allreduce",
-    "average_parameters",
-    "barrier",
-    "batch_isend_irecv",
-    "broadcast_object",
-    "reduce_scatter",
-    "rpc_async",
-    "rpc_sync",
+    *("all_gather", "all_reduce", "all_to_all", "allgather", "allreduce", "reduce_scatter"),
+    *("average_parameters", "barrier", "batch_isend_irecv", "broadcast_object"),
+    *("rpc_async", "rpc_sync"),
 )
 
 
