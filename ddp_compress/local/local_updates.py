@@ -5,14 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
-from ddp_compress.checkpoints.checkpoint import check_entries, expect, is_count
 from ddp_compress.checks import check_count, check_one_of, check_type
 from ddp_compress.hook import Passes, local_hook, register
+from ddp_compress.local.checkpoint import check_form, is_finite
 from ddp_compress.local.roll_call import Answer
 from ddp_compress.local.round import Outer, Round, add_mean
 from ddp_compress.step import guards
@@ -104,7 +102,7 @@ class LocalUpdates(Optimizer):
     Example:
         >>> import ddp_compress as dc, torch.distributed as dist
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> model = DistributedDataParallel(nn.Linear(4, 2))
+        >>> model = DistributedDataParallel(torch.nn.Linear(4, 2))
         >>> state = dc.CompressionState(model, dc.recipes.sbc(density=0.01))
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> optimizer = LocalUpdates(sgd, model, state, period=10)
@@ -145,7 +143,7 @@ class LocalUpdates(Optimizer):
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
         weights = dict(zip(state.layout(shared).names, shared, strict=True))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
-        _refuse_strangers(optimizer, known, module)
+        guards.refuse_unknown_parameters(optimizer, known, module)
         guards.refuse_other_ranks(state.process_group, ddp_model)
         self._round = Round(
             state, module, weights, outer or add_mean, buffers == "average", ignored
@@ -202,7 +200,7 @@ class LocalUpdates(Optimizer):
             ValueError: a parameter was unfrozen or added that the rounds do not know.
             PeerError: see the class.
         """
-        _refuse_strangers(self.inner, self._known, self._ddp_model.module)
+        guards.refuse_unknown_parameters(self.inner, self._known, self._ddp_model.module)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -261,7 +259,7 @@ class LocalUpdates(Optimizer):
         Raises:
             ValueError: it does not fit. Nothing has changed then.
         """
-        self._check(state_dict)
+        check_form(state_dict, self.inner, self._round)
         self.inner.load_state_dict(state_dict["inner"])
         self.outer.load_state_dict(state_dict["outer"])
         self._round.anchor.load(state_dict["anchor"])
@@ -336,95 +334,17 @@ class LocalUpdates(Optimizer):
             return
         self._begun = True
         self._met_at = self._passes.count
-        if not finite and not _is_finite(list(self.inner.state.values())):
+        if not finite and not is_finite(list(self.inner.state.values())):
             _set_state(self.inner, self._fresh)
 
     def _answer(self) -> Answer:
         """For the others, also what ``step()`` has refused on this rank alone."""
-        _refuse_strangers(self.inner, self._known, self._ddp_model.module)
+        guards.refuse_unknown_parameters(self.inner, self._known, self._ddp_model.module)
         passes, period = self._local_steps, self._period_now()
         return Answer(period if passes >= period else 0, passes)
-
-    # ------------------------------------------------------------------------------- checkpoints
-
-    def _check(self, saved: Mapping[str, Any]) -> None:
-        check_entries(saved, {"inner", "outer", "anchor", "buffers", "passes"})
-        passes = saved["passes"]
-        expect(is_count(passes), "checkpoint has passes", passes, "an int of 0 or more")
-        _check_tensors("anchor", saved["anchor"], self._round.anchor.weights)
-        _check_tensors("buffers", saved["buffers"], self._round.buffers.last_synced)
-        _check_optimizer("inner", saved["inner"], self.inner)
-        _check_optimizer("outer", saved["outer"], self.outer)
-        for part in ("anchor", "outer"):
-            if not _is_finite(dict(saved[part])):
-                raise ValueError(f"checkpoint's {part} is not finite")
-
-
-def _refuse_strangers(optimizer: Optimizer, known: set[int], module: nn.Module) -> None:
-    parameters = parameters_of(optimizer)
-    if known.issuperset(map(id, parameters)):  # as at nearly every step
-        return
-    for parameter in parameters:
-        if parameter.requires_grad and id(parameter) not in known:
-            names = (name for name, p in module.named_parameters() if p is parameter)
-            name = next(names, f"a parameter of shape {tuple(parameter.shape)}")
-            raise ValueError(
-                f"the optimizer steps {name}, which is not among the parameters that ddp_model "
-                "trained when LocalUpdates was made: no round would meet over it, and ranks would "
-                "drift apart. Unfreeze before wrapping the model; other models' parameters need an "
-                "optimizer of their own"
-            )
 
 
 def _set_state(optimizer: Optimizer, state: Mapping[Any, Any]) -> None:
     """Give an optimizer a copy of a state, and leave its options as they are."""
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": groups})
-
-
-def _is_finite(tree: Any) -> bool:
-    """Whether all tensors are, however deep in dicts, lists and tuples."""
-    return all(t.isfinite().all() for t in tree_leaves(tree) if isinstance(t, Tensor))
-
-
-def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:
-    if not isinstance(saved, Mapping) or set(saved) != set(ours):
-        raise ValueError(f"checkpoint's {what} is not of this model: other names")
-    for name, tensor in ours.items():
-        expected, came = _kind(tensor), _kind(saved[name])
-        if came != expected:
-            raise ValueError(f"checkpoint's {what} has {name} of {came}, expected {expected}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    return type(value).__name__
-
-
-def _check_optimizer(what: str, saved: Any, ours: Optimizer) -> None:
-    """More than `Optimizer.load_state_dict` will, and before anything is loaded."""
-    if not _is_state_dict(saved):
-        raise ValueError(f"checkpoint's {what} is no optimizer's state_dict")
-    theirs = [len(group["params"]) for group in saved["param_groups"]]
-    expected = [len(group["params"]) for group in ours.param_groups]
-    if theirs != expected:
-        raise ValueError(
-            f"checkpoint's {what} optimizer has groups of {theirs} parameters, expected {expected}"
-        )
-    for group in saved["param_groups"]:
-        missing = set(ours.defaults) - set(group)
-        if missing:
-            raise ValueError(
-                f"checkpoint's {what} optimizer is no {type(ours).__name__}: its groups lack "
-                f"{', '.join(sorted(missing))}"
-            )
-
-
-def _is_state_dict(saved: Any) -> bool:
-    match saved:
-        case {"state": Mapping() as state, "param_groups": list() as groups}:
-            entries = all(isinstance(each, Mapping) for each in state.values())
-            named = (isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
-            return entries and all(named)
-    return False

@@ -203,6 +203,32 @@ def refuse_steps_with_others(optimizer: Optimizer) -> None:
             )
 
 
+def refuse_unknown_parameters(optimizer: Optimizer, known: set[int], module: nn.Module) -> None:
+    """Raise for an optimizer that trains parameters over which `LocalUpdates` holds no rounds.
+
+    Args:
+        optimizer: of the local steps.
+        known: ids of the parameters that it may step.
+        module: the bare model, for their names.
+
+    Raises:
+        ValueError: see above.
+    """
+    parameters = parameters_of(optimizer)
+    if known.issuperset(map(id, parameters)):  # as at nearly every step
+        return
+    for parameter in parameters:
+        if parameter.requires_grad and id(parameter) not in known:
+            names = (name for name, p in module.named_parameters() if p is parameter)
+            name = next(names, f"a parameter of shape {tuple(parameter.shape)}")
+            raise ValueError(
+                f"the optimizer steps {name}, which is not among the parameters that ddp_model "
+                "trained when LocalUpdates was made: no round would meet over it, and ranks would "
+                "drift apart. Unfreeze before wrapping the model; other models' parameters need an "
+                "optimizer of their own"
+            )
+
+
 def check_optimizer(optimizer: Optimizer, recipe: str) -> None:
     """Raise if an optimizer has a momentum of its own beside a recipe's.
 
