@@ -1,4 +1,4 @@
-"""Arguments of the wrong type or value are refused by name, before anything is made of them."""
+"""Refuse arguments of the wrong type or value by name, before anything is made of them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

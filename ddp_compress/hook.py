@@ -1,4 +1,4 @@
-"""DDP's side of the door."""
+"""DDP's communication hooks, and `attach`, which registers compression on a model."""
 
 # DDP inspects this module's annotations: they must be objects, not strings.
 

@@ -1,4 +1,4 @@
-"""What really went over the wire."""
+"""Count the steps, entries, bits and bytes that a rank sent and received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must be. Whatever is wrong with one is named before anything changes."""
+"""Check that a checkpoint fits before anything is loaded; name whatever is wrong with it."""
 
 import math
 import zlib

@@ -1,4 +1,4 @@
-"""What differs from rank to rank, in checkpoints of `torch.distributed.checkpoint`."""
+"""A state that differs from rank to rank, for `torch.distributed.checkpoint`."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Checkpoints of W ranks as those of another number of ranks."""
+"""Turn checkpoints of W ranks into those of another number of ranks."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Positions in a message whose size is known before they are."""
+"""Elias-Fano code of positions: messages of a size that is known beforehand."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The words for what a decoder found wrong."""
+"""Turn what a decoding op says into the bytes read, or an error in words."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Positions near their entropy, in a message whose size depends on them."""
+"""Golomb-Rice code of positions: near their entropy, in messages whose size depends on them."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The positions of all entries, which nobody needs to be told."""
+"""No bytes for positions, because all entries are sent."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

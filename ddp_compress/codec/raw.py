@@ -1,4 +1,4 @@
-"""Positions as they are."""
+"""Positions as plain int32."""
 
 from dataclasses import dataclass
 from typing import ClassVar

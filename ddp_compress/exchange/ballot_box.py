@@ -1,4 +1,4 @@
-"""Every rank votes for positions; the most voted are the mask."""
+"""Every rank votes for positions; the mask is those with most votes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One exchange for few ranks, another for many."""
+"""Take one exchange for few ranks, another for many."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""A guess of values: the running average of those that came before."""
+"""Guess values by the running average of those that came before."""
 
 from dataclasses import dataclass
 from typing import ClassVar

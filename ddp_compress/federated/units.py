@@ -1,4 +1,4 @@
-"""Which dimensions of which tensors belong to a model's hidden units: read off its forward."""
+"""Find a model's hidden units, and the dimensions of its tensors that are theirs, by a trace."""
 
 import operator
 from collections.abc import Iterable, Mapping

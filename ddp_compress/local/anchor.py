@@ -1,4 +1,4 @@
-"""The weights that all ranks had after the last round."""
+"""The anchor: the weights that all ranks had after the last round."""
 
 from collections.abc import Iterable, Mapping
 from functools import reduce

@@ -1,4 +1,4 @@
-"""What a checkpoint of local updates must be. Whatever is wrong with one is named."""
+"""Check that a checkpoint of local updates fits; name whatever is wrong with it."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Communication delay: local steps, then a round in which weight differences travel."""
+"""An optimizer that steps locally, and exchanges weight differences every H steps."""
 
 import copy
 from collections.abc import Callable, Mapping

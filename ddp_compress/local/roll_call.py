@@ -1,4 +1,4 @@
-"""Why ranks meet: each of them says so, before anything is decided."""
+"""Before ranks meet, every one says why it has come; where they differ, all raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How groups of values are cut into blocks of coefficients."""
+"""Cut groups of values into blocks of coefficients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

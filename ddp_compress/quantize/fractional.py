@@ -1,4 +1,4 @@
-"""Magnitudes on a logarithmic scale."""
+"""Round magnitudes to intervals that are equally wide on a logarithmic scale."""
 
 from dataclasses import dataclass
 from typing import ClassVar

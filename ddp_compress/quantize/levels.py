@@ -1,4 +1,4 @@
-"""Signs and levels of magnitude, of equal count."""
+"""Round values to signs, and to levels of magnitude that hold equally many of them."""
 
 from dataclasses import dataclass
 from typing import ClassVar

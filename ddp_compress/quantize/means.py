@@ -1,4 +1,4 @@
-"""One mean for every group."""
+"""Replace the values of a group by their mean."""
 
 from dataclasses import dataclass
 from typing import ClassVar

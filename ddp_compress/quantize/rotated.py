@@ -1,4 +1,4 @@
-"""Rotated, subsampled, and rounded at random: on average the values themselves."""
+"""Rotate values, send some coefficients, rounded at random: right on average."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Signs and mean magnitudes."""
+"""Send a sign for every value, and a mean magnitude for many."""
 
 from dataclasses import dataclass
 from typing import ClassVar

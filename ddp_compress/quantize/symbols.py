@@ -1,4 +1,4 @@
-"""Entropy-coded symbols, and the means that they stand for, read and checked for all quantizers."""
+"""Read entropy-coded symbols and means for quantizers, and say what is wrong with them."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every value on its own."""
+"""Send every value on its own, in a floating-point type."""
 
 from dataclasses import dataclass
 

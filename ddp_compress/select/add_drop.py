@@ -1,4 +1,4 @@
-"""A ballot that changes little from step to step."""
+"""Change the previous ballot in a few positions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

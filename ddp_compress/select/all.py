@@ -1,4 +1,4 @@
-"""All entries."""
+"""Send every entry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The heavier-sided largest entries: all positive or all negative."""
+"""Send the largest entries of one sign, that with the larger mean."""
 
 from dataclasses import dataclass
 from typing import ClassVar

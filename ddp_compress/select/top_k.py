@@ -1,4 +1,4 @@
-"""The entries of largest magnitude."""
+"""Send the entries of largest magnitude."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

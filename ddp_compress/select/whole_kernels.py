@@ -1,4 +1,4 @@
-"""Whole kernels of convolutions, and single entries where these are worth their bits."""
+"""Send whole kernels of convolutions, and single entries where these are worth their bits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

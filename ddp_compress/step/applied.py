@@ -1,4 +1,4 @@
-"""Error feedback assumes that every gradient that was sent is applied: watch whether it is.
+"""Watch whether gradients that were sent are applied, as error feedback assumes.
 
 Between two passes of a model the gradients that the first has sent may be
 

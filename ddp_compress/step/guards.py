@@ -1,4 +1,4 @@
-"""Mistakes that would train badly in silence are refused by name."""
+"""Refuse, by name, mistakes that would train badly in silence."""
 
 import inspect
 import warnings

@@ -1,4 +1,4 @@
-"""What an optimizer tells of itself: what it wraps, its momentum, whether its steps meet ranks."""
+"""What an optimizer wraps, its momentum, and whether its steps need other ranks."""
 
 import inspect
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Weights that go back without memory: what was sent since is not what memory has given away."""
+"""Warn where a model's weights are loaded without the memory that belongs to them."""
 
 import warnings
 import weakref
