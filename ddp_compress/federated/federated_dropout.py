@@ -240,19 +240,16 @@ class FederatedDropout:
     def _check(self, saved: Mapping[str, Any]) -> None:
         checkpoint.check_entries(saved, {*self._setting(), "round", "waiting"})
         for name, ours in self._setting().items():
-            checkpoint.expect(
-                saved[name] == ours, f"checkpoint has {name}", saved[name], repr(ours)
-            )
+            theirs = saved[name]
+            checkpoint.expect(theirs == ours, f"checkpoint has {name}", theirs, repr(ours))
         number = saved["round"]
         drawn = number is None or checkpoint.is_count(number)
         checkpoint.expect(drawn, "checkpoint has round", number, "an int of 0 or more, or None")
         checkpoint.check_tensors("waiting tensors", saved["waiting"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         for slot, name, tensor in checkpoint.flat_items(saved["waiting"]):
-            came, shape = tuple(tensor.shape), shapes.get(name)
-            checkpoint.expect(
-                came == shape, f"checkpoint's {slot} of {name} has shape", came, str(shape)
-            )
+            what, came = f"checkpoint's {slot} of {name} has shape", tuple(tensor.shape)
+            checkpoint.expect(came == shapes.get(name), what, came, str(shapes.get(name)))
 
     # ------------------------------------------------------------------------- one for every rank
 
