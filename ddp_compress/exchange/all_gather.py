@@ -1,9 +1,7 @@
 """Every rank sends its own selection to every other."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,12 +12,10 @@ from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops.devices import to_device_of
+from ddp_compress.recipe import Recipe, Tensors
 from ddp_compress.stats import Stats
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe, Tensors
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_bool, check_int, check_one_of, named
 from ddp_compress.exchange import ballot
-from ddp_compress.exchange.bodies import check_counts
+from ddp_compress.exchange.bodies import COUNT_BYTES, check_counts, read_count
 from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
@@ -208,7 +208,11 @@ class _Sharded(_Poll):
 
     def _winners(self, answers: list[Tensor], places: int) -> Tensor:
         """All that is above the edge bin, and so many of those in it that K win."""
-        sure, near, rests = zip(*map(self._read_won, range(len(answers)), answers), strict=True)
+        won = []
+        for rank, body in enumerate(answers):
+            with named(f"rank {rank}"):
+                won.append(self._read_won(rank, body))
+        sure, near, rests = zip(*won, strict=True)
         order = torch.cat(near).sort()
         chosen = order.values[ops.largest(torch.cat(rests).long()[order.indices], places)]
         winners, votes = ops.tally([*sure, chosen])
@@ -219,18 +223,18 @@ class _Sharded(_Poll):
     def _read_won(self, rank: int, body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One owner's winners, candidates at the edge, and the rests of their keys."""
         bounds = self._cut.plans[rank].bounds
-        counts = body[:8].clone().view(torch.int32).tolist()
-        body, lists, at = body.to(self.message.device, non_blocking=True), [], 8
+        counts = read_count(body), read_count(body[COUNT_BYTES:])
+        body, lists, at = body.to(self.message.device, non_blocking=True), [], 2 * COUNT_BYTES
         for count in counts:
             if not 0 <= count <= int(bounds[-1]):
-                raise ValueError(f"rank {rank}: {count} winners, expected at most {bounds[-1]}")
+                raise ValueError(f"{count} winners, expected at most {bounds[-1]}")
             positions, used = self.recipe.codec.decode(body[at:], CountedUniverse(bounds, count))
             lists.append(self._cut.widen(Entries(positions, positions), rank).positions)
             at += used
-        rests = body[at:].clone().view(torch.int32)
-        if len(rests) != len(lists[1]):
-            raise ValueError(f"rank {rank}: {len(rests)} keys, expected {len(lists[1])}")
-        return lists[0], lists[1], rests
+        rests, expected = body[at:], 4 * len(lists[1])
+        if len(rests) != expected:
+            raise ValueError(f"{len(rests)} bytes of keys, expected {expected}")
+        return lists[0], lists[1], rests.clone().view(torch.int32)
 
 
 def _edge(histogram: Tensor, k: int) -> tuple[int, int]:

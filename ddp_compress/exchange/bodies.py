@@ -1,9 +1,5 @@
 """The bodies of a message, as the parts of a recipe write and read them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -14,10 +10,8 @@ from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
+from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe
 
 COUNT_BYTES = 4
 

@@ -1,9 +1,6 @@
 """Every rank reduces the part of a message that it owns, and answers all."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,11 +12,9 @@ from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.shards import Shards
+from ddp_compress.recipe import Recipe
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Recipe
 
 
 class Owner(ABC):

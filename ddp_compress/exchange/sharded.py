@@ -1,9 +1,7 @@
 """Owners average what came, and compress the mean again."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,12 +15,9 @@ from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.entries import Entries, add_entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.shards import Shards
-from ddp_compress.recipe import Recipe
+from ddp_compress.recipe import Recipe, Tensors
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Tensors
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """All ranks agree on one mask; then values at the mask are all that travels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,11 +19,9 @@ from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.quantize import Levels
+from ddp_compress.recipe import Quantize, Recipe, Tensors
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
-
-if TYPE_CHECKING:
-    from ddp_compress.recipe import Quantize, Recipe, Tensors
 
 
 @dataclass(frozen=True)
