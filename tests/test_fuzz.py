@@ -23,7 +23,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, unseal
 from tests.make import ROOT, make
-from tests.table import ROWS, Row
+from tests.table import OPTIONS, RECIPES, Row
 
 DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform")
 KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
@@ -139,6 +139,7 @@ def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
 
 
 KEPT = ("residual", "momentum")
+FUZZED = RECIPES | OPTIONS
 
 
 def assert_entries(found: Entries, plan: Plan) -> None:
@@ -163,7 +164,7 @@ def assert_entries(found: Entries, plan: Plan) -> None:
     ],
 )
 def test_mutated_bodies_are_entries_or_refused(name, dtype):
-    row = ROWS[name]
+    row = FUZZED[name]
     messages = list(messages_of(row, dtype))
     sent = []
     for message in messages:
@@ -188,7 +189,7 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
     "name", ["topk-sharded", "dgc-sharded", "sbc-sharded", "stc", "rotated-sharded"]
 )
 def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
-    row = ROWS[name]
+    row = FUZZED[name]
     messages = list(messages_of(row, torch.float32))
     plan = messages[0].plan
     sent = []
@@ -207,7 +208,7 @@ def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
 
 @pytest.mark.parametrize("name", ["vote-random", "vote-add-drop", "hgc", "hgc-2-bits"])
 def test_mutated_values_at_a_mask_are_values_or_refused(name):
-    quantize = ROWS[name].recipe.quantize
+    quantize = FUZZED[name].recipe.quantize
     counts, generator = torch.tensor([30, 0, 1, 9]), torch.Generator().manual_seed(3)
     rows = torch.randn(4, 40, generator=generator)
     context = Context(counts, guess=torch.randn(40, generator=generator))

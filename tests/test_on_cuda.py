@@ -17,7 +17,7 @@ from ddp_compress.recipes import dgc
 from ddp_compress.step.worker import Worker
 from ddp_compress.transport import channel, frame
 from tests import pretend_cuda
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import OPTIONS, RECIPES, ROWS, Row, every_family, every_row
 from tests.test_laws import Model, random_grads
 
 
@@ -228,7 +228,7 @@ def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
     monkeypatch.setattr(pretend_cuda.OnCuda, "tolist", tolist)
     with pretend_cuda.pretend():
         monkeypatch.setattr(pretend_cuda, "on_either", note)
-        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS[name].recipe)
+        state = CompressionState(Model(device=pretend_cuda.CUDA), (RECIPES | OPTIONS)[name].recipe)
         layouts = [Layout(("a",), (600,)), Layout(("b",), (7,))]
         for layout in layouts:
             flat = torch.ones(layout.numel, device=pretend_cuda.CUDA)

@@ -9,7 +9,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device_of, to_host
+from ddp_compress.ops.devices import to_host
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
 
@@ -68,13 +68,12 @@ class Bodies:
     def _encode(self, entries: Entries, plan: Plan, universe: Universe) -> Tensor:
         recipe = self._recipe
         lists = recipe.body.encode(entries, plan, universe, recipe, self._key(plan))
-        positions, values = [], []
         for each in lists:
             bits = 8 * len(each.positions), 8 * len(each.values)
             self._stats.entry_list(each.name, each.count, *bits)
-            positions.append(to_device_of(each.positions, each.values))
-            values.append(each.values)
-        return torch.cat(positions + values)
+        parts = [each.positions for each in lists] + [each.values for each in lists]
+        device = self._message.device  # some parts work on the host, whatever it is
+        return torch.cat([part.to(device, non_blocking=True) for part in parts])
 
     def _decode(self, data: Tensor, plan: Plan, universe: Universe) -> tuple[Entries, Tensor]:
         message, recipe = self._message, self._recipe

@@ -189,6 +189,7 @@ class Transaction:
 
     def _abort(self) -> None:
         """Leave memory alone, and say by the gradients that there are none."""
+        self._comm.agreed.density = self._shared_density  # every rank knows that the step aborts
         for sent in self._sent:
             with self._side_stream.on(sent.device):
                 for chunk in sent.chunks:

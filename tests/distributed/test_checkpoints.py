@@ -35,7 +35,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_keeping_row, every_row
+from tests.table import ROWS, Row, every_family, every_keeping_recipe, every_row
 
 Checkpoint = dict[str, Any]
 
@@ -259,7 +259,7 @@ def of_all(checkpoints: list[Checkpoint], world_size: int) -> list[Checkpoint]:
     return [redistribute(checkpoints, rank, world_size) for rank in range(world_size)]
 
 
-HALF = 1e-3  # where the mean itself is taken in fp16, it is rounded
+HALF = 4e-3  # where the mean itself is taken in 16 bits, it is rounded
 
 
 def goes_on(row: Row, model: Checkpoint, given: list[Checkpoint]) -> tuple[Any, ...]:
@@ -278,7 +278,7 @@ def goes_on(row: Row, model: Checkpoint, given: list[Checkpoint]) -> tuple[Any, 
     return brought, saved, weights(ddp)
 
 
-@every_keeping_row
+@every_keeping_recipe
 def test_training_goes_on_with_fewer_ranks(ranks, row):
     """The mean of the residuals stays, 4 -> 3 -> 4, and nothing is lost by going on."""
     (model, *_), four = zip(*ranks.run(4, trained, row), strict=True)

@@ -15,7 +15,7 @@ import ddp_compress
 from ddp_compress import CompressionState, LocalUpdates
 from tests.distributed.training import MANY_BUCKETS, digest, grads
 from tests.plain import without_kernels
-from tests.table import ROWS, Row, every_row
+from tests.table import ROWS, Row, every_recipe
 
 DEFAULTS = [torch.float64, torch.bfloat16, torch.device("meta")]  # nothing can be read from "meta"
 
@@ -61,7 +61,7 @@ def two_steps(row: Row, choice: torch.dtype | torch.device | None) -> str:
     return digest([*(mean[name] for mean in means for name in sorted(mean)), *stayed])
 
 
-@every_row
+@every_recipe
 @pytest.mark.parametrize("kernels", ["native", "reference"])
 def test_no_recipe_follows_pytorchs_defaults(row, kernels):
     with without_kernels() if kernels == "reference" else nullcontext():

@@ -27,7 +27,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_family, every_recipe
 
 SCARCE = {"flush_bytes": 300, "bucket_cap_mb": MANY_BUCKETS}
 
@@ -59,7 +59,7 @@ def discards(row: Row) -> None:
     assert state.stats.discarded == spent == state.stats.steps - undisturbed.stats.steps
 
 
-@every_row
+@every_recipe
 def test_what_is_discarded_has_never_been(ranks, row):
     ranks.run(2, discards, row)
 

@@ -30,7 +30,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_family, every_recipe
 
 GOOD_STEPS = 5
 
@@ -536,6 +536,6 @@ def recovers(row: Row) -> None:
     assert memory(states[0]) == memory(states[1])
 
 
-@every_row
+@every_recipe
 def test_a_state_carries_on_after_an_error(ranks, row):
     ranks.run(2, recovers, row)

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ddp_compress import CompressionState, recipes
 from ddp_compress.transport.frame import ANNOUNCED, HEADER_BYTES, unseal
 from tests.distributed.harness import Ranks
-from tests.table import ROWS, Row
+from tests.table import OPTIONS, RECIPES, ROWS, Row
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 3
-EVERY = ROWS | {f"{name}()": Row(getattr(recipes, name)()) for name in recipes.__all__}
+DEFAULTS = {f"{name}()": Row(getattr(recipes, name)()) for name in recipes.__all__}
+EVERY = RECIPES | OPTIONS | ROWS | DEFAULTS
 
 
 def small_model() -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_compress import CompressionState, recipes
+from ddp_compress import CompressionState, exponential_warmup, recipes
 from ddp_compress.exchange import SharedMask
 from ddp_compress.quantize import Values
 from tests.distributed.soak import poisoned_steps, with_delays
@@ -177,6 +177,27 @@ def test_law_8_holds_in_the_first_step(ranks):
     assert [r[:2] for r in results] == [({"step": "0"}, True)] * 2
     clean = ranks.run(2, clean_run, ROWS["topk"])
     assert ddp_weights == clean[0]
+
+
+def poisoned_among_scheduled_steps() -> str:
+    """Masks are a message's, whose end depends on the density of the step before."""
+    row = Row(recipes.majority_vote(exponential_warmup(0.05, steps=4), scope="tensor"))
+    options = {"flush_bytes": 300, "bucket_cap_mb": MANY_BUCKETS}
+    ddp, _ = wrap(small_model(), row, **options)
+    clean, _ = wrap(small_model(), row, **options)
+    for model in (ddp, clean):
+        train(model, range(2))
+    ddp.zero_grad()
+    bad = torch.inf if dist.get_rank() == 1 else 1.0
+    (loss(ddp, dist.get_rank(), 2) * bad).backward()
+    for model in (ddp, clean):
+        train(model, range(2, 4))
+    assert weights(ddp) == weights(clean)
+    return weights(ddp)
+
+
+def test_law_8_holds_where_messages_end_by_a_schedule(ranks):
+    same_everywhere(ranks.run(2, poisoned_among_scheduled_steps))
 
 
 def clean_run(row: Row) -> str:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from ddp_compress import CompressionState, recipes
 from tests.distributed.training import MANY_BUCKETS, backward, small_model, train, wrap
-from tests.table import ROWS, Row, every_row
+from tests.table import ROWS, Row, every_recipe
 
 
 def counted_and_seen(row: Row) -> None:
@@ -42,7 +42,7 @@ def counted_and_seen(row: Row) -> None:
     assert stats.bits_per_nonzero == stats.payload_bits / stats.nonzeros
 
 
-@every_row
+@every_recipe
 def test_bytes_are_those_that_went_into_collectives(ranks, row):
     ranks.run(3, counted_and_seen, row)
 

@@ -20,7 +20,7 @@ from ddp_compress import (
     recipes,
 )
 from tests.distributed.training import digest, loss
-from tests.table import ROWS, Row, every_family
+from tests.table import OPTIONS, RECIPES, ROWS, Row, every_family
 
 STEPS = 3  # local ones in a round
 
@@ -153,7 +153,7 @@ def under_a_hook(row: Row) -> None:
 
 @pytest.mark.parametrize("name", ["topk", "sbc-momentum", "vote-add-drop-sharded"])
 def test_gradients_of_a_sub_model_through_a_hook(ranks, name):
-    ranks.run(2, under_a_hook, ROWS[name])
+    ranks.run(2, under_a_hook, (RECIPES | OPTIONS)[name])
 
 
 def another_round() -> None:
