@@ -35,7 +35,7 @@ class Stats:
         payload_bits: bits this rank encoded, header included: what papers call uplink.
         position_bits, value_bits: the parts of it that say where entries are and what they are
             worth, after entropy coding; the rest is headers and agreement.
-        packages: the same by package, of entries that travel with their positions: "pattern" and
+        packages: the same by list, of entries that travel with their positions: "pattern" and
             "kernel" are whole kernels of convolutions (`recipes.smartidx`), all others are
             "individual".
         sent_bytes: bytes that left this rank in collectives, padding included. An all-gather
@@ -97,7 +97,7 @@ class Stats:
         named.entries += entries
 
     def state_dict(self) -> dict[str, float]:
-        """The counts as plain numbers, those of packages as ``"pattern.entries"``."""
+        """The counts as plain numbers, those of lists as ``"pattern.entries"``."""
         counts = asdict(self)
         packages = counts.pop("packages")
         inner = {f"{name}.{what}": n for name in packages for what, n in packages[name].items()}

@@ -78,6 +78,7 @@ RECIPES = {
     "smartidx": Row(smartidx(0.1)),
     "hgc": Row(hgc(0.1, predictor=0.9)),
     "hgc-2-bits": Row(hgc(0.05, bits=2, scope="tensor", momentum=0.9), min_numel=20),
+    "rotated-sharded": Row(rotated(4, keep=0.5, down=rotated(5)), min_numel=20),
 }
 
 # The same recipes with other options, whose parts `MIXED` has, too.
@@ -92,7 +93,6 @@ OPTIONS = {
     "sbc-momentum": Row(sbc(0.05, "tensor", "golomb", momentum=0.9)),
     "stc-momentum": Row(stc(0.05, "bucket", "elias_fano", momentum=0.9), min_numel=20),
     "rotated-kashin": Row(rotated(2, "kashin", keep=0.5), min_numel=20),
-    "rotated-sharded": Row(rotated(4, keep=0.5, down=rotated(5)), min_numel=20),
     "sign-rotated": Row(
         replace(sign(64), exchange=Sharded(rotated(5, "none", error_feedback=True)))
     ),

@@ -41,11 +41,12 @@ class AllGather:
     def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
         bodies = Bodies(message, recipe, channel.stats, channel.rank)
-        selection: list[Selection] = []  # of this rank, once it is made
+        writes: dict[str, Entries] = {}
 
         def encoded() -> Tensor | None:
-            selection.append(message.select(recipe.select))
-            return _encode(selection[0], message, bodies, channel.stats)
+            selection = message.select(recipe.select)
+            writes.update(selection.writes)
+            return _encode(selection, message, bodies, channel.stats)
 
         every = yield from channel.share(encoded)
         if every is None:
@@ -59,7 +60,7 @@ class AllGather:
             selected.append(entries)
             uncompressed.append(values)
         here, scale = slice(channel.rank, channel.rank + 1), 1.0 / channel.world_size
-        deliveries = [Delivery(selected[here], selected, scale, writes=selection[0].writes)]
+        deliveries = [Delivery(selected[here], selected, scale, writes=writes)]
         if len(message.plan.uncompressed):
             deliveries.append(Delivery(uncompressed[here], uncompressed, scale, uncompressed=True))
         return deliveries

@@ -120,8 +120,8 @@ class SharedMask:
         writes = dict(mask.writes)
         if self.predictor is not None and average is not None:
             total = reduce(torch.add, received)  # in rank order on every device
-            learned = self.predictor.next(average, total * scale)
-            writes["average"] = Entries(mask.positions, learned)
+            moved = self.predictor.next(average, total * scale)
+            writes["average"] = Entries(mask.positions, moved)
         lists = [Entries(mask.positions, each) for each in received]
         gone, unused = Entries(mask.positions, sent), message.unused_at(mask.positions)
         if unused is not None:  # there nothing was sent, and momentum stays

@@ -106,7 +106,7 @@ class FederatedDropout:
         self.sub_model = shrunk(model, self._units, self._index)
         self._state: CompressionState | None = None  # that updates travel through
         self._local_updates: LocalUpdates | None = None
-        self._meeting: Round | None = None
+        self._round: Round | None = None
         self._waiting: Memory = {}
 
     def __repr__(self) -> str:
@@ -155,7 +155,7 @@ class FederatedDropout:
         self._state, self._local_updates = state, local
         if self.per_rank:
             trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-            self._meeting = Round(state, self.model, trained)
+            self._round = Round(state, self.model, trained)
 
     @torch.no_grad()
     def draw(self, number: int) -> None:
@@ -255,9 +255,9 @@ class FederatedDropout:
 
     def _average(self) -> None:
         """Hold a round over the full model, in which every rank has moved its own coordinates."""
-        if self._meeting is None:
+        if self._round is None:
             raise RuntimeError("merge averages the ranks' updates: attach a CompressionState first")
-        self._meeting.restart()
+        self._round.restart()
         held = self._held()
         for name, (full, part, index) in zip(held, self._tensors(), strict=True):
             before = full[index]
@@ -266,9 +266,9 @@ class FederatedDropout:
             else:
                 full[index] = part.to(full)
         try:
-            self._meeting.meet(lambda: Answer(period=1, passes=1), self._description())
+            self._round.meet(lambda: Answer(period=1, passes=1), self._description())
         except BaseException:
-            self._meeting.write()
+            self._round.write()
             raise
 
     def _held(self) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class Buffers:
         """Those of some buffers that are averaged: the floating-point ones."""
         return [name for name in names if self.last_synced[name].is_floating_point()]
 
-    def others_of(self, names: Iterable[str]) -> list[str]:
+    def integers_of(self, names: Iterable[str]) -> list[str]:
         """Those that become rank 0's: all others, such as counts."""
         return [name for name in names if not self.last_synced[name].is_floating_point()]
 
@@ -75,8 +75,10 @@ class Buffers:
                 "needs buffers='keep'"
             )
         moved = {name: self._moved(now, name).any() for name in self.means_of(now)}
-        others = {name: (now[name] != self.last_synced[name]).any() for name in self.others_of(now)}
-        return [name for name in self.last_synced if (moved | others)[name]]
+        integers = {
+            name: (now[name] != self.last_synced[name]).any() for name in self.integers_of(now)
+        }
+        return [name for name in self.last_synced if (moved | integers)[name]]
 
     def moved(self, names: Sequence[str]) -> Tensor:
         """Those of some that are averaged, now - last_synced: [N] on the host; 0 where not finite.
@@ -90,16 +92,16 @@ class Buffers:
     def integer_bytes(self, names: Sequence[str]) -> Tensor:
         """Those of some that become rank 0's, now, as bytes: uint8, on the host."""
         now = self._now()
-        parts = [to_host(now[name].flatten().view(torch.uint8)) for name in self.others_of(names)]
+        parts = [to_host(now[name].flatten().view(torch.uint8)) for name in self.integers_of(names)]
         return torch.cat([host.empty(0, dtype=torch.uint8), *parts])
 
-    def advance(self, mean: Tensor, others: Tensor, names: Sequence[str]) -> None:
-        """Move some by a mean of `moved`, and to one rank's `others`."""
+    def advance(self, mean: Tensor, integers: Tensor, names: Sequence[str]) -> None:
+        """Move some by a mean of `moved`, and to one rank's `integer_bytes`."""
         means = [self.last_synced[name] for name in self.means_of(names)]
         for buffer, part in zip(means, mean.split([b.numel() for b in means]), strict=True):
             buffer.copy_(buffer.to(mean.dtype) + part.view(buffer.shape).to(buffer.device))
-        rest = [self.last_synced[name] for name in self.others_of(names)]
-        for buffer, part in zip(rest, others.split([b.nbytes for b in rest]), strict=True):
+        rest = [self.last_synced[name] for name in self.integers_of(names)]
+        for buffer, part in zip(rest, integers.split([b.nbytes for b in rest]), strict=True):
             buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))
 
     def keep(self) -> None:

@@ -17,7 +17,7 @@ class RandomKey:
     Args:
         names: of the groups that values come in, [G].
         step: of the state.
-        rank: whose values they are.
+        rank: the sender, which alone draws `per_rank`.
         reply: whether they are an owner's answer, and not what it was sent.
 
     Example:

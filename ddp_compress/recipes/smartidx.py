@@ -22,11 +22,11 @@ def smartidx(
 ) -> Recipe:
     """Send whole kernels of convolutions: one position and one pattern of signs each.
 
-    Entries travel in three packages: kernels whose signs follow one of a few shared patterns, other
+    Entries travel in three lists: kernels whose signs follow one of a few shared patterns, other
     whole kernels with their signs, and individual entries (of linear layers, 1 x 1 convolutions,
     and lone large ones). All are ranked by the magnitude that they carry a bit, and the first are
     sent, up to the density; see `select.WholeKernels` and `body.KernelPatterns`. Values are
-    means: of every parameter and package one.
+    means: of every parameter and list one.
 
     A kernel is the trailing spatial block of a convolution's weight, contiguous or channels_last.
     A model without convolutions sends individual entries alone, with signs and means.

@@ -1,5 +1,8 @@
 """What a state knows of the DDP model whose hook it is."""
 
+from __future__ import annotations
+
+import copy
 import weakref
 from typing import Any
 
@@ -58,6 +61,12 @@ class Binding:
         self.__dict__.update(saved)
         self._watch_parameters()
 
+    def with_peers(self, peers: Peers) -> Binding:
+        """The same for a copy of the state, which has yet to see its DDP model."""
+        twin = copy.copy(self)
+        twin._peers = peers
+        return twin
+
     def begin_pass(self, state: object, parameter: Tensor, remembers: bool) -> None:
         """A backward pass has come to its first bucket.
 
@@ -87,7 +96,8 @@ class Binding:
         refuse_unsupported_ddp(model)
         refuse_optimizer_in_backward(model)
         group = peers.group if peers.have_met else peers.given or model.process_group
-        refuse_other_ranks(group, model)
+        if group is not model.process_group:
+            refuse_other_ranks(group, model)
         peers.group = group
         theirs = Parameters(model.module)
         if theirs.is_copy_of(self.parameters):  # this state came from a file, or of another copy

@@ -51,8 +51,8 @@ class Buckets:
         """Take gradients as they come from now on."""
         self._steps_left = 0
 
-    def begin_step(self) -> None:
-        """Let go of what a step before has held back."""
+    def let_go(self) -> None:
+        """Of what was held back: the step has ended, however it did."""
         self._held, self._regrouped = [], []
 
     def ready(self, chunk: Chunk) -> list[Chunk]:
@@ -108,7 +108,6 @@ class Buckets:
         for chunk in self._held:
             with side_stream.on(chunk.grad.device):  # a future remembers the stream
                 chunk.future.set_result(chunk.grad)
-        self.begin_step()
 
     def _regroup(self, layouts: Sequence[Layout], fail: Callable[[Exception], None]) -> list[Chunk]:
         """New chunks with copies of the gradients."""

@@ -112,6 +112,11 @@ class Peers:
         if self.comm is not None:
             self.comm.stats = stats
 
+    def forget_messages(self) -> None:
+        """Memory is another: what the last step's messages taught is of no use."""
+        if self.comm is not None:
+            self.comm.agreed.committed.clear()
+
     def check_place(self) -> None:
         """Raise where a checkpoint that was loaded is another rank's.
 

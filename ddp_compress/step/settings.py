@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, is_dataclass
 
 from ddp_compress.recipe import Recipe
+from ddp_compress.transport.frame import VERSION
 
 
 @dataclass(frozen=True)
@@ -15,20 +16,22 @@ class Settings:
 
     def describe(self, density: float, step: int) -> str:
         """What all ranks must share of them in a step, in words."""
-        recipe = self.recipe
+        recipe, momentum = self.recipe, self.recipe.memory.momentum_at(step)
         parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
         return (
-            f"recipe {recipe.name}, density {density:.9g}, {_words(recipe.memory, step)}, "
-            f"{_words(recipe.select, step)}, {', '.join(map(repr, parts))}, "
+            f"wire version {VERSION}, recipe {recipe.name}, density {density:.9g}, "
+            f"momentum={momentum:.9g}, {_words(recipe.memory)}, {_words(recipe.select)}, "
+            f"{', '.join(map(repr, parts))}, "
             f"step {step}, min_numel {self.min_numel}, flush_bytes {self.flush_bytes}"
         )
 
 
-def _words(part: object, step: int) -> str:
-    """A part as its `repr`, schedules by their value in a step, and without its density."""
-    if not is_dataclass(part):
-        return repr(part)
-    options = {each.name: getattr(part, each.name) for each in fields(part)}
-    options.pop("density", None)
-    values = (f"{n}={value(step) if callable(value) else value}" for n, value in options.items())
+def _words(part: object) -> str:
+    """A part and its options, but for those that schedules may change; functions by their names."""
+    if is_dataclass(part):
+        options = {each.name: getattr(part, each.name) for each in fields(part)}
+    else:
+        options = dict(getattr(part, "__dict__", {}))
+    told = [name for name in options if name not in ("density", "momentum")]
+    values = (f"{name}={getattr(options[name], '__name__', options[name])}" for name in told)
     return f"{type(part).__name__}({', '.join(values)})"

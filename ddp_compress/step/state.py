@@ -123,9 +123,11 @@ class CompressionState:
             self._binding.bind_to(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but a step under way."""
+        """All but a step under way; a copy meets its peers by itself."""
+        peers = copy.copy(self._peers)
+        own = {"_peers": peers, "_binding": self._binding.with_peers(peers)}
         nothing = {"_transaction": None, "_undo": None, "_passed": False}
-        return self.__dict__ | nothing | {"_buckets": Buckets(self._buckets.latest)}
+        return self.__dict__ | own | nothing | {"_buckets": Buckets(self._buckets.latest)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressionState:
         """A copy with all that is kept; but with nothing where it comes along with a DDP model.
@@ -465,8 +467,7 @@ class CompressionState:
         self._binding.restored.memory()
         self._left_memory = False
         self._store.load(tensors)
-        if self._peers.comm is not None:
-            self._peers.comm.agreed.committed.clear()
+        self._peers.forget_messages()
 
     # ---------------------------------------------------------------------------- checkpoints
 

@@ -77,7 +77,6 @@ class Transaction:
         self.numel = 0
         self.undo: Undo | None = None
         self._comm.begin_step()
-        buckets.begin_step()
         try:
             self._density = density_at(settings.recipe.select.density, step)
             self._momentum = settings.recipe.memory.momentum_at(step)
@@ -134,21 +133,24 @@ class Transaction:
         Raises:
             PeerError, ValueError: see `CompressionState.push`. Memory is as before the step.
         """
-        for chunk in self._buckets.rest(self.fail):
-            self._add(chunk)
-        self._send_rest()
-        self._wait()
-        finite = None not in [sent.running.outcome for sent in self._sent]
-        if finite:
-            self._commit()
-            self._buckets.latest = tuple(self.layouts)
-        else:
-            self._abort()
-        for sent in self._sent:
-            with self._side_stream.on(sent.device):  # a future remembers the stream
-                for chunk in sent.chunks:
-                    chunk.future.set_result(chunk.grad)
-        self._buckets.give_back(self._side_stream)
+        try:
+            for chunk in self._buckets.rest(self.fail):
+                self._add(chunk)
+            self._send_rest()
+            self._wait()
+            finite = None not in [sent.running.outcome for sent in self._sent]
+            if finite:
+                self._commit()
+                self._buckets.latest = tuple(self.layouts)
+            else:
+                self._abort()
+            for sent in self._sent:
+                with self._side_stream.on(sent.device):  # a future remembers the stream
+                    for chunk in sent.chunks:
+                        chunk.future.set_result(chunk.grad)
+            self._buckets.give_back(self._side_stream)
+        finally:
+            self._buckets.let_go()
         return finite
 
     def _send_rest(self) -> None:
@@ -197,6 +199,7 @@ class Transaction:
 
     def abandon(self) -> None:
         """Give up a step that never came to its last chunk."""
+        self._buckets.let_go()
         for sent in self._sent:
             sent.running.abandon()
 

@@ -31,6 +31,7 @@ class Undo:
         """Bring memory back to before the step, bit for bit."""
         for arena in self._arenas:
             arena.undo()
+        # Not the agreed density: whether to go back is perhaps this rank's doing alone.
         self._agreed.committed = self._committed
 
     def settle(self) -> None:

@@ -89,12 +89,12 @@ class Channel:
 
     @property
     def committed(self) -> dict[str, Any]:
-        """What the last committed message of this layout learned."""
+        """What the last committed message of this layout has taught."""
         layout, known = self._comm.agreed.committed.get(self._number, (None, {}))
         return known if layout == self._layout_digest else {}
 
     def commit(self) -> None:
-        """Keep what was learned."""
+        """Keep what this message teaches the next."""
         self._comm.agreed.committed[self._number] = (self._layout_digest, self.pending)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor:
@@ -127,7 +127,7 @@ class Channel:
         except PeerError as error:
             raise error from self._failure
         headers, bodies = zip(*opened, strict=True)  # every rank has seen all headers now
-        _check_alike(headers)
+        _check_equal(headers)
         aborts = any(header.flags & NONFINITE for header in headers)
         agreed = self._comm.agreed
         agreed.density, agreed.step = self._density, self._step + (not aborts)
@@ -275,7 +275,7 @@ def _open(rank: int, frame: Tensor) -> tuple[Header, Tensor]:
     return header, body
 
 
-def _check_alike(headers: Sequence[Header]) -> None:
+def _check_equal(headers: Sequence[Header]) -> None:
     for rank, header in enumerate(headers[1:], start=1):
         if header.setting != headers[0].setting:
             raise PeerError(

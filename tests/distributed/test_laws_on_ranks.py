@@ -119,7 +119,7 @@ def test_law_3_density_1_equals_all_reduce(ranks, dtype, scope, codec):
     ranks.run(4, beside_all_reduce, Row(recipes.topk(1.0, scope, codec)), dtype)
 
 
-def test_law_3_exact_parameters_equal_all_reduce(ranks):
+def test_law_3_uncompressed_parameters_equal_all_reduce(ranks):
     row = Row(recipes.sbc(0.01), min_numel=10**6)
     ranks.run(2, beside_all_reduce, row, torch.float32)
 
@@ -137,7 +137,7 @@ def momentum_sgd() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_law_3_exact_parameters_under_dgc_are_momentum_sgd(ranks):
+def test_law_3_uncompressed_parameters_under_dgc_are_momentum_sgd(ranks):
     ranks.run(2, momentum_sgd)
 
 

@@ -644,7 +644,7 @@ def test_two_states_in_one_process_do_not_meet(ranks):
 # ------------------------------------------------------------------------- what must not be lost
 
 
-def momentum_of_an_idle_layer() -> None:
+def momentum_of_an_unused_layer() -> None:
     """Rank 1 has no gradient for one layer, whose positions the others' mask may hold."""
     state = state_of(Row(recipes.majority_vote(0.5, momentum=0.9)))
     state._binding.find_unused = True
@@ -664,7 +664,7 @@ def momentum_of_an_idle_layer() -> None:
 
 
 def test_where_nothing_was_sent_momentum_stays(ranks):
-    ranks.run(2, momentum_of_an_idle_layer)
+    ranks.run(2, momentum_of_an_unused_layer)
 
 
 def loaded_elsewhere(saved_by: list[int]) -> str:
