@@ -6,6 +6,7 @@ python -m tests.pairs prints rows for `tests.table.MIXED`, for all pairs that no
 import itertools
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 
 from ddp_compress.body import Listed
@@ -15,7 +16,7 @@ Pair = tuple[str, str]
 Words = tuple[str, ...]
 
 
-def kinds(row: Row) -> list[str]:
+def kinds(row: Row) -> tuple[str, ...]:
     """What a row has of all that rows differ in."""
     recipe = row.recipe
     exchange = getattr(recipe.exchange, "few", recipe.exchange)
@@ -26,39 +27,42 @@ def kinds(row: Row) -> list[str]:
         "codec": recipe.codec,
         "exchange": getattr(exchange, "agree", exchange),
     }
-    return [
+    return (
         *(f"{slot} {type(part).__name__}" for slot, part in parts.items()),
         f"scope {row.scope}",
         "density of a schedule" if callable(recipe.select.density) else "constant density",
         "some uncompressed" if row.min_numel else "all compressed",
-    ]
+    )
 
 
-def pairs(row: Row) -> set[Pair]:
-    return set(itertools.combinations(kinds(row), 2))
+def pairs(*rows: Row) -> set[Pair]:
+    each = (itertools.combinations(found, 2) for found in set(map(kinds, rows)))
+    return set(itertools.chain.from_iterable(each))
 
 
 @cache
 def every_mix() -> dict[Words, Row | ValueError]:
     """What comes of all combinations of parts: a row, or words on why two do not go together."""
     mixes: dict[Words, Row | ValueError] = {}
-    for words in itertools.product(*PARTS.values()):
-        named = dict(zip(PARTS, words, strict=True))
+    *parts, (last, sizes) = PARTS.items()  # which no part asks for
+    for words in itertools.product(*(of_column for _, of_column in parts)):
+        named = dict(zip(PARTS, words, strict=False))
         if named["select"] == "all" and (named["scope"], named["density"]) != (
             "tensor",
             "constant",
         ):
             continue  # it has neither
         try:
-            mixes[words] = mixed(named)
+            row = mixed(named | {last: "0"})
+            mixes |= {(*words, word): replace(row, min_numel=sizes[word]) for word in sizes}
         except ValueError as error:
-            mixes[words] = error
+            mixes |= {(*words, word): error for word in sizes}
     return mixes
 
 
 def missing(rows: Iterable[Row], mixes: Iterable[Row]) -> set[Pair]:
     """Pairs that the mixes have, and no row has."""
-    return set[Pair]().union(*map(pairs, mixes)).difference(*map(pairs, rows))
+    return pairs(*mixes) - pairs(*rows)
 
 
 def covering(wanted: set[Pair], mixes: dict[Words, set[Pair]]) -> list[Words]:
