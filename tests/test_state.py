@@ -71,7 +71,7 @@ def told(recipe: Recipe) -> str:
 def test_options_are_told_to_the_other_ranks():
     recipe = recipes.topk(0.5)
     words = told(replace(recipe, select=Other(0.5, "model")))
-    assert "Other(norm=abs, scope=model, seed=None)" in words
+    assert "Other(scope=model, seed=None, norm=abs)" in words
     assert "wire version 2" in words
     assert "0x" not in told(replace(recipe, memory=Plain(0.9, clip=2.0)))
     assert "Plain(clip=2.0)" in told(replace(recipe, memory=Plain(0.9, clip=2.0)))

@@ -33,7 +33,7 @@ def average_buffers(
     channel = Channel(comm, 1, comm.agreed.density, lambda: names, 0, step)
     nothing = host.empty(0, dtype=torch.uint8)
     mean, others, numel = nothing.to(buffers.dtype), nothing, buffers.numel(names)
-    if buffers.others_of(names):
+    if buffers.integers_of(names):
         here = channel.rank == 0
         bodies = drive(channel.share(lambda: buffers.integer_bytes(names) if here else nothing))
         assert bodies is not None, "no rank calls its bytes non-finite"
