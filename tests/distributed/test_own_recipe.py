@@ -94,3 +94,9 @@ def test_bytes_that_do_not_fit_are_told():
     data, context = torch.zeros(3, dtype=torch.uint8), Context(torch.tensor([2]))
     with pytest.raises(ValueError, match="int8: got 3 bytes, expected 6"):
         page()["Int8"]().decode(data, context)
+
+
+@pytest.mark.parametrize("scale", [torch.nan, torch.inf, 3e38])
+def test_no_bytes_are_decoded_to_numbers_that_are_not_finite(scale):
+    data = torch.cat([torch.tensor([scale]).view(torch.uint8), torch.tensor([2, 255]).byte()])
+    assert page()["Int8"]().decode(data, Context(torch.tensor([2]))).isfinite().all()
