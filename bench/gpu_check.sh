@@ -110,7 +110,7 @@ if [[ $PRETEND ]]; then
   SMOKE=(--pretend --numel 1000)
   OPS=(-m 'not needs_cuda' tests/ops/test_raw.py)
   KERNELS=(--pretend --numel 1000 --density 0.01 --rounds 1)
-  HOOK=(--pretend --numel 1000 --parameters 4 --world-size 4 --messages 2)
+  HOOK=(--pretend --numel 1000 --parameters 4 --world-size 4 --messages 2 --rounds 1)
 else
   if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "$PYTHON finds no torch with a GPU: PYTHON=... names another, --pretend needs none" >&2

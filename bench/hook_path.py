@@ -42,7 +42,6 @@ from output import add_json, show, write_json
 
 RECIPES = {"sbc": dc.recipes.sbc(0.001), "topk": dc.recipes.topk(0.001, "tensor")}
 WARM_UP = 4  # steps: sizes of frames are steady then, and kernels loaded
-ROUNDS = 20
 
 
 class Done:
@@ -143,9 +142,9 @@ def counts(path: HookPath, trace: Path | None = None) -> dict[str, Any]:
     return {name: None if count is None else count / path.messages for name, count in found.items()}
 
 
-def times(path: HookPath) -> dict[str, float]:
+def times(path: HookPath, rounds: int) -> dict[str, float]:
     """What a message takes, medians over steps."""
-    walls, cpus = zip(*(timed(path) for _ in range(ROUNDS)), strict=True)
+    walls, cpus = zip(*(timed(path) for _ in range(rounds)), strict=True)
     return {
         "wall": statistics.median(walls) / path.messages,
         "cpu": statistics.median(cpus) / path.messages,
@@ -164,11 +163,10 @@ def timed(path: HookPath) -> tuple[float, float]:
 class Products:
     """Matrix products on a stream of their own, which fill a GPU."""
 
-    COUNT, SIZE = 200, 8192
-
-    def __init__(self) -> None:
+    def __init__(self, count: int, size: int) -> None:
+        self._count = count
         self._stream = torch.cuda.Stream()
-        self._factor = torch.randn(self.SIZE, self.SIZE, device=CUDA, dtype=torch.bfloat16)
+        self._factor = torch.randn(size, size, device=CUDA, dtype=torch.bfloat16)
         self._result = torch.empty_like(self._factor)
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -177,7 +175,7 @@ class Products:
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             self._begin.record()
-            for _ in range(self.COUNT):
+            for _ in range(self._count):
                 torch.matmul(self._factor, self._factor, out=self._result)
             self._end.record()
 
@@ -208,7 +206,7 @@ def beside(path: HookPath, products: Products) -> dict[str, float]:
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Every case, one after another."""
-    products = None if options.pretend else Products()
+    products = Products(2, 8) if options.pretend else Products(200, 8192)
     trace = options.trace
     for backend, world_size in itertools.product(options.backend, options.world_size):
         with one_of(world_size, backend):
@@ -216,8 +214,9 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 path = HookPath(RECIPES[name], messages, options.numel, options.parameters)
                 found = counts(path, trace)
                 trace = None  # of the first alone
-                if products:
-                    found |= times(path) | beside(path, products)
+                taken = times(path, options.rounds) | beside(path, products)
+                if not options.pretend:  # where time says nothing
+                    found |= taken
                 path.state.close()
                 yield Row(name, backend, world_size, messages, **found)
 
@@ -268,6 +267,7 @@ def main() -> None:
     add("--parameters", type=int, default=20, help="of a message")
     add("--world-size", type=int, nargs="+", default=[4, 16])
     add("--messages", type=int, nargs="+", default=[1, 4, 16], help="in a step")
+    add("--rounds", type=int, default=20, help="steps that are timed")
     add("--backend", nargs="+", choices=["gloo", "nccl"], default=["gloo"])
     add("--trace", type=Path, metavar="FILE.json.gz", help="of a step of the first case")
     add_pretend(parser)

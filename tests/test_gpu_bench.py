@@ -1,5 +1,6 @@
 """What GPU benches count, and what they take for a difference."""
 
+import gzip
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -12,7 +13,7 @@ import gpu_smoke
 import hazards
 import hook_path
 from ddp_compress.ops.devices import to_device_of, to_host
-from device_work import Work
+from device_work import Work, work_of
 from gpu import CUDA
 from pretended_gpu import pretended_gpu
 
@@ -106,6 +107,14 @@ def test_a_trace_is_read():
     ]
     expected = Work(waits=1, launches=5, to_device=1, from_device=1, pageable=1, busy=11.5)
     assert device_work.seen_in(events) == expected
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_trace_is_kept(tmp_path):
+    """By the profiler, which sees nothing on a GPU here."""
+    found = work_of(lambda: torch.ones(3).add(1), tmp_path / "trace.json.gz")
+    assert found == Work(busy=0.0)
+    assert b"aten::add" in gzip.decompress((tmp_path / "trace.json.gz").read_bytes())
 
 
 @pytest.mark.parametrize(
