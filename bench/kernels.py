@@ -28,6 +28,7 @@ from tqdm import tqdm
 import kernels_cuda
 from ddp_compress import ops
 from ddp_compress.ops import reference
+from gpu import add_pretend, gpu
 from kernels_cuda import NO_SALTS, WORLD_SIZE, CudaRow
 from output import add_json, show, write_json
 
@@ -275,27 +276,38 @@ def main() -> None:
     )
     parser.add_argument("--density", type=float, nargs="+", default=[0.001, 0.01])
     parser.add_argument("--rounds", type=int, default=15, help="15 by default")
+    add_pretend(parser)
     add_json(parser)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
     cases = [*itertools.product(arguments.numel or NUMELS[arguments.device], arguments.density)]
-    rows: list[Row] | list[CudaRow]
     if arguments.device == "cuda":
-        if not (torch.cuda.is_available() and ops.CUDA):
-            parser.error("--device cuda needs a GPU, and ddp_compress built with its CUDA kernels")
-        rows = [row for case in cases for row in kernels_cuda.run(*case, arguments.rounds)]
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-        show(cuda_table(rows))
-        for numel, density in cases:
-            same = kernels_cuda.agrees_with_cpu(numel, density)
-            what = f"whole SBC step, {numel / 1e6:.1f} M, {density:.1%}"
-            print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
+        with gpu(arguments.pretend):
+            rotated_bytes = 0 if arguments.pretend else kernels_cuda.ROTATED_BYTES  # no cache
+            found = [
+                row
+                for case in cases
+                for row in kernels_cuda.run(*case, arguments.rounds, rotated_bytes)
+            ]
+            tell_of_cuda(found, cases)
+        figures = [asdict(row) for row in found]
     else:
         torch.set_num_threads(1)
         rows = [row for case in cases for row in Bench(*case).run(arguments.rounds)]
         show(table(rows))
-    write_json(arguments.json, [asdict(row) for row in rows])
+        figures = [asdict(row) for row in rows]
+    write_json(arguments.json, figures)
+
+
+def tell_of_cuda(rows: list[CudaRow], cases: list[tuple[int, float]]) -> None:
+    """Show the figures of a GPU, and whether its SBC step does what the CPU's does."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    show(cuda_table(rows))
+    for numel, density in cases:
+        same = kernels_cuda.agrees_with_cpu(numel, density)
+        what = f"whole SBC step, {numel / 1e6:.1f} M, {density:.1%}"
+        print(f"{what}: the CPU's bytes on the wire and output bits: {same}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+import device_work
 from ddp_compress import ops
+from gpu import CUDA
 
 WORLD_SIZE = 4
 NO_SALTS = torch.empty(0, dtype=torch.int64)
@@ -54,12 +55,12 @@ class Inputs:
         self.numel, self.k = numel, round(numel * density)
         self.bounds, self.groups = torch.tensor([0, numel]), torch.tensor([0])
         self.ks = torch.tensor([self.k])
-        self.counts = self.ks.cuda()  # of what is selected: random values have as many of a sign
-        self.fresh = [torch.randn(numel, device="cuda") ** 3 for _ in range(2)]
+        self.counts = self.ks.to(CUDA)  # of what is selected: random values have as many of a sign
+        self.fresh = [torch.randn(numel, device=CUDA) ** 3 for _ in range(2)]
         self.grad, self.residual = (each.clone() for each in self.fresh)
         self.sums = torch.empty_like(self.residual)
         self.positions = [self._positions() for _ in range(WORLD_SIZE)]
-        self.values = torch.randn(self.k, device="cuda")
+        self.values = torch.randn(self.k, device=CUDA)
         kernels = torch.ops.ddp_compress
         self.messages = [kernels.elias_fano_encode(p, numel, self.k) for p in self.positions]
         self.signs = kernels.sign_encode(self.grad, self.bounds, 4096)
@@ -68,7 +69,7 @@ class Inputs:
         self.keys = self.vote_keys()
 
     def _positions(self) -> Tensor:
-        return torch.rand(self.numel, device="cuda").topk(self.k).indices.sort().values.int()
+        return torch.rand(self.numel, device=CUDA).topk(self.k).indices.sort().values.int()
 
     def refresh(self) -> None:
         """Undo what a candidate has changed."""
@@ -150,11 +151,13 @@ class Inputs:
         }
 
 
-def run(numel: int, density: float, rounds: int) -> list[CudaRow]:
+def run(
+    numel: int, density: float, rounds: int, rotated_bytes: int = ROTATED_BYTES
+) -> list[CudaRow]:
     """Medians over interleaved rounds; the copy is among the candidates of every round."""
-    sets = max(2, -(-ROTATED_BYTES // (PER_ELEMENT * numel)))
+    sets = max(2, -(-rotated_bytes // (PER_ELEMENT * numel)))
     inputs = [Inputs(numel, density) for _ in range(sets)]
-    source, target = (torch.empty(2 * numel, device="cuda") for _ in range(2))
+    source, target = (torch.empty(2 * numel, device=CUDA) for _ in range(2))
     work: dict[str, list[Callable[[], object]]] = {COPY: [lambda: target.copy_(source)] * sets}
     for each in inputs:
         for name, function in each.candidates().items():
@@ -215,11 +218,5 @@ def _microseconds(replay: Callable[[], None]) -> float:
 def _launches_and_waits(function: Callable[[], object]) -> tuple[int, int]:
     """How many kernels, copies and fills it puts on the device; how often it waits for that."""
     function()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        function()
-        torch.cuda.synchronize()  # of the device, where a wait is for a stream or an event
-    events = profiled.events()
-    launches = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
-    waits = sum(event.name in ("cudaStreamSynchronize", "cudaEventSynchronize") for event in events)
-    return launches, waits
+    work = device_work.work_of(function)
+    return work.launches + work.to_device + work.from_device, work.waits

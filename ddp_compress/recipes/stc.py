@@ -25,7 +25,7 @@ def stc(
     Args:
         density: share of the elements to send, in either direction, or a schedule of it.
         scope: what one selection and one magnitude run over: ``"tensor"``, ``"bucket"``,
-            ``"model"``.
+            ``"model"``; on their way to owners and back, magnitudes are of every owner's range.
         codec: how positions travel: ``"golomb"`` (smallest), ``"elias_fano"`` or ``"raw"``.
         momentum: in [0, 1), or a schedule of it. If not 0, it is applied before compression and
             masked where entries are sent, and the optimizer must have none.

@@ -329,7 +329,8 @@ class CompressionState:
         pass of SAM, neither is right. Call this on every rank, after the pass and before the next:
         memory and ``step`` are as before the pass then, bit for bit. The gradients themselves are
         yours to clear. After an aborted pass, whose gradients are NaN, nothing is done. With
-        ``hgc`` the next pass takes another collective, because another rank's turn was expected.
+        ``hgc`` the next pass takes another collective, because another rank's turn was expected;
+        with a density schedule the next pass's messages may end elsewhere than without the pass.
 
         For that, memory as it was before a pass is kept until an optimizer has applied its
         gradients, or `settle` is called (on the host: always): 4 bytes a parameter, 8 with a

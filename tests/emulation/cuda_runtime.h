@@ -12,6 +12,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -73,15 +74,29 @@ using cudaStream_t = void*;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 constexpr cudaError_t cudaSuccess = 0;
 
+// What was asked of the device, for benches that count it. Launches are kernels, fills, and copies
+// within it.
+extern "C" {
+[[gnu::used]] inline std::atomic<uint64_t> emulated_launches, emulated_to_device,
+    emulated_from_device, emulated_waits;
+}
+
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  ++emulated_waits;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  ++emulated_launches;
   std::memset(data, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                                    cudaStream_t) {
+  ++(kind == cudaMemcpyHostToDevice   ? emulated_to_device
+     : kind == cudaMemcpyDeviceToHost ? emulated_from_device
+                                      : emulated_launches);
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -308,6 +323,7 @@ inline void emulate(unsigned blocks, unsigned threads, bool together,
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   if (threads > kMostThreads) std::abort();
+  ++emulated_launches;
   const dim3 grid{blocks}, size{threads};
   if (!together) {
     for (const unsigned number : shuffled(blocks))
