@@ -72,12 +72,11 @@ def resnet50() -> nn.Module:
     return model
 
 
-def mnist_cnn(share: float = 1.0) -> nn.Sequential:
-    """Federated averaging's network for 28×28 digits, or a share of its channels and units.
+def mnist_cnn(first: int = 32, second: int = 64, hidden: int = 512) -> nn.Sequential:
+    """Federated averaging's network for 28×28 digits, or one of other widths.
 
     Two convolutions of 5×5, 32 and 64 channels, and 512 hidden units: 1,663,370 parameters.
     """
-    first, second, hidden = (round(share * width) for width in (32, 64, 512))
     return nn.Sequential(
         nn.Conv2d(1, first, 5, padding=2),
         nn.ReLU(),

@@ -103,7 +103,7 @@ def z_scores(tensor: Tensor, transform: str, draws: int) -> Tensor:
 
 def both_ways(share: float, steps: int = 3) -> tuple[float, float]:
     """Bits up and down of one step, where W ranks send random gradients of the network."""
-    model = mnist_cnn(share)
+    model = mnist_cnn(*(round(share * width) for width in (32, 64, 512)))
     down = dc.recipes.rotated(5)
     state = dc.CompressionState(model, dc.recipes.rotated(4, keep=0.5, down=down))
     for _ in range(steps):

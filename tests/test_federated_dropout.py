@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddp_compress as dc
+from networks import mnist_cnn
 from tests.distributed.training import digest
 
 
@@ -42,22 +43,6 @@ class Skipping(nn.Module):
         return self.head(x + self.down(self.up(x).tanh()))
 
 
-def paper_cnn(first: int = 32, second: int = 64, hidden: int = 512) -> nn.Sequential:
-    """Of the paper's MNIST experiments, for 28 × 28."""
-    return nn.Sequential(
-        nn.Conv2d(1, first, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(first, second, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(second * 49, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 10),
-    )
-
-
 def mlp() -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(5, 12),
@@ -83,7 +68,7 @@ def conv1d() -> nn.Sequential:
 # Beside each model its inputs' shape, and whose units a layer's inputs are.
 MODELS = {
     "mlp": (mlp, (6, 5), {"4.0": "0", "5": "4.0"}),
-    "cnn": (lambda: paper_cnn(4, 6, 10), (2, 1, 28, 28), {"3": "0", "7": "3", "9": "7"}),
+    "cnn": (lambda: mnist_cnn(4, 6, 10), (2, 1, 28, 28), {"3": "0", "7": "3", "9": "7"}),
     "conv1d": (conv1d, (4, 3, 10), {"5": "0"}),
     "residual": (Residual, (3, 2, 8, 8), {"first": "stem", "second": "first", "head": "stem"}),
     "skipping": (Skipping, (3, 6), {"down": "up"}),
@@ -169,7 +154,7 @@ def test_a_round_changes_what_it_kept_and_nothing_else(name):
 
 
 def test_three_quarters_of_the_papers_cnn():
-    dropout = dc.FederatedDropout(paper_cnn(), rate=0.75)
+    dropout = dc.FederatedDropout(mnist_cnn(), rate=0.75)
     full, sub = dropout.model, dropout.sub_model
     linear = [
         sum(p.numel() for name, p in model.named_parameters() if name[0] in "79")

@@ -68,12 +68,14 @@ class Bodies:
     def _encode(self, entries: Entries, plan: Plan, universe: Universe) -> Tensor:
         recipe = self._recipe
         lists = recipe.body.encode(entries, plan, universe, recipe, self._key(plan))
+        device = self._message.device  # some parts work on the host, whatever it is
+        positions, values = [], []
         for each in lists:
             bits = 8 * len(each.positions), 8 * len(each.values)
             self._stats.entry_list(each.name, each.count, *bits)
-        parts = [each.positions for each in lists] + [each.values for each in lists]
-        device = self._message.device  # some parts work on the host, whatever it is
-        return torch.cat([part.to(device, non_blocking=True) for part in parts])
+            positions.append(each.positions.to(device, non_blocking=True))
+            values.append(each.values.to(device, non_blocking=True))
+        return torch.cat(positions + values)
 
     def _decode(self, data: Tensor, plan: Plan, universe: Universe) -> tuple[Entries, Tensor]:
         message, recipe = self._message, self._recipe

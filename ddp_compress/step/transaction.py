@@ -43,8 +43,7 @@ class Transaction:
         step: the step's number.
 
     Attributes:
-        layouts: of its chunks, in order.
-        numel: elements in all of them.
+        numel: elements in all chunks.
         world_size: how many ranks there are.
         undo: the way back, once it is committed.
     """
@@ -73,7 +72,6 @@ class Transaction:
         # Kept here, because the worker changes it at its own time.
         self._shared_density = self._comm.agreed.density
         self._chunks: list[Chunk] = []
-        self.layouts: list[Layout] = []
         self.numel = 0
         self.undo: Undo | None = None
         self._comm.begin_step()
@@ -92,7 +90,6 @@ class Transaction:
             self._add(ready)
 
     def _add(self, chunk: Chunk) -> None:
-        self.layouts.append(chunk.layout)
         self.numel += len(chunk.grad)
         self._chunks.append(chunk)
         draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
@@ -116,7 +113,7 @@ class Transaction:
             if chunk.scale is not None:
                 unscale(chunk.grad, chunk.scale)
             if clip is not None:
-                clip_gradient(chunk, clip / math.sqrt(self._comm.world_size))
+                clip_gradient(chunk, clip / math.sqrt(self.world_size))
         except Exception as error:  # this rank's messages must come to as many as the others'
             self.fail(error)
 
@@ -141,7 +138,7 @@ class Transaction:
             finite = None not in [sent.running.outcome for sent in self._sent]
             if finite:
                 self._commit()
-                self._buckets.latest = tuple(self.layouts)
+                self._buckets.latest = _layouts(self._chunks)
             else:
                 self._abort()
             for sent in self._sent:
@@ -211,9 +208,8 @@ class Transaction:
         return recipe.body.size(alone, recipe) + uncompressed
 
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
-        layouts = tuple(map(attrgetter("layout"), chunks))
         scope = self._settings.recipe.select.scope
-        return plan_for(layouts, scope, density, self._settings.min_numel)
+        return plan_for(_layouts(chunks), scope, density, self._settings.min_numel)
 
     def _send(self, chunks: Sequence[Chunk]) -> None:
         recipe, number = self._settings.recipe, len(self._sent)
@@ -242,6 +238,10 @@ class Transaction:
         before = self._sent[-1].running if self._sent else None
         after = before.future if isinstance(before, InOrder) else None
         return InOrder(self._worker.submit(exchange, channel, after))
+
+
+def _layouts(chunks: Sequence[Chunk]) -> tuple[Layout, ...]:
+    return tuple(map(attrgetter("layout"), chunks))
 
 
 def _must_share(message: Message, recipe: Recipe) -> object:
