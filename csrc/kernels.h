@@ -7,6 +7,8 @@
 
 namespace ddp_compress {
 
+constexpr int32_t kUnused = INT32_MAX;  // in slots that hold no position: above every one
+
 // One flat piece of the message: a gradient with the memory that belongs to it.
 template <typename G, typename A>
 struct Chunk {
@@ -58,6 +60,16 @@ void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int
 // Returns the number of indices, or a negative DecodeError.
 int64_t elias_fano_decode(const uint8_t* data, int64_t size, int64_t numel, int64_t k,
                           int32_t* indices);
+
+// entries.cpp: a rank's list, k slots of it; values are of type V, or a mean for each group.
+// words: a status, and how many positions lie before the end of each group.
+struct Groups {
+  const int32_t* ends;
+  int64_t count;
+};
+template <typename V>
+void entries_decode(const uint8_t* data, int64_t size, Groups groups, int64_t numel, int64_t k,
+                    bool means, int32_t* indices, float* values, int64_t* words);
 
 // golomb.cpp
 std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const int64_t* bounds,

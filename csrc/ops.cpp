@@ -25,6 +25,11 @@ Tensor empty_cpu(int64_t size, ScalarType dtype) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape, 1), dtype);
 }
 
+Tensor empty_rows(int64_t rows, int64_t size, ScalarType dtype) {
+  const int64_t shape[] = {rows, size};
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), dtype);
+}
+
 template <typename T>
 Tensor to_tensor(const std::vector<T>& data, ScalarType dtype) {
   Tensor t = empty_cpu(static_cast<int64_t>(data.size()), dtype);
@@ -136,6 +141,24 @@ std::tuple<Tensor, Tensor> elias_fano_decode_cpu(const Tensor& data, int64_t num
   indices.resize(static_cast<size_t>(std::max<int64_t>(count, 0)));
   const int64_t status = count < 0 ? count : elias_fano_size(numel, k);
   return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> entries_decode_cpu(std::vector<Tensor> bodies,
+                                                      const Tensor& group_ends, int64_t numel,
+                                                      int64_t k, std::optional<ScalarType> dtype) {
+  check_entries(bodies, group_ends, numel, k, check);
+  const auto ranks = static_cast<int64_t>(bodies.size());
+  const Groups groups{read<int32_t>(group_ends), group_ends.numel()};
+  Tensor indices = empty_rows(ranks, k, ScalarType::Int);
+  Tensor values = empty_rows(ranks, k, ScalarType::Float);
+  Tensor words = empty_rows(ranks, 1 + groups.count, ScalarType::Long);
+  dispatch_values(dtype, [&]<typename V>(V, bool means) {
+    for (int64_t r = 0; r < ranks; ++r)
+      entries_decode<V>(read<uint8_t>(bodies[r]), bodies[r].numel(), groups, numel, k, means,
+                        write<int32_t>(indices) + r * k, write<float>(values) + r * k,
+                        write<int64_t>(words) + r * (1 + groups.count));
+  });
+  return {indices, values, words};
 }
 
 Tensor golomb_encode_cpu(const Tensor& indices, const Tensor& bounds) {
@@ -311,6 +334,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("scatter_add", TORCH_BOX(&scatter_add_cpu));
   m.impl("elias_fano_encode", TORCH_BOX(&elias_fano_encode_cpu));
   m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cpu));
+  m.impl("entries_decode", TORCH_BOX(&entries_decode_cpu));
   m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cpu));
   m.impl("golomb_decode", TORCH_BOX(&golomb_decode_cpu));
   m.impl("tally", TORCH_BOX(&tally_cpu));

@@ -34,6 +34,11 @@ Tensor empty_like_of(const Tensor& like, int64_t size, ScalarType dtype) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape, 1), dtype);
 }
 
+Tensor empty_rows_like(const Tensor& like, int64_t rows, int64_t size, ScalarType dtype) {
+  const int64_t shape[] = {rows, size};
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape, 2), dtype);
+}
+
 #ifdef DDP_COMPRESS_EMULATED
 bool on_device(const Tensor& t) { return t.is_cpu(); }
 struct Guard {
@@ -180,9 +185,31 @@ std::tuple<Tensor, Tensor> elias_fano_decode_cuda(const Tensor& data, int64_t nu
   const Here here(data);
   Tensor indices = empty_like_of(data, k, ScalarType::Int);
   Tensor status = empty_like_of(data, 1, ScalarType::Long);
-  cuda::elias_fano_decode(here, read<uint8_t>(data), data.numel(), numel, k,
-                          write<int32_t>(indices), write<int64_t>(status));
+  cuda::elias_fano_decode(here, {{read<uint8_t>(data), data.numel()}}, numel, k,
+                          write<int32_t>(indices), write<int64_t>(status), 1);
   return {indices, status};
+}
+
+std::tuple<Tensor, Tensor, Tensor> entries_decode_cuda(std::vector<Tensor> bodies,
+                                                       const Tensor& group_ends, int64_t numel,
+                                                       int64_t k, std::optional<ScalarType> dtype) {
+  check_entries(bodies, group_ends, numel, k, check);
+  std::vector<cuda::Bytes> ranks;
+  for (const Tensor& body : bodies) {
+    check_beside(group_ends, body);
+    ranks.push_back({read<uint8_t>(body), body.numel()});
+  }
+  const auto count = static_cast<int64_t>(ranks.size());
+  const Groups groups{read<int32_t>(group_ends), group_ends.numel()};
+  const Here here(group_ends);
+  Tensor indices = empty_rows_like(group_ends, count, k, ScalarType::Int);
+  Tensor values = empty_rows_like(group_ends, count, k, ScalarType::Float);
+  Tensor words = empty_rows_like(group_ends, count, 1 + groups.count, ScalarType::Long);
+  dispatch_values(dtype, [&]<typename V>(V, bool means) {
+    cuda::entries_decode<V>(here, ranks, groups, numel, k, means, write<int32_t>(indices),
+                            write<float>(values), write<int64_t>(words));
+  });
+  return {indices, values, words};
 }
 
 Tensor golomb_encode_cuda(const Tensor& indices, const Tensor& bounds) {
@@ -324,6 +351,7 @@ void implement_ops(Library& m) {
   m.impl("scatter_add", TORCH_BOX(&scatter_add_cuda));
   m.impl("elias_fano_encode", TORCH_BOX(&elias_fano_encode_cuda));
   m.impl("elias_fano_decode", TORCH_BOX(&elias_fano_decode_cuda));
+  m.impl("entries_decode", TORCH_BOX(&entries_decode_cuda));
   m.impl("golomb_encode", TORCH_BOX(&golomb_encode_cuda));
   m.impl("tally", TORCH_BOX(&tally_cuda));
   m.impl("vote_keys", TORCH_BOX(&vote_keys_cuda));

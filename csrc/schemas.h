@@ -20,6 +20,9 @@ void define_ops(Library& m) {
       "()");
   m.def("elias_fano_encode(Tensor indices, int numel, int k) -> Tensor");
   m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
+  m.def(
+      "entries_decode(Tensor[] bodies, Tensor group_ends, int numel, int k, ScalarType? dtype) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def("golomb_encode(Tensor indices, Tensor bounds) -> Tensor");
   m.def("golomb_decode(Tensor data, Tensor bounds, int limit) -> (Tensor, Tensor)");
   m.def("tally(Tensor[] ballots) -> (Tensor, Tensor)");

@@ -47,6 +47,22 @@ void dispatch(ScalarType grad, F f) {
   }
 }
 
+// Calls f(V{}, means) with the type of values on the wire: `dtype`, or a mean for each group.
+template <typename F>
+void dispatch_values(std::optional<ScalarType> dtype, F f) {
+  switch (dtype.value_or(ScalarType::Float)) {
+    case ScalarType::Float:
+      return f(float{}, !dtype);
+    case ScalarType::BFloat16:
+      return f(torch::headeronly::BFloat16{}, false);
+    case ScalarType::Half:
+      return f(torch::headeronly::Half{}, false);
+    default:
+      STD_TORCH_CHECK(false, "values have dtype ", *dtype,
+                      ", expected float32, bfloat16, float16, or None for means");
+  }
+}
+
 inline ScalarType memory_type(ScalarType grad) {
   return grad == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -231,6 +247,18 @@ inline void check_hadamard(const Tensor& values, const Tensor& bounds, const Ten
     STD_TORCH_CHECK((size & (size - 1)) == 0 && size <= kLargestBlock, "block ", i, " has ", size,
                     " elements, expected none or a power of two up to ", kLargestBlock);
   }
+}
+
+// check_data(tensor, name, dtype) says where bytes must be.
+template <typename CheckData>
+void check_entries(const std::vector<Tensor>& bodies, const Tensor& group_ends, int64_t numel,
+                   int64_t k, CheckData check_data) {
+  for (const Tensor& body : bodies) check_data(body, "bodies", ScalarType::Byte);
+  check_data(group_ends, "group_ends", ScalarType::Int);
+  STD_TORCH_CHECK(numel >= 0 && numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
+                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+  STD_TORCH_CHECK(group_ends.numel() <= k, "group_ends has ", group_ends.numel(),
+                  " entries, expected at most k = ", k);
 }
 
 // Bytes that all blocks' codes take.

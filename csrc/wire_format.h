@@ -41,6 +41,7 @@ enum DecodeError : int64_t {
   kDirtyPadding = -5,  // unused bits must be zero
   kBadTable = -6,      // frequencies must leave some for every symbol
   kBadState = -7,      // a state lies outside its range, or the last is not the encoder's first
+  kBadValues = -8,     // too few or too many, not finite, or at positions of no group
 };
 
 inline uint64_t load_u64(const uint8_t* p) {

@@ -1,7 +1,8 @@
 #include "../elias_fano_layout.h"
 #include "../wire_format.h"
-#include "block_sums.cuh"
+#include "grid.cuh"
 #include "search.cuh"
+#include "several.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -71,19 +72,20 @@ __global__ void __launch_bounds__(kEncodeThreads)
 
 // ------------------------------------------------------------------------------------- decode
 //
-// Blocks count the set bits in their share of the upper part, wait for each other, and then know
-// the rank of each bit, which is where its position goes and where its low bits are.
+// One kernel counts the set bits in every tile of the upper part; the next then knows the rank of
+// each bit, which is where its position goes and where its low bits are. Both work on the tiles of
+// all messages.
 
 constexpr int kThreads = 512;
 constexpr int kEach = 16;                // upper bits a thread
-constexpr int kTile = kThreads * kEach;  // upper bits that a block works on at once
+constexpr int kTile = kThreads * kEach;  // upper bits a block
 static_assert(kTile <= UINT16_MAX + 1);
 
 // The bits of bytes that start anywhere. They are read by aligned words, of which the first and
 // the last may hold bytes of others, too.
 class Bits {
  public:
-  explicit Bits(const uint8_t* data)
+  __device__ explicit Bits(const uint8_t* data)
       : words_(
             reinterpret_cast<const unsigned*>(reinterpret_cast<uintptr_t>(data) & ~uintptr_t{3})),
         skipped_(8 * static_cast<int>(reinterpret_cast<uintptr_t>(data) & 3)) {}
@@ -104,105 +106,141 @@ class Bits {
   int skipped_;
 };
 
-struct Message {
-  Bits bits;
+// What all messages have in common.
+struct Shape {
   Layout at;
   int64_t bytes, tiles, numel, k;
+};
 
-  __device__ unsigned low(int64_t rank) const {
-    return bits.between(rank * at.low, (rank + 1) * at.low);
+// What blocks find of a message.
+struct Found {
+  int worst;      // error
+  unsigned done;  // tiles
+};
+
+// A tile of a message: what a block works on.
+class Tile {
+ public:
+  __device__ Tile(const Several<Bytes>& messages, const Shape& shape)
+      : message(blockIdx.x / shape.tiles),
+        number(blockIdx.x % shape.tiles),
+        shape_(shape),
+        at_(shape.at),
+        bits_(messages[message].data) {}
+
+  const int64_t message, number;
+
+  // This thread's bits.
+  __device__ unsigned upper() const {
+    const int64_t begin = at_.upper + number * kTile + threadIdx.x * kEach;
+    return bits_.between(begin, begin + kEach < at_.end ? begin + kEach : at_.end);
   }
 
-  // This thread's bits of a tile.
-  __device__ unsigned upper(int64_t tile) const {
-    const int64_t begin = at.upper + tile * kTile + threadIdx.x * kEach;
-    return bits.between(begin, begin + kEach < at.end ? begin + kEach : at.end);
+  // Writes its positions, the first of which has rank `first`.
+  __device__ void decode(int64_t first, int32_t* indices, int& error) const {
+    __shared__ uint16_t places[kTile];  // of the set bits
+    unsigned word = upper();
+    int count;
+    int next = exclusive_sum<kThreads>(__popc(word), count);
+    for (; word != 0; word &= word - 1)
+      places[next++] = static_cast<uint16_t>(threadIdx.x * kEach + __ffs(word) - 1);
+    __syncthreads();
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count; i += kThreads)
+      indices[first + i] =
+          static_cast<int32_t>(position(first + i, number * kTile + places[i], error));
+  }
+
+  // True where an unused bit is set, as far as this thread sees: those behind the message, and the
+  // low bits of slots from `rank` on.
+  __device__ bool is_dirty(int64_t rank) const {
+    unsigned bits = bits_.between(at_.end, 8 * shape_.bytes);
+    for (int64_t i = rank * at_.low + (number * kThreads + threadIdx.x) * 32; i < at_.upper;
+         i += shape_.tiles * kThreads * 32)
+      bits |= bits_.between(i, at_.upper);
+    return bits != 0;
+  }
+
+ private:
+  __device__ unsigned low(int64_t rank) const {
+    return bits_.between(rank * at_.low, (rank + 1) * at_.low);
   }
 
   // The position whose upper bit is the one at `place`; `error` gets what is wrong with it.
   __device__ int64_t position(int64_t rank, int64_t place, int& error) const {
     const unsigned mine = low(rank);
-    const int64_t index = (place - rank) << at.low | mine;
-    if (index >= numel && error > kOutOfRange) error = kOutOfRange;
+    const int64_t index = (place - rank) << at_.low | mine;
+    if (index >= shape_.numel && error > kOutOfRange) error = kOutOfRange;
     // High bits never fall; they equal those before where the upper bits are neighbours.
-    const int64_t bit = at.upper + place;
-    const bool same_high = place > 0 && bits.between(bit - 1, bit) != 0;
+    const int64_t bit = at_.upper + place;
+    const bool same_high = place > 0 && bits_.between(bit - 1, bit) != 0;
     if (same_high && low(rank - 1) >= mine) error = kNotAscending;
     return index;
   }
+
+  const Shape& shape_;
+  const Layout& at_;
+  const Bits bits_;
 };
 
 // Of several errors the one to be told is the least. That is the order of the CPU's checks: there
-// are no unused slots, that could be dirty, where there are too many positions.
-static_assert(kDirtyPadding < kTooMany && kTooMany < kNotAscending && kNotAscending < kOutOfRange);
+// are no unused slots, that could be dirty, where there are too many positions; and nothing else is
+// looked for in a message that ends early.
+static_assert(kDirtyPadding < kTooMany && kTooMany < kNotAscending && kNotAscending < kOutOfRange &&
+              kOutOfRange < kTruncated);
 
-// Writes the positions of one tile, the first of which has rank `first`; returns how many.
-__device__ int64_t decode_tile(const Message& message, int64_t tile, int64_t first,
-                               int32_t* indices, int& error) {
-  __shared__ uint16_t places[kTile];  // of the tile's set bits
-  unsigned word = message.upper(tile);
-  int count;
-  int next = exclusive_sum<kThreads>(__popc(word), count);
-  for (; word != 0; word &= word - 1)
-    places[next++] = static_cast<uint16_t>(threadIdx.x * kEach + __ffs(word) - 1);
-  __syncthreads();
-#pragma unroll 4
-  for (int i = threadIdx.x; i < count; i += kThreads)
-    indices[first + i] =
-        static_cast<int32_t>(message.position(first + i, tile * kTile + places[i], error));
-  return count;  // the next exclusive_sum waits for all, before anyone writes places again
+__device__ void clear(int32_t* indices, int64_t begin, int64_t end, int64_t step) {
+  for (int64_t i = begin; i < end; i += step) indices[i] = kUnused;
 }
 
-__device__ void clear(int32_t* indices, int64_t begin, int64_t end) {
-  const int64_t threads = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = begin + int64_t{blockIdx.x} * kThreads + threadIdx.x; i < end; i += threads)
-    indices[i] = kUnused;
-}
-
-// True where the low bits of slots from `rank` on are not all zero, as far as this thread sees.
-__device__ bool dirty_from(const Message& message, int64_t rank) {
-  const int64_t step = int64_t{gridDim.x} * kThreads * 32;
-  int64_t begin = rank * message.at.low + (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 32;
-  unsigned bits = 0;
-  for (; begin < message.at.upper; begin += step)
-    bits |= message.bits.between(begin, message.at.upper);
-  return bits != 0;
-}
-
-// `counts` has a place for each block.
+// `counts` has a place for each tile.
 __global__ void __launch_bounds__(kThreads)
-    decode(Message message, int64_t* counts, int* worst, int32_t* indices, int64_t* status) {
-  const Share tiles(message.tiles);
-  int64_t mine = 0;
-  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) mine += __popc(message.upper(tile));
-  mine = sum_of_block<kThreads>(mine);
-  if (threadIdx.x == 0) counts[blockIdx.x] = mine;
-  if (blockIdx.x == 0 && threadIdx.x == 0) *worst = 0;
-  wait_for_grid();
-
-  int error = 0;
-  const BlockSums sums = sum_blocks<kThreads>(counts);
-  if (sums.total > message.k) {
-    error = kTooMany;
-  } else {
-    int64_t rank = sums.before;
-    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile)
-      rank += decode_tile(message, tile, rank, indices, error);
-    clear(indices, sums.total, message.k);
-    if (dirty_from(message, sums.total)) error = kDirtyPadding;
-  }
-  if (message.bits.between(message.at.end, 8 * message.bytes) != 0) error = kDirtyPadding;
-  if (error != 0) atomicMin(worst, error);
-  wait_for_grid();
-
-  error = __ldcg(worst);
-  if (error != 0) clear(indices, 0, message.k);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *status = error != 0 ? error : message.bytes;
+    count_bits(Several<Bytes> messages, Shape shape, int64_t* counts, Found* found) {
+  const Tile tile(messages, shape);
+  const bool complete = messages[tile.message].size >= shape.bytes;
+  const int64_t count = sum_of_block<kThreads>(complete ? __popc(tile.upper()) : 0);
+  if (threadIdx.x > 0) return;
+  counts[blockIdx.x] = count;
+  if (tile.number == 0) found[tile.message] = {complete ? 0 : static_cast<int>(kTruncated), 0};
 }
 
-__global__ void refuse(int64_t k, int32_t* indices, int64_t* status) {
-  clear(indices, 0, k);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *status = kTruncated;
+__global__ void __launch_bounds__(kThreads)
+    decode(Several<Bytes> messages, Shape shape, const int64_t* counts, Found* found,
+           int32_t* indices, int64_t* status, int64_t stride) {
+  const Tile tile(messages, shape);
+  Found& mine = found[tile.message];
+  int32_t* const slots = indices + tile.message * shape.k;
+  if (messages[tile.message].size >= shape.bytes) {
+    const int64_t* const own = counts + tile.message * shape.tiles;
+    int64_t before = 0, all = 0;
+    for (int64_t i = threadIdx.x; i < shape.tiles; i += kThreads) {
+      all += own[i];
+      if (i < tile.number) before += own[i];
+    }
+    before = sum_of_block<kThreads>(before);
+    all = sum_of_block<kThreads>(all);
+    int error = 0;
+    if (all > shape.k) {
+      error = kTooMany;
+    } else {
+      tile.decode(before, slots, error);
+      clear(slots, all + tile.number * kThreads + threadIdx.x, shape.k, shape.tiles * kThreads);
+    }
+    if (tile.is_dirty(all < shape.k ? all : shape.k)) error = kDirtyPadding;
+    if (error != 0) atomicMin(&mine.worst, error);
+  }
+
+  // The last block to come here knows of all errors.
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(&mine.done, 1u) + 1 == shape.tiles;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  const int error = __ldcg(&mine.worst);
+  if (error != 0) clear(slots, threadIdx.x, shape.k, kThreads);
+  if (threadIdx.x == 0) status[tile.message * stride] = error != 0 ? error : shape.bytes;
 }
 
 }  // namespace
@@ -214,18 +252,18 @@ void elias_fano_encode(const Device& device, const int32_t* indices, int64_t cou
          std::min(count, k), elias_fano_layout(numel, k), out, bytes);
 }
 
-void elias_fano_decode(const Device& device, const uint8_t* data, int64_t size, int64_t numel,
-                       int64_t k, int32_t* indices, int64_t* status) {
-  const int64_t bytes = elias_fano_size(numel, k);
-  if (size < bytes) {
-    launch(device, ceil_div(k, kThreads), kThreads, refuse, k, indices, status);
-    return;
-  }
+void elias_fano_decode(const Device& device, const std::vector<Bytes>& messages, int64_t numel,
+                       int64_t k, int32_t* indices, int64_t* status, int64_t stride) {
   const Layout at = elias_fano_layout(numel, k);
-  const int64_t tiles = ceil_div(at.end - at.upper, kTile);
-  auto* counts = device.array<int64_t>(std::max<int64_t>(tiles, 1));
-  launch_together(device, tiles, kThreads, decode, Message{Bits(data), at, bytes, tiles, numel, k},
-                  counts, device.array<int>(1), indices, status);
+  const int64_t tiles = std::max<int64_t>(ceil_div(at.end - at.upper, kTile), 1);
+  const Shape shape{at, elias_fano_size(numel, k), tiles, numel, k};
+  const auto count = static_cast<int64_t>(messages.size());
+  const auto given = several(device, messages);
+  auto* counts = device.array<int64_t>(count * tiles);
+  auto* found = device.array<Found>(count);
+  launch(device, count * tiles, kThreads, count_bits, given, shape, counts, found);
+  launch(device, count * tiles, kThreads, decode, given, shape, counts, found, indices, status,
+         stride);
 }
 
 }  // namespace ddp_compress::cuda

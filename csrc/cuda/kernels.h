@@ -14,8 +14,6 @@
 
 namespace ddp_compress::cuda {
 
-constexpr int32_t kUnused = INT32_MAX;  // above every position
-
 // The stream that an op works on, and scratch memory that is its own until the op returns (what is
 // launched by then is done with it before anyone else is).
 struct Device {
@@ -54,9 +52,20 @@ void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
 // elias_fano.cu: `count` slots are read, k are written.
 void elias_fano_encode(const Device& device, const int32_t* indices, int64_t count, int64_t numel,
                        int64_t k, uint8_t* out);
-// The status is the bytes read, or a DecodeError, and then all slots are unused.
-void elias_fano_decode(const Device& device, const uint8_t* data, int64_t size, int64_t numel,
-                       int64_t k, int32_t* indices, int64_t* status);
+// Of each message, k slots, one message's behind another's, and a status, `stride` words from the
+// next: the bytes read, or a DecodeError, and then all slots are unused.
+struct Bytes {
+  const uint8_t* data;
+  int64_t size;
+};
+void elias_fano_decode(const Device& device, const std::vector<Bytes>& messages, int64_t numel,
+                       int64_t k, int32_t* indices, int64_t* status, int64_t stride);
+
+// entries.cu: of each rank k slots, and words as in ../kernels.h; group ends are on the device.
+template <typename V>
+void entries_decode(const Device& device, const std::vector<Bytes>& ranks, Groups groups,
+                    int64_t numel, int64_t k, bool means, int32_t* indices, float* values,
+                    int64_t* words);
 
 // golomb.cu: waits for the device, because its size is not known before.
 // `output` gives device memory for so many bytes.

@@ -5,6 +5,7 @@
 
 #include "pack.cuh"
 #include "search.cuh"
+#include "several.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -20,28 +21,8 @@ constexpr bool kWide = !std::is_same_v<G, A>;
 template <typename G, typename A>
 constexpr int64_t kTile = kWide<G, A> ? 8192 : 16384;
 
-// The lists of all ranks. A few travel as arguments of the kernel, which saves a launch.
 template <typename A>
-struct Ranks {
-  static constexpr int64_t kFew = 8;
-  Entries<A> few[kFew];
-  const Entries<A>* many;  // null where they are few
-  int64_t count;
-
-  __device__ const Entries<A>& operator[](int64_t rank) const {
-    return many ? many[rank] : few[rank];
-  }
-};
-
-template <typename A>
-Ranks<A> send(const Device& device, const std::vector<Entries<A>>& entries) {
-  Ranks<A> ranks{{}, nullptr, static_cast<int64_t>(entries.size())};
-  if (ranks.count <= Ranks<A>::kFew)
-    std::copy(entries.begin(), entries.end(), ranks.few);
-  else
-    ranks.many = upload(device, entries);
-  return ranks;
-}
+using Ranks = Several<Entries<A>>;
 
 // The first entry at or above a position.
 template <typename A>
@@ -118,7 +99,7 @@ void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
   constexpr int kPack = kWide<G, A> ? 16 / sizeof(G) : 1;
   launch(device, ceil_div(numel, kTile<G, A>), kThreads,
          is_aligned(out) ? add_entries<kPack, G, A> : add_entries<1, G, A>, out, start, numel,
-         send(device, ranks), scale);
+         several(device, ranks), scale);
 }
 
 using torch::headeronly::BFloat16;

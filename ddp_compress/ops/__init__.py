@@ -72,6 +72,7 @@ def _trimmed(twin: F, lists: int) -> F:
 
 accumulate = _kernel_of(reference.accumulate)
 elias_fano_encode = _kernel_of(reference.elias_fano_encode)
+entries_decode = _kernel_of(reference.entries_decode)
 golomb_encode = _kernel_of(reference.golomb_encode)
 hadamard = _kernel_of(reference.hadamard)
 largest = _kernel_of(reference.largest)

@@ -6,6 +6,7 @@ from ddp_compress.ops.reference.ballot import tally as tally
 from ddp_compress.ops.reference.ballot import vote_keys as vote_keys
 from ddp_compress.ops.reference.elias_fano import elias_fano_decode as elias_fano_decode
 from ddp_compress.ops.reference.elias_fano import elias_fano_encode as elias_fano_encode
+from ddp_compress.ops.reference.entries import entries_decode as entries_decode
 from ddp_compress.ops.reference.golomb import golomb_decode as golomb_decode
 from ddp_compress.ops.reference.golomb import golomb_encode as golomb_encode
 from ddp_compress.ops.reference.hadamard import hadamard as hadamard

@@ -18,6 +18,7 @@ class DecodeError(IntEnum):
     DIRTY_PADDING = -5
     BAD_TABLE = -6
     BAD_STATE = -7
+    BAD_VALUES = -8
 
 
 def to_bits(numbers: Tensor, width: int) -> Tensor:
