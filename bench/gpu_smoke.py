@@ -163,6 +163,20 @@ class Cases:
         yield Case("elias_fano_decode", "", partial(decoded, data=code))
         yield Case("elias_fano_decode", "damaged", partial(decoded, data=damaged))
         yield Case("golomb_encode", "", golomb)
+        for dtype in (None, torch.float32, torch.float16):
+            lists = partial(self.lists_of_ranks, dtype=dtype)
+            yield Case("entries_decode", str(dtype or "means"), lists)
+
+    def lists_of_ranks(self, move: Move, dtype: torch.dtype | None) -> Sequence[Tensor]:
+        """The last of them ends early."""
+        ends = self.three[1:].int()
+        bodies = []
+        for positions, values in zip(self.lists, self.values, strict=True):
+            worth = values[: len(ends)] if dtype is None else values.to(dtype)
+            code = ops.elias_fano_encode(positions, self.numel, self.k)
+            bodies.append(move(torch.cat([code, worth.view(torch.uint8)])))
+        bodies[-1] = bodies[-1][:-1]
+        return ops.entries_decode(bodies, move(ends), self.numel, self.k, dtype)
 
     def of_ballots(self) -> Iterator[Case]:
         """The vote."""

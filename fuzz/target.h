@@ -66,7 +66,7 @@ bool ascend_within(const std::vector<T>& positions, int64_t numel) {
   return end <= numel;
 }
 
-inline bool is_decode_error(int64_t status) { return status >= -7 && status <= -1; }
+inline bool is_decode_error(int64_t status) { return status >= -8 && status <= -1; }
 
 #define EXPECT(condition)                                                         \
   do {                                                                            \
@@ -75,11 +75,11 @@ inline bool is_decode_error(int64_t status) { return status >= -7 && status <= -
     std::abort();                                                                 \
   } while (false)
 
-extern const Target kAccumulate, kBallot, kEliasFano, kGolomb, kHadamard, kRans, kScatterAdd,
-    kSegmentMeans, kSigns, kTopK, kUniform;
+extern const Target kAccumulate, kBallot, kEliasFano, kEntries, kGolomb, kHadamard, kRans,
+    kScatterAdd, kSegmentMeans, kSigns, kTopK, kUniform;
 
-inline const Target* const kTargets[] = {&kEliasFano,  &kGolomb,       &kRans,    &kSigns,
-                                         &kUniform,    &kBallot,       &kTopK,    &kAccumulate,
-                                         &kScatterAdd, &kSegmentMeans, &kHadamard};
+inline const Target* const kTargets[] = {&kEliasFano,  &kEntries,    &kGolomb,       &kRans,
+                                         &kSigns,      &kUniform,    &kBallot,       &kTopK,
+                                         &kAccumulate, &kScatterAdd, &kSegmentMeans, &kHadamard};
 
 }  // namespace ddp_compress::fuzz

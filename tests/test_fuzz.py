@@ -5,14 +5,19 @@ Kernels run alone, under sanitizers (see fuzz/target.h); `make fuzz` does so for
 
 import random
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from ddp_compress import codec
-from ddp_compress.exchange import all_gather, ballot, bodies
+from ddp_compress.exchange import ballot
+from ddp_compress.exchange.all_gather import SeparateLists
+from ddp_compress.exchange.bodies import Bodies, check_counts
+from ddp_compress.exchange.fused import FusedLists, can_fuse
+from ddp_compress.exchange.uncompressed import split_uncompressed
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.context import Context
@@ -25,7 +30,7 @@ from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, uns
 from tests.make import ROOT, make
 from tests.table import OPTIONS, RECIPES, Row
 
-DECODERS = ("elias_fano", "golomb", "rans", "signs", "uniform")
+DECODERS = ("elias_fano", "entries", "golomb", "rans", "signs", "uniform")
 KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
 
 
@@ -139,6 +144,7 @@ def messages_of(row: Row, dtype: torch.dtype) -> Iterator[Message]:
 
 
 KEPT = ("residual", "momentum")
+Lists = SeparateLists | FusedLists
 FUZZED = RECIPES | OPTIONS
 
 
@@ -166,23 +172,40 @@ def assert_entries(found: Entries, plan: Plan) -> None:
 def test_mutated_bodies_are_entries_or_refused(name, dtype):
     row = FUZZED[name]
     messages = list(messages_of(row, dtype))
-    sent = []
+    kinds: list[type[Lists]] = [SeparateLists, FusedLists]
+    kinds = kinds if can_fuse(row.recipe) else kinds[:1]
+    sent: list[bytes] = []
     for message in messages:
-        selection = message.select(row.recipe.select)
-        own = bodies.Bodies(message, row.recipe, Stats(), rank=0)
-        body = all_gather._encode(selection, message, own, Stats())
-        assert body is not None
-        sent.append(as_bytes(body))
-    reader = bodies.Bodies(messages[0], row.recipe, Stats(), rank=0)
+        each = [kind(message, row.recipe, Stats(), rank=0).encode() for kind in kinds]
+        bodies = {as_bytes(body) for body in each if body is not None}
+        assert len(bodies) == 1
+        sent += bodies
+    readers = [kind(messages[0], row.recipe, Stats(), rank=0) for kind in kinds]
     for data in many(sent, 2000):
-        try:
-            selected, uncompressed = all_gather._decode(as_tensor(data), messages[0], reader)
-        except ValueError:
-            continue
-        if selected.indices is not None:
-            bodies.check_counts(selected.indices, messages[0].plan)
-        for found in (selected, uncompressed):
-            assert_entries(found, messages[0].plan)
+        told = {outcome(partial(decoded, data, messages[0], reader)) for reader in readers}
+        assert len(told) == 1, told
+
+
+def decoded(data: bytes, message: Message, lists: Lists) -> list[bytes]:
+    """All that a body holds, or an error."""
+    rest, uncompressed = split_uncompressed([as_tensor(data)], message)
+    (selected,) = lists.decode(rest)
+    if selected.indices is not None:
+        check_counts(selected.indices, message.plan)
+    found = []
+    for entries in (selected, *uncompressed):
+        assert_entries(entries, message.plan)
+        parts = (entries.indices, entries.values)
+        found += [as_bytes(each.view(torch.uint8)) for each in parts if each is not None]
+    return found
+
+
+def outcome(work: Callable[[], object]) -> str:
+    """What comes of it, or the error."""
+    try:
+        return repr(work())
+    except ValueError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +218,9 @@ def test_mutated_bodies_with_a_count_are_entries_or_refused(name):
     sent = []
     for message in messages:
         chosen = row.recipe.select(message).entries
-        body = bodies.Bodies(message, row.recipe, Stats(), rank=0).encode_counted(chosen, plan)
+        body = Bodies(message, row.recipe, Stats(), rank=0).encode_counted(chosen, plan)
         sent.append(as_bytes(body))
-    reader = bodies.Bodies(messages[0], row.recipe, Stats(), rank=0)
+    reader = Bodies(messages[0], row.recipe, Stats(), rank=0)
     for data in many(sent, 2000):
         try:
             found = reader.decode_counted(as_tensor(data), plan)

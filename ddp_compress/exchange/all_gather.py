@@ -1,5 +1,6 @@
 """Every rank sends its own selection to every other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ddp_compress.exchange.bodies import Bodies
+from ddp_compress.exchange.fused import FusedLists, can_fuse
+from ddp_compress.exchange.uncompressed import split_uncompressed
 from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
-from ddp_compress.message.selection import Selection
-from ddp_compress.ops.devices import to_device_of
 from ddp_compress.recipe import Recipe, Tensors
 from ddp_compress.stats import Stats
 from ddp_compress.transport.channel import Channel
@@ -40,53 +41,64 @@ class AllGather:
 
     def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
-        bodies = Bodies(message, recipe, channel.stats, channel.rank)
-        writes: dict[str, Entries] = {}
-
-        def encoded() -> Tensor | None:
-            selection = message.select(recipe.select)
-            writes.update(selection.writes)
-            return _encode(selection, message, bodies, channel.stats)
-
-        every = yield from channel.share(encoded)
+        kind = FusedLists if can_fuse(recipe) else SeparateLists
+        lists = kind(message, recipe, channel.stats, channel.rank)
+        every = yield from channel.share(lists.encode)
         if every is None:
             return None
-        selected, uncompressed = [], []
-        for rank, body in enumerate(every):
-            try:
-                entries, values = _decode(body, message, bodies)
-            except ValueError as error:
-                raise ValueError(f"rank {rank}: {error}") from None
-            selected.append(entries)
-            uncompressed.append(values)
+        rest, uncompressed = split_uncompressed(every, message)
+        selected = lists.decode(rest)
         here, scale = slice(channel.rank, channel.rank + 1), 1.0 / channel.world_size
-        deliveries = [Delivery(selected[here], selected, scale, writes=writes)]
-        if len(message.plan.uncompressed):
+        deliveries = [Delivery(selected[here], selected, scale, writes=lists.writes)]
+        if uncompressed:
             deliveries.append(Delivery(uncompressed[here], uncompressed, scale, uncompressed=True))
         return deliveries
 
 
-def _encode(selection: Selection, message: Message, bodies: Bodies, stats: Stats) -> Tensor | None:
-    """The body, or None where a gradient is not finite."""
-    if not selection.finite:
-        return None
-    selected, positions = bodies.encode(selection.entries, message.plan), message.plan.uncompressed
-    if not len(positions):
+class SeparateLists:
+    """What ranks send of a message, one after another, by whatever parts.
+
+    Args:
+        message: on its way.
+        recipe: its parts.
+        stats: where to count.
+        rank: this one.
+
+    Attributes:
+        writes: see `Selection`.
+    """
+
+    def __init__(self, message: Message, recipe: Recipe, stats: Stats, rank: int) -> None:
+        self.writes: dict[str, Entries] = {}
+        self._message = message
+        self._select = recipe.select
+        self._stats = stats
+        self._bodies = Bodies(message, recipe, stats, rank)
+
+    def encode(self) -> Tensor | None:
+        """What this rank sends; None where something is not finite."""
+        message = self._message
+        selection = message.select(self._select)
+        if not selection.finite:
+            return None
+        self.writes.update(selection.writes)
+        selected = self._bodies.encode(selection.entries, message.plan)
+        if not len(message.plan.uncompressed):
+            return selected
+        uncompressed = message.clamped(message.uncompressed()).to(message.dtype)
+        self._stats.nonzeros += len(uncompressed)
+        return torch.cat([uncompressed.view(torch.uint8), selected])
+
+    def decode(self, every: Sequence[Tensor]) -> list[Entries]:
+        """What every rank has selected, of bodies without uncompressed parameters.
+
+        Raises:
+            ValueError: bytes do not fit the plan.
+        """
+        selected = []
+        for rank, body in enumerate(every):
+            try:
+                selected.append(self._bodies.decode(body, self._message.plan))
+            except ValueError as error:
+                raise ValueError(f"rank {rank}: {error}") from None
         return selected
-    uncompressed = message.clamped(message.values_at(positions)).to(message.dtype)
-    stats.nonzeros += len(positions)
-    return torch.cat([uncompressed.view(torch.uint8), selected])
-
-
-def _decode(body: Tensor, message: Message, bodies: Bodies) -> tuple[Entries, Entries]:
-    """Selected and uncompressed entries of a rank's body."""
-    plan, dtype = message.plan, message.dtype
-    size = len(plan.uncompressed) * dtype.itemsize
-    if len(body) < size:
-        raise ValueError(f"uncompressed values: got {len(body)} bytes, expected {size}")
-    selected = bodies.decode(body[size:], plan)
-    uncompressed = body[:size].clone().view(dtype)
-    if not uncompressed.isfinite().all():
-        raise ValueError("uncompressed values: a value is not finite")
-    uncompressed = uncompressed.to(message.device, message.memory_dtype, non_blocking=True)
-    return selected, Entries(to_device_of(plan.uncompressed, uncompressed), uncompressed)

@@ -75,8 +75,13 @@ class Message:
     def values_at(self, indices: Tensor) -> Tensor:
         """`accumulated` at ascending positions [K]; 0 where unused."""
         parts = [self._accumulated(chunk, here) for here, chunk in self._places(indices)]
-        values, unused = torch.cat(parts), self.unused_at(indices)
-        return values if unused is None else values.masked_fill(to_device_of(unused, values), 0.0)
+        return self._masked(torch.cat(parts), indices)
+
+    def uncompressed(self) -> Tensor:
+        """`accumulated` at the plan's uncompressed positions [D]; 0 where unused."""
+        places = self.plan.tables.on(self.device).places
+        parts = map(self._accumulated, self.chunks, places)
+        return self._masked(torch.cat(list(parts)), self.plan.uncompressed)
 
     def is_finite(self) -> bool:
         """Whether `accumulated` is finite everywhere."""
@@ -104,12 +109,17 @@ class Message:
 
         It is finite only where the uncompressed parameters are so, too.
         """
-        selection, uncompressed = select(self), self.plan.uncompressed
+        selection = select(self)
         chosen, finite = selection.entries, selection.finite
-        if len(uncompressed):
-            finite = finite and bool(self.values_at(uncompressed).isfinite().all())
+        if len(self.plan.uncompressed):
+            finite = finite and bool(self.uncompressed().isfinite().all())
         entries = Entries(chosen.indices, self.clamped(chosen.values))
         return Selection(entries, finite, selection.writes)
+
+    def _masked(self, values: Tensor, indices: Tensor) -> Tensor:
+        """The values [K] of these positions, 0 where unused."""
+        unused = self.unused_at(indices)
+        return values if unused is None else values.masked_fill(to_device_of(unused, values), 0.0)
 
     def unused_at(self, indices: Tensor) -> Tensor | None:
         """Which positions [K] are of parameters unused on this rank, bool; None where none is."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.conv_kernels import ConvKernel, ConvKernels
+from ddp_compress.message.device_tables import DeviceTables
 from ddp_compress.message.layout import Layout, Scope
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
@@ -124,6 +125,16 @@ class Tables:
         uncompressed = host.zeros(self.numel, dtype=torch.bool)
         uncompressed[self.uncompressed.long()] = True
         return (~uncompressed).nonzero().flatten().int()
+
+    def on(self, device: torch.device) -> DeviceTables:
+        """Those that are needed on a device; they stay there."""
+        if device not in self._on:
+            self._on[device] = DeviceTables.of(self, device)
+        return self._on[device]
+
+    @cached_property
+    def _on(self) -> dict[torch.device, DeviceTables]:
+        return {}
 
     @cached_property
     def _sizes(self) -> list[int]:

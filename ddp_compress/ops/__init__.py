@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.ops import reference
-from ddp_compress.ops.devices import to_device_of, to_host
+from ddp_compress.ops.devices import at_once_on_host, to_device_of, to_host
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,7 +52,7 @@ def _kernel_of(twin: F) -> F:
 def _trimmed(twin: F, lists: int) -> F:
     """The same where a twin gives lists of entries: without their unused slots, which come last.
 
-    The first list holds positions. Words [1], behind the lists, are what the host must know too: it
+    The first list holds positions. Words, behind the lists, are what the host must know too: it
     waits once for all.
     """
     kernel = _kernel_of(twin)
@@ -61,11 +61,9 @@ def _trimmed(twin: F, lists: int) -> F:
         found: Sequence[Tensor] = kernel(*args, **options)
         if not found[0].is_cuda:
             return found
-        words = found[lists:]
         count = torch.searchsorted(found[0], UNUSED).view(1)
-        count, *told = to_host(torch.cat([count, *words])).split(1)
-        used = [each[: int(count)] for each in found[:lists]]
-        return *used, *(each.to(word.dtype) for each, word in zip(told, words, strict=True))
+        count, *words = at_once_on_host([count, *found[lists:]])
+        return *(each[: int(count)] for each in found[:lists]), *words
 
     return cast(F, op)
 
@@ -85,6 +83,7 @@ uniform_encode = _kernel_of(reference.uniform_encode)
 uniform_decode = _kernel_of(reference.uniform_decode)
 vote_keys = _kernel_of(reference.vote_keys)
 
+topk_slots = _kernel_of(reference.topk)  # where nobody waits yet
 topk = _trimmed(reference.topk, lists=2)
 elias_fano_decode = _trimmed(reference.elias_fano_decode, lists=1)
 tally = _trimmed(reference.tally, lists=2)

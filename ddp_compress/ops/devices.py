@@ -4,7 +4,7 @@ Gradients, memory and entries stay on the gradients' device. Tables, which descr
 plan's bounds, groups and counts), and bytes on their way between ranks are in the host's memory.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -43,6 +43,39 @@ def to_host(data: Tensor) -> Tensor:
     pinned.copy_(data, non_blocking=True)
     torch.cuda.current_stream(data.device).synchronize()
     return pinned
+
+
+def at_once_on_host(data: Sequence[Tensor]) -> list[Tensor]:
+    """Flat tensors of one device in the host's memory, for which the host waits once.
+
+    Example:
+        >>> at_once_on_host([torch.arange(2), torch.tensor([True])])
+        [tensor([0, 1]), tensor([True])]
+    """
+    if not data[0].is_cuda:
+        return list(data)
+    found = to_host(torch.cat([each.view(torch.uint8) for each in data]))
+    parts = found.split([each.nbytes for each in data])
+    # Whole numbers must stand where their size says.
+    return [
+        (part if each.itemsize == 1 else part.clone()).view(each.dtype)
+        for part, each in zip(parts, data, strict=True)
+    ]
+
+
+def at_once_on_device(data: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Flat tensors of one dtype, from the host's memory in one copy that nobody waits for.
+
+    Example:
+        >>> at_once_on_device([torch.arange(2)], torch.device("cpu"))
+        [tensor([0, 1])]
+    """
+    if device.type != "cuda":
+        return list(data)
+    together = torch.cat(list(data))
+    pinned = torch.empty(together.shape, dtype=together.dtype, device="cpu", pin_memory=True)
+    sent = pinned.copy_(together).to(device, non_blocking=True)
+    return list(sent.split([len(each) for each in data]))
 
 
 def set_device(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ from ddp_compress.ops.reference import salts
 from ddp_compress.schedules import Schedule, check_density
 
 NO_SALTS = host.empty(0, dtype=torch.int64)
+
+
+class Slots(NamedTuple):
+    """What a kernel has selected, as it has left it.
+
+    Args:
+        indices: positions [S] int32, ascending; on a GPU as many slots as there may be entries,
+            then ``2**31 - 1`` in unused ones.
+        values: [S], 0 in unused slots.
+        finite: [1] bool, see `Selection`.
+    """
+
+    indices: Tensor
+    values: Tensor
+    finite: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,14 @@ class TopK:
 
         The sums are left where memory wants them, so that it need not add again.
         """
+        indices, values, finite = ops.topk(*self._arguments(message))
+        return Selection(Entries(indices, values), bool(finite))
+
+    def slots(self, message: Message) -> Slots:
+        """The same, of which a GPU's host has not heard yet."""
+        return Slots(*ops.topk_slots(*self._arguments(message)))
+
+    def _arguments(self, message: Message) -> tuple[Any, ...]:
         plan, memory = message.plan, message.memory
         grads, residuals, momenta, sums = [], [], [], []
         for chunk in message.chunks:
@@ -73,10 +96,7 @@ class TopK:
             momenta += [] if momentum is None else [momentum]
             sums += [] if chunk.sums is None else [chunk.sums]
         tables = plan.bounds, message.groups, plan.ks, self._salts(message)
-        indices, values, finite = ops.topk(
-            grads, residuals, momenta, message.momentum, *tables, self.heavier, sums
-        )
-        return Selection(Entries(indices, values), bool(finite))
+        return grads, residuals, momenta, message.momentum, *tables, self.heavier, sums
 
     def _salts(self, message: Message) -> Tensor:
         if self.seed is None:

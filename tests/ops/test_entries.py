@@ -77,7 +77,7 @@ def test_the_device_finds_the_same(on_device, given):
 
 @given(lists(damaged=False))
 def test_a_good_list_is_read_as_its_parts_are(given):
-    bodies, ends, numel, k, dtype = given
+    bodies, ends, numel, k, _ = given
     indices, values, words = native.entries_decode(*given)
     for body, mine, worth, word in zip(bodies, indices, values, words, strict=True):
         found, used = native.elias_fano_decode(body, numel, k)

@@ -1,0 +1,120 @@
+"""The commonest lists in few kernels, those of all ranks at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddp_compress import ops
+from ddp_compress.body import Listed
+from ddp_compress.codec import EliasFano
+from ddp_compress.exchange.bodies import Bodies
+from ddp_compress.message.context import Context
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.message import Message
+from ddp_compress.ops.devices import at_once_on_device, at_once_on_host, to_host
+from ddp_compress.quantize import Means, Values
+from ddp_compress.recipe import Recipe
+from ddp_compress.select import HeavierSide, TopK
+from ddp_compress.stats import Stats
+
+
+def can_fuse(recipe: Recipe) -> bool:
+    """Whether these kernels write and read a recipe's lists: parts as they are, none of its own.
+
+    Example:
+        >>> from ddp_compress import recipes
+        >>> can_fuse(recipes.sbc()), can_fuse(recipes.sbc(codec="golomb"))
+        (True, False)
+    """
+    return (
+        type(recipe.select) in (TopK, HeavierSide)
+        and type(recipe.body) is Listed
+        and type(recipe.codec) is EliasFano
+        and type(recipe.quantize) in (Means, Values)
+    )
+
+
+class FusedLists:
+    """What ranks send of a message; the bytes are those of `Bodies`.
+
+    Nothing is cut to its length before all is computed, so a GPU's host waits once for a list that
+    it sends and once for all that it has received.
+
+    Args:
+        message: on its way.
+        recipe: one that `can_fuse`.
+        stats: where to count.
+        rank: this one.
+    """
+
+    writes: ClassVar[Mapping[str, Entries]] = {}
+
+    def __init__(self, message: Message, recipe: Recipe, stats: Stats, rank: int) -> None:
+        assert isinstance(recipe.select, TopK)
+        self._message = message
+        self._select = recipe.select
+        self._recipe = recipe
+        self._stats = stats
+        self._rank = rank
+        # None for means.
+        self._dtype = recipe.quantize.dtype if isinstance(recipe.quantize, Values) else None
+
+    def encode(self) -> Tensor | None:
+        """What this rank sends, on the host; None where something is not finite."""
+        message, recipe, plan = self._message, self._recipe, self._message.plan
+        found = self._select.slots(message)
+        edges = torch.searchsorted(found.indices, plan.tables.on(message.device).edges)
+        context = Context(edges.diff()[:-1])
+        parts = [
+            edges[-1:],
+            found.finite,
+            recipe.codec.encode(found.indices, plan),
+            recipe.quantize.encode(message.clamped(found.values), context),
+        ]
+        if len(plan.uncompressed):
+            uncompressed = message.uncompressed()
+            parts += [
+                uncompressed.isfinite().all().view(1),
+                message.clamped(uncompressed).to(message.dtype).view(torch.uint8),
+            ]
+        used, finite, positions, values, *uncompressed_parts = at_once_on_host(parts)
+        if not finite or not all(uncompressed_parts[:1]):
+            return None
+        count = int(used)
+        if self._dtype is not None:
+            values = values[: count * self._dtype.itemsize]
+        self._stats.entry_list("individual", count, 8 * len(positions), 8 * len(values))
+        self._stats.nonzeros += len(plan.uncompressed)
+        return torch.cat([*uncompressed_parts[1:], positions, values])
+
+    def decode(self, every: Sequence[Tensor]) -> list[Entries]:
+        """What every rank has selected, of bodies without uncompressed parameters.
+
+        Raises:
+            ValueError: bytes do not fit the plan.
+        """
+        message, plan = self._message, self._message.plan
+        bodies = at_once_on_device(every, message.device)
+        ends = plan.tables.on(message.device).group_ends
+        indices, values, words = ops.entries_decode(bodies, ends, plan.numel, plan.k, self._dtype)
+        values = message.clamped(values.to(message.memory_dtype))
+        words = to_host(words)
+        status = words[:, 0].clone()
+        words[:, 0] = 0  # no position lies before the first group
+        bad = (status < 0) | (words.diff(dim=1) > plan.ks).any(1)
+        if bad.any():
+            self._refuse(int(bad.nonzero()[0]), every)
+        counts = words[:, -1].tolist()
+        lists = zip(indices, values, counts, strict=True)
+        return [Entries(own[:count], worth[:count]) for own, worth, count in lists]
+
+    def _refuse(self, rank: int, every: Sequence[Tensor]) -> None:
+        """Say what is wrong with a list, as its parts do by themselves."""
+        bodies = Bodies(self._message, self._recipe, self._stats, self._rank)
+        try:
+            bodies.decode(every[rank], self._message.plan)
+        except ValueError as error:
+            raise ValueError(f"rank {rank}: {error}") from None
+        raise ValueError(f"rank {rank}: damaged on its way to {self._message.device}")
