@@ -119,7 +119,7 @@ else
   SMOKE=()
   OPS=(-m needs_cuda tests/ops)
   KERNELS=()
-  HOOK=(--backend gloo nccl --trace "$OUT/trace.json.gz")
+  HOOK=(--trace "$OUT/trace.json.gz")
   REST=(-m needs_cuda tests --ignore tests/ops)
   if [[ ! $(missing xdist) ]]; then REST+=(-n 4); fi
 fi

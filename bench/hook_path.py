@@ -58,9 +58,9 @@ def echo(output: Tensor, given: Tensor, *_: object, **__: object) -> Done:
 
 
 @contextmanager
-def one_of(world_size: int, backend: str = "gloo") -> Iterator[None]:
+def one_of(world_size: int) -> Iterator[None]:
     """In here this process is a rank of W, all of them like it."""
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         with (
             mock.patch.object(dist, "get_world_size", return_value=world_size),
@@ -119,7 +119,6 @@ class Row:
     """What a message costs. Times are in microseconds; None where nothing is timed."""
 
     recipe: str
-    backend: str
     world_size: int
     messages: int
     waits: float
@@ -208,8 +207,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Every case, one after another."""
     products = Products(2, 8) if options.pretend else Products(200, 8192)
     trace = options.trace
-    for backend, world_size in itertools.product(options.backend, options.world_size):
-        with one_of(world_size, backend):
+    for world_size in options.world_size:
+        with one_of(world_size):
             for name, messages in itertools.product(RECIPES, options.messages):
                 path = HookPath(RECIPES[name], messages, options.numel, options.parameters)
                 found = counts(path, trace)
@@ -218,13 +217,13 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
                 if not options.pretend:  # where time says nothing
                     found |= taken
                 path.state.close()
-                yield Row(name, backend, world_size, messages, **found)
+                yield Row(name, world_size, messages, **found)
 
 
 def table(found: list[Row], title: str) -> Table:
     """The rows as a table."""
     result = Table(title=title)
-    for column in ("recipe", "backend", "W", "messages"):
+    for column in ("recipe", "W", "messages"):
         result.add_column(column, justify="right" if column in ("W", "messages") else "left")
     for column in ("waits", "launches", "to", "from", "pageable", "calls"):
         result.add_column(column, justify="right")
@@ -235,7 +234,6 @@ def table(found: list[Row], title: str) -> Table:
         taken = (row.wall, row.cpu, row.busy, row.beside)
         result.add_row(
             row.recipe,
-            row.backend,
             str(row.world_size),
             str(row.messages),
             *("" if each is None else f"{each:.1f}".removesuffix(".0") for each in counted),
@@ -268,7 +266,6 @@ def main() -> None:
     add("--world-size", type=int, nargs="+", default=[4, 16])
     add("--messages", type=int, nargs="+", default=[1, 4, 16], help="in a step")
     add("--rounds", type=int, default=20, help="steps that are timed")
-    add("--backend", nargs="+", choices=["gloo", "nccl"], default=["gloo"])
     add("--trace", type=Path, metavar="FILE.json.gz", help="of a step of the first case")
     add_pretend(parser)
     add_json(parser)

@@ -12,7 +12,7 @@ from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
 from ddp_compress.transport.agreed import Agreed
 from ddp_compress.transport.frame import body_text, text_body
-from ddp_compress.transport.groups import backends, rank_and_size, twin_of
+from ddp_compress.transport.groups import backends, host_twin_of, rank_and_size
 from ddp_compress.transport.lifetimes import KeptAlive
 from ddp_compress.transport.phases import Phases
 
@@ -50,8 +50,6 @@ class Comm:
         self.large_sender: int | None = None
         self._alone = not dist.is_initialized()
         self._device = device
-        on_host = self._alone or "cpu" in backends(group)
-        self._wire = torch.device("cpu") if on_host else device
         self._world = dist.group.WORLD
         self._is_own = False  # whether the group is this state's own
         self._ended = False
@@ -72,8 +70,9 @@ class Comm:
     def agree(self, describe: Callable[[], str], density: float, step: int) -> None:
         """Before the first step, compare descriptions of the setting, density and step included.
 
-        From then on collectives run on a group of this state's own: a thread beside the caller's
-        may launch them, and to end it tells the other ranks where nothing else can (`close`).
+        From then on collectives run on a group of this state's own, from the host's memory: a
+        thread beside the caller's may launch them, none of them is a kernel that others on a GPU
+        may wait for, and to end it tells the other ranks where nothing else can (`close`).
 
         Raises:
             PeerError: on every rank, where one differs, or failed to describe.
@@ -81,7 +80,7 @@ class Comm:
         self.agreed.density, self.agreed.step = density, step
         if not self._alone:
             name = self.compare(describe)
-            self.group, self._is_own = twin_of(self.group, self._wire, name), True
+            self.group, self._is_own = host_twin_of(self.group, name), True
 
     def compare(self, describe: Callable[[], str]) -> str:
         """Compare descriptions by words.
@@ -115,8 +114,9 @@ class Comm:
 
     def _share(self, text: str) -> list[str]:
         """Every rank's text, in rank order; `all_gather_object` needs numpy, which torch lacks."""
-        mine = text_body(text).to(self._wire)
-        length = torch.tensor([len(mine)], dtype=torch.int64, device=self._wire)
+        place = torch.device("cpu") if "cpu" in backends(self.group) else self._device
+        mine = text_body(text).to(place)
+        length = torch.tensor([len(mine)], dtype=torch.int64, device=place)
         sizes = self._swap(length, [1] * self.world_size).tolist()
         return [body_text(body) for body in self._swap(mine, sizes).split(sizes)]
 
@@ -181,14 +181,12 @@ class Comm:
         yield work
         with self.or_end(), _no_answer():
             work.wait()
-        with self.or_end():
-            return list(to_host(theirs).split(list(sizes)))
+        return list(theirs.split(list(sizes)))
 
     def _room(self, bodies: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
         """What is sent in one piece, and memory for what will come."""
-        mine = torch.cat(list(bodies)).to(self._wire, non_blocking=True)
-        pinned = self._device.type == "cuda" and self._wire.type == "cpu"  # on their way to there
-        return mine, mine.new_empty(size, pin_memory=pinned)
+        mine = torch.cat(list(bodies))
+        return mine, mine.new_empty(size, pin_memory=self._device.type == "cuda")
 
     def all_reduce(self, tensor: Tensor) -> Phases[Tensor]:
         """The sum over ranks of tensors [n], the same bits on every rank.

@@ -27,25 +27,37 @@ def backends(group: dist.ProcessGroup | None) -> dict[str, str]:
     return dict(pair.split(":", 1) for pair in pairs)
 
 
-def twin_of(group: dist.ProcessGroup | None, wire: torch.device, name: str) -> dist.ProcessGroup:
-    """A new group of the same ranks, backend and timeout; all of them make it together.
+def host_twin_of(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
+    """A new group of the same ranks and timeout, for tensors in the host's memory.
+
+    It has the other's backend for these, or Gloo. All ranks make it together.
 
     `dist.new_group` names a group after how many this process has. That differs between ranks which
     are in different groups, and comes again when groups go, with a rendezvous that is stale then.
+
+    Raises:
+        RuntimeError: the ranks cannot reach one another.
     """
     c10d = dist.distributed_c10d
     world = c10d._get_default_group()
     parent = group or world
-    ranks = dist.get_process_group_ranks(parent)
+    ranks, known = dist.get_process_group_ranks(parent), backends(parent)
+    any_device = torch.device("cpu" if "cpu" in known else next(iter(known)))
     _, store = c10d._world.pg_map[world]
-    twin, _ = c10d._new_process_group_helper(
-        len(ranks),
-        dist.get_rank(parent),
-        ranks,
-        dist.Backend(backends(parent)[wire.type]),
-        store,
-        f"ddp_compress/{name}",  # type: ignore[arg-type]
-        timeout=parent._get_backend(wire).options._timeout,
-    )
+    try:
+        twin, _ = c10d._new_process_group_helper(
+            len(ranks),
+            dist.get_rank(parent),
+            ranks,
+            dist.Backend(known.get("cpu", "gloo")),
+            store,
+            f"ddp_compress/{name}",  # type: ignore[arg-type]
+            timeout=parent._get_backend(any_device).options._timeout,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"ranks cannot reach one another over TCP, which compressed gradients travel by "
+            f"({error}): export GLOO_SOCKET_IFNAME with the name of the interface between hosts"
+        ) from error
     c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
     return twin
