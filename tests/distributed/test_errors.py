@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, PeerError, compress_hook, recipes
-from ddp_compress.exchange import all_gather
+from ddp_compress.exchange.fused import FusedLists
 from ddp_compress.memory import Residual
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.message import Message
@@ -220,7 +220,7 @@ def with_an_exception(row: Row, flush_bytes: int, call: int) -> str:
     """Selection raises on one rank, at its first message or a later one."""
     ddp, state = wrap(small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS)
     train(ddp, range(3))
-    real, calls = TopK.__call__, []
+    real, calls = TopK._arguments, []
 
     def failing(self, *args):
         calls.append(1)
@@ -229,7 +229,7 @@ def with_an_exception(row: Row, flush_bytes: int, call: int) -> str:
         return real(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TopK, "__call__", failing)
+        patch.setattr(TopK, "_arguments", failing)
         message = failed_step(ddp, state, 3)
     still_in_step()
     return message
@@ -281,7 +281,7 @@ def dies() -> None:
     ddp, _ = wrap(small_model(), ROWS["sbc"], flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
     train(ddp, range(3))
     calls = []
-    real = TopK.__call__
+    real = TopK._arguments
 
     def deadly(self, *args):
         calls.append(1)
@@ -289,7 +289,7 @@ def dies() -> None:
             os._exit(3)
         return real(self, *args)
 
-    TopK.__call__ = deadly  # type: ignore[method-assign]
+    TopK._arguments = deadly  # type: ignore[method-assign]
     backward(ddp, 3)
 
 
@@ -422,7 +422,7 @@ def commits_on_one_rank(where: str) -> str:
     given = {name: torch.randn(p.shape) for name, p in small_model().named_parameters()}
     state.reduce(given)
     before = memory(state)
-    place, name = {"decode": (all_gather, "_decode"), "commit": (Residual, "release")}[where]
+    place, name = {"decode": (FusedLists, "decode"), "commit": (Residual, "release")}[where]
 
     def fails(*_: object) -> None:
         raise MemoryError("no room")
@@ -524,10 +524,11 @@ def recovers(row: Row) -> None:
         return wrapped
 
     select = type(row.recipe.select)
+    selects = (select, "_arguments" if issubclass(select, TopK) else "__call__")
 
     for tensors in given:
         with pytest.MonkeyPatch.context() as patch:
-            for place, name in ((select, "__call__"), (Message, "is_finite")):
+            for place, name in (selects, (Message, "is_finite")):
                 patch.setattr(place, name, failing_on_one_rank(getattr(place, name)))
             with pytest.raises(PeerError):
                 states[0].reduce(tensors)
