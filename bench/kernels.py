@@ -64,6 +64,9 @@ class Bench:
         self.out = torch.zeros(numel)
         self.positions = [self._random_positions() for _ in range(WORLD_SIZE)]
         self.messages = [ops.elias_fano_encode(p, numel, self.k) for p in self.positions]
+        mean = torch.tensor([2.0]).view(torch.uint8)
+        self.bodies = [torch.cat([message, mean]) for message in self.messages]
+        self.ends = self.bounds[1:].int()
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
@@ -132,15 +135,19 @@ class Bench:
         indices, values = self.select(heavier=True)
         counts = torch.tensor([len(indices)])
         means = ops.segment_means(values, counts)
-        ops.elias_fano_encode(indices, self.numel, self.k)
-        decoded = [ops.elias_fano_decode(m, self.numel, self.k)[0] for m in self.messages]
-        expanded = [
-            means.repeat_interleave(torch.tensor([len(positions)])) for positions in decoded
-        ]
+        message = ops.elias_fano_encode(indices, self.numel, self.k)
+        own = torch.cat([message, means.view(torch.uint8)])
+        positions, worth, _ = self.decode([own, *self.bodies[1:]])
         self.accumulate()
-        sent = means.repeat_interleave(counts)
-        ops.scatter_add(self.residual, 0, [indices], [sent], -1.0)
-        ops.scatter_add(self.grad, 0, decoded, expanded, 1 / WORLD_SIZE)
+        count = len(indices)
+        sent = [positions[0][:count]], [worth[0][:count]]
+        ops.scatter_add(self.residual, 0, *sent, -1.0)
+        lists = [*sent[0], *positions[1:]], [*sent[1], *worth[1:]]
+        ops.scatter_add(self.grad, 0, *lists, 1 / WORLD_SIZE)
+
+    def decode(self, bodies: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The lists of all ranks at once."""
+        return ops.entries_decode(bodies, self.ends, self.numel, self.k, None)
 
     def accumulate(self) -> None:
         """Into the memory that the step before has left free."""
@@ -172,6 +179,7 @@ class Bench:
                 "add",
                 lambda: ops.elias_fano_decode(self.messages[0], self.numel, self.k),
             ),
+            "entries_decode, W=4": ("add", lambda: self.decode(self.bodies)),
             "golomb_encode": ("add", lambda: ops.golomb_encode(self.positions[0], self.bounds)),
             "golomb_decode": (
                 "add",

@@ -63,6 +63,9 @@ class Inputs:
         self.values = torch.randn(self.k, device=CUDA)
         kernels = torch.ops.ddp_compress
         self.messages = [kernels.elias_fano_encode(p, numel, self.k) for p in self.positions]
+        mean = torch.tensor([2.0]).to(CUDA).view(torch.uint8)
+        self.bodies = [torch.cat([message, mean]) for message in self.messages]
+        self.ends = self.bounds[1:].int().to(CUDA)
         self.signs = kernels.sign_encode(self.grad, self.bounds, 4096)
         self.tally = ops.tally(self.positions)
         self.salts = torch.tensor([7])
@@ -109,13 +112,17 @@ class Inputs:
         kernels = torch.ops.ddp_compress
         indices, values = self.select(heavier=True, sums=True)
         mean = kernels.segment_means(values, self.counts)
-        message = kernels.elias_fano_encode(indices, self.numel, self.k)
-        decoded = [kernels.elias_fano_decode(m, self.numel, self.k)[0] for m in self.messages]
-        expanded = mean.expand(self.k).contiguous()
+        positions = kernels.elias_fano_encode(indices, self.numel, self.k)
+        message = torch.cat([positions, mean.view(torch.uint8)])
+        found, worth, _ = self.decode([message, *self.bodies[1:]])
         self.grad.zero_()
-        kernels.scatter_add(self.sums, 0, [indices], [expanded], -1.0)
-        kernels.scatter_add(self.grad, 0, decoded, [expanded] * WORLD_SIZE, 1 / WORLD_SIZE)
+        kernels.scatter_add(self.sums, 0, [found[0]], [worth[0]], -1.0)
+        kernels.scatter_add(self.grad, 0, [*found], [*worth], 1 / WORLD_SIZE)
         return message, self.sums, self.grad
+
+    def decode(self, bodies: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The lists of all ranks at once."""
+        return torch.ops.ddp_compress.entries_decode(bodies, self.ends, self.numel, self.k, None)
 
     def pytorch_step(self) -> None:
         """What one would write without these kernels: top-k of the sum, and a scatter."""
@@ -141,6 +148,7 @@ class Inputs:
             ),
             "elias_fano_encode": lambda: kernels.elias_fano_encode(self.positions[0], numel, k),
             "elias_fano_decode": lambda: kernels.elias_fano_decode(self.messages[0], numel, k),
+            "entries_decode, W=4": lambda: self.decode(self.bodies),
             "sign_encode": lambda: kernels.sign_encode(self.grad, bounds, 4096),
             "sign_decode": lambda: kernels.sign_decode(*self.signs, bounds, 4096),
             "tally, W=4": lambda: kernels.tally(self.positions),
