@@ -57,6 +57,7 @@ class Counter:
         self._lock = threading.Lock()
         self._pinned: dict[int, Tensor] = {}  # kept, lest pageable memory come to their addresses
         self._on_either = pretend_cuda.on_either
+        self.stream = Stream(self)
 
     def work_of(self, function: Callable[[], object], trace: Path | None = None) -> Work:
         """In the place of the profiler's; there is no trace."""
@@ -86,7 +87,7 @@ class Counter:
         return result
 
     def wait(self) -> None:
-        """The host waits for a stream."""
+        """The host waits for the device."""
         self._add(waits=1)
 
     def tolist(self, tensor: OnCuda) -> Any:
@@ -169,21 +170,53 @@ class Emulated:
         return {name: count.value for name, count in self._counts.items()}
 
 
-class Event:
-    """Nothing is ever under way."""
+class Stream:
+    """The only one: it has done all that was recorded before the host last waited."""
 
-    def __init__(self, **options: Any) -> None:
-        pass
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._recorded = self._done = 0
+
+    def record_event(self) -> Event:
+        """A place in it."""
+        self._recorded += 1
+        return Event(self, self._recorded)
+
+    def synchronize(self) -> None:
+        """The host waits for all of it."""
+        self.wait_for(self._recorded)
+
+    def has_done(self, place: int) -> bool:
+        """Whether the host knows that it has come so far."""
+        return place <= self._done
+
+    def wait_for(self, place: int) -> None:
+        """The host waits until it has come so far."""
+        self._done = max(self._done, place)
+        self._counter.wait()
+
+    def wait_event(self, event: Event) -> None:
+        """It is in order."""
+
+
+class Event:
+    """A place in the stream; of a bench's own, where nothing is ever under way, none."""
+
+    def __init__(self, stream: Stream | None = None, place: int = 0, **options: Any) -> None:
+        self._stream = stream
+        self._place = place
 
     def record(self, stream: object = None) -> None:
         """There is one stream."""
 
     def synchronize(self) -> None:
-        """It is over."""
+        """The host waits for it."""
+        if self._stream is not None:
+            self._stream.wait_for(self._place)
 
     def query(self) -> bool:
-        """It is over."""
-        return True
+        """Whether it is over."""
+        return self._stream is None or self._stream.has_done(self._place)
 
     def elapsed_time(self, end: Event) -> float:
         """Nothing is timed."""
@@ -194,14 +227,12 @@ class Event:
 def pretended_gpu() -> Iterator[None]:
     """In here `gpu.CUDA` gives what says it is on a GPU, and `device_work.work_of` counts it."""
     counter = Counter()
-    stream = MagicMock()
-    stream.synchronize = counter.wait
     fakes: dict[str, Any] = {
         "is_available": lambda: True,
         "get_device_name": lambda: "pretended GPU",
         "synchronize": lambda device=None: None,
-        "current_stream": lambda device=None: stream,
-        "Stream": lambda *_, **__: stream,
+        "current_stream": lambda device=None: counter.stream,
+        "Stream": lambda *_, **__: counter.stream,
         "Event": Event,
         "CUDAGraph": MagicMock,
         "graph": lambda graph: nullcontext(),

@@ -1,7 +1,7 @@
 """The way of a gradient on a CUDA device: results, memory and bytes are those of the CPU."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError
+from ddp_compress.exchange.fused import FusedLists
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipes import dgc
@@ -114,6 +115,37 @@ def test_scaled_gradients_are_clipped_as_on_the_cpu(cuda):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_device_gives_what_the_cpu_gives_in_every_dtype(row, dtype, cuda, frames):
     check_device(row, dtype, cuda, frames)
+
+
+@pytest.mark.parametrize("name", ["topk", "dgc", "sbc"])
+def test_a_bad_list_takes_the_step_back(name, cuda):
+    """A GPU tells of it when memory and gradients have been written."""
+    row = ROWS[name]
+    found: list[Any] = []
+    for fails in (True, False):
+        state = CompressionState(Model(device=cuda), row.recipe, min_numel=row.min_numel)
+        for step in range(4):
+            grads = {name: grad.to(cuda) for name, grad in random_grads(step).items()}
+            if fails and step == 2:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(FusedLists, "encode", damaged(FusedLists.encode))
+                    with pytest.raises(ValueError, match=r"^rank 0: elias_fano: "):
+                        state.reduce({name: grad.clone() for name, grad in grads.items()})
+                assert state.step == 2
+            found.append(to_host(state.reduce(grads)))
+        found.append({slot: to_host(kept) for slot, kept in state.state_dict()["tensors"].items()})
+        state.close()
+    assert_same(found[:5], found[5:])
+
+
+def damaged(encode: Callable[[FusedLists], Tensor | None]) -> Callable[[FusedLists], Tensor | None]:
+    """All bits are set: there are more positions than slots."""
+
+    def encode_badly(lists: FusedLists) -> Tensor | None:
+        body = encode(lists)
+        return body if body is None else torch.full_like(body, 0xFF)
+
+    return encode_badly
 
 
 def check_device(row: Row, dtype: torch.dtype, cuda: torch.device, frames: list[bytes]) -> None:

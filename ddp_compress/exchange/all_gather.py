@@ -49,7 +49,8 @@ class AllGather:
         rest, uncompressed = split_uncompressed(every, message)
         selected = lists.decode(rest)
         here, scale = slice(channel.rank, channel.rank + 1), 1.0 / channel.world_size
-        deliveries = [Delivery(selected[here], selected, scale, writes=lists.writes)]
+        delivery = Delivery(selected[here], selected, scale, False, lists.writes, lists.confirm)
+        deliveries = [delivery]
         if uncompressed:
             deliveries.append(Delivery(uncompressed[here], uncompressed, scale, uncompressed=True))
         return deliveries
@@ -102,3 +103,6 @@ class SeparateLists:
             except ValueError as error:
                 raise ValueError(f"rank {rank}: {error}") from None
         return selected
+
+    def confirm(self) -> None:
+        """All was known to be good when it was decoded."""

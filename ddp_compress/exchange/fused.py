@@ -13,7 +13,7 @@ from ddp_compress.exchange.bodies import Bodies
 from ddp_compress.message.context import Context
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
-from ddp_compress.ops.devices import at_once_on_device, at_once_on_host, to_host
+from ddp_compress.ops.devices import OnItsWay, at_once_on_device, at_once_on_host
 from ddp_compress.quantize import Means, Values
 from ddp_compress.recipe import Recipe
 from ddp_compress.select import HeavierSide, TopK
@@ -39,8 +39,9 @@ def can_fuse(recipe: Recipe) -> bool:
 class FusedLists:
     """What ranks send of a message; the bytes are those of `Bodies`.
 
-    Nothing is cut to its length before all is computed, so a GPU's host waits once for a list that
-    it sends and once for all that it has received.
+    Nothing is cut to its length before all is computed, so a GPU's host waits once for the list
+    that it sends. Of those that it has received it hears when the step has been written: what is
+    bad takes that back.
 
     Args:
         message: on its way.
@@ -93,28 +94,41 @@ class FusedLists:
         """What every rank has selected, of bodies without uncompressed parameters.
 
         Raises:
-            ValueError: bytes do not fit the plan.
+            ValueError: bytes do not fit the plan; on a GPU `confirm` raises it.
         """
         message, plan = self._message, self._message.plan
         bodies = at_once_on_device(every, message.device)
         ends = plan.tables.on(message.device).group_ends
         indices, values, words = ops.entries_decode(bodies, ends, plan.numel, plan.k, self._dtype)
         values = message.clamped(values.to(message.memory_dtype))
-        words = to_host(words)
+        self._received, self._words = every, OnItsWay(words)
+        lists = zip(indices, values, strict=True)
+        if words.is_cuda:
+            return [Entries(own, worth) for own, worth in lists]
+        counts = self._counts()
+        return [Entries(a[:n], b[:n]) for (a, b), n in zip(lists, counts, strict=True)]
+
+    def confirm(self) -> None:
+        """See `Delivery`."""
+        if self._message.device.type == "cuda":
+            self._counts()
+
+    def _counts(self) -> list[int]:
+        """How many entries every rank has sent."""
+        words = self._words.get()
         status = words[:, 0].clone()
         words[:, 0] = 0  # no position lies before the first group
-        bad = (status < 0) | (words.diff(dim=1) > plan.ks).any(1)
+        bad = (status < 0) | (words.diff(dim=1) > self._message.plan.ks).any(1)
         if bad.any():
-            self._refuse(int(bad.nonzero()[0]), every)
-        counts = words[:, -1].tolist()
-        lists = zip(indices, values, counts, strict=True)
-        return [Entries(own[:count], worth[:count]) for own, worth, count in lists]
+            self._refuse(int(bad.nonzero()[0]))
+        counts: list[int] = words[:, -1].tolist()
+        return counts
 
-    def _refuse(self, rank: int, every: Sequence[Tensor]) -> None:
+    def _refuse(self, rank: int) -> None:
         """Say what is wrong with a list, as its parts do by themselves."""
         bodies = Bodies(self._message, self._recipe, self._stats, self._rank)
         try:
-            bodies.decode(every[rank], self._message.plan)
+            bodies.decode(self._received[rank], self._message.plan)
         except ValueError as error:
             raise ValueError(f"rank {rank}: {error}") from None
         raise ValueError(f"rank {rank}: damaged on its way to {self._message.device}")

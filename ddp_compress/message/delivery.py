@@ -1,9 +1,13 @@
 """What an exchange brings back for a message."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddp_compress.message.entries import Entries
+
+
+def _nothing() -> None:
+    """All is known to be good."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,8 @@ class Delivery:
         scale: factor of every received value, 1/W for a mean.
         uncompressed: whether these are the entries that travel at every step.
         writes: entries to write into kept tensors, by name.
+        confirm: raises a ValueError where what was received is bad after all, as a GPU tells late.
+            It is called once all is written, and what has raised takes that back.
     """
 
     sent: Sequence[Entries]
@@ -23,6 +29,7 @@ class Delivery:
     scale: float
     uncompressed: bool = False
     writes: Mapping[str, Entries] = field(default_factory=dict)
+    confirm: Callable[[], None] = _nothing
 
 
 Deliveries = list[Delivery] | None

@@ -182,6 +182,9 @@ class Transaction:
                 with self._side_stream.on(sent.device):
                     _commit_chunks(sent, self._settings.recipe.memory, self._momentum)
                 sent.channel.commit()
+            for sent in self._sent:
+                for delivery in sent.running.outcome or ():
+                    delivery.confirm()
         except BaseException:  # on this rank alone: the next step tells the others
             self.undo.take_back()
             raise
