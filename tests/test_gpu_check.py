@@ -56,7 +56,7 @@ def test_every_step_runs_where_a_gpu_is_pretended(tmp_path):
     assert results == dict.fromkeys(run_here, "ok") | need_a_gpu, ended.stdout
     assert ended.returncode == 0
     assert "the same as on the CPU" in steps["smoke"][1]
-    assert "2.0 waits" in steps["hook's path"][1]
+    assert "1.5 waits" in steps["hook's path"][1]
     assert (tmp_path / "summary.txt").read_text() == ended.stdout
     assert len(list(tmp_path.iterdir())) <= 8
     for name in ("kernels.json", "hook_path.json"):
