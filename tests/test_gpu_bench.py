@@ -69,8 +69,8 @@ def test_what_is_asked_of_a_pretended_gpu_is_counted(work, expected):
 
 # Of one message: what stands in bench/RESULTS.md, and must not grow unnoticed.
 COUNTS = {
-    ("sbc", 4): (15, 78, 14, 15, 10, 165),
-    ("sbc", 16): (51, 271, 50, 51, 34, 573),
+    ("sbc", 4): (15, 79, 14, 15, 10, 165),
+    ("sbc", 16): (51, 272, 50, 51, 34, 573),
     ("topk", 4): (15, 62, 9, 15, 5, 153),
     ("topk", 16): (51, 207, 33, 51, 17, 525),
 }
