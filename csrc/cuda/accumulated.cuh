@@ -7,34 +7,62 @@ namespace ddp_compress::cuda {
 
 constexpr int kVector = 4;  // elements read together
 
-template <typename G, typename A, bool kMomentum>
+template <typename T, int kRows>
+struct Rows {
+  Pack<T, kVector> at[kRows];
+
+  // Calls f(element, row, place) for each.
+  template <typename F>
+  __device__ void for_each(F f) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) f(at[i].at[j], i, j);
+  }
+};
+
+template <int kRows, typename T>
+__device__ Rows<T, kRows> load_rows(const T* first, int distance) {
+  Rows<T, kRows> rows;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) rows.at[i] = load_once<kVector>(first + i * distance);
+  return rows;
+}
+
+template <typename G, typename A>
 struct Accumulated {
   const G* grad;
   const A* residual;
-  const A* momentum;
+  const A* momentum;  // may be null
   A mu;
 
   __device__ A operator[](int64_t i) const {
     A g = static_cast<A>(grad[i]);
-    if constexpr (kMomentum) g = mu * momentum[i] + g;
+    if (momentum) g = mu * momentum[i] + g;
     return residual[i] + g;
   }
 
   // Whether elements can be read together, from every kVector-th.
   bool aligned() const { return is_aligned(grad) && is_aligned(residual) && is_aligned(momentum); }
 
-  __device__ Pack<A, kVector> load(int64_t i) const {
-    const auto g = pack<kVector>(grad + i);
-    const auto r = pack<kVector>(residual + i);
-    Pack<A, kVector> sum;
-    if constexpr (kMomentum) {
-      const auto m = pack<kVector>(momentum + i);
-      for (int j = 0; j < kVector; ++j)
-        sum.at[j] = r.at[j] + (mu * m.at[j] + static_cast<A>(g.at[j]));
+  // Rows of vectors: the first starts at `first`, the others at even distances. Two of the three
+  // tensors are under way at once, which is what there are registers for.
+  template <int kRows>
+  __device__ Rows<A, kRows> load(int64_t first, int distance) const {
+    Rows<A, kRows> sums, r;
+    const auto g = load_rows<kRows>(grad + first, distance);
+    if (momentum) {
+      const auto m = load_rows<kRows>(momentum + first, distance);
+      sums.for_each([&](A& sum, int row, int j) {
+        sum = mu * m.at[row].at[j] + static_cast<A>(g.at[row].at[j]);
+      });
+      r = load_rows<kRows>(residual + first, distance);
     } else {
-      for (int j = 0; j < kVector; ++j) sum.at[j] = r.at[j] + static_cast<A>(g.at[j]);
+      r = load_rows<kRows>(residual + first, distance);
+      sums.for_each([&](A& sum, int row, int j) { sum = static_cast<A>(g.at[row].at[j]); });
     }
-    return sum;
+    sums.for_each([&](A& sum, int row, int j) { sum = r.at[row].at[j] + sum; });
+    return sums;
   }
 };
 

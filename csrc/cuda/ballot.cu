@@ -195,9 +195,9 @@ __global__ void __launch_bounds__(kThreads)
 // ---------------------------------------------------------------------------------------- largest
 //
 // A radix select on the distances from the smallest key, kBits a pass, from the highest bit that
-// any has. All blocks count their keys by bin, wait for each other, and find the same bin: the one
-// that the k-th largest is in. In the end there is a range of distances so that all above it are
-// among the largest, and of those within it the first few.
+// any has. Blocks count keys by bin, in shares, and when all are counted, find the same bin: the
+// one that the k-th largest is in. In the end there is a range of distances so that all above it
+// are among the largest, and of those within it the first few.
 
 constexpr int kBits = 11;
 constexpr int kBins = 1 << kBits;
@@ -219,6 +219,7 @@ struct Range {
 
 // What blocks tell each other; zero at first.
 struct Board {
+  Turns::Counters turns;
   Word highest, lowest_inverted;
   Word bins[kPasses][kBins];
 };
@@ -255,7 +256,7 @@ __device__ void find_extremes(const int64_t* keys, const Share& share, Board* bo
   }
 }
 
-// Adds this block's keys to the bins that the range is cut into. Bin 0 is left out: it gets what
+// Adds a share's keys to the bins that the range is cut into. Bin 0 is left out: it gets what
 // the others leave, and many keys may be the smallest, which all unused slots have.
 __device__ void count_bins(const int64_t* keys, const Share& share, Word smallest,
                            const Range& range, int shift, Word* bins) {
@@ -302,18 +303,18 @@ __device__ Choice choose_bin(const Word* bins, int64_t count, int64_t wanted) {
   return choice;
 }
 
-// What was found in the shares of earlier blocks.
-__device__ Found found_before(const Found* found) {
+// What was found in earlier shares.
+__device__ Found found_before(unsigned share, const Found* found) {
   int64_t above = 0, within = 0;
-  for (unsigned b = threadIdx.x; b < blockIdx.x; b += kThreads) {
-    above += found[b].above;
-    within += found[b].within;
+  for (unsigned s = threadIdx.x; s < share; s += kThreads) {
+    above += found[s].above;
+    within += found[s].within;
   }
   above = block_sum(above);
   return {above, block_sum(within)};
 }
 
-// Writes the indices of this block's keys that are above the range, or among the first `wanted`
+// Writes the indices of a share's keys that are above the range, or among the first `wanted`
 // within it. A thread takes neighbours, for their order.
 __device__ void write_indices(const int64_t* keys, const Share& share, Word smallest,
                               const Range& range, int64_t wanted, Found before, int64_t* indices) {
@@ -345,12 +346,11 @@ __device__ void write_indices(const int64_t* keys, const Share& share, Word smal
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     find_largest(const int64_t* __restrict__ keys, int64_t count, int64_t k, Board* board,
                  Found* found, int64_t* indices) {
-  const Share share(count);
-  find_extremes(keys, share, board);
-  wait_for_grid();
+  Turns turns(&board->turns);
+  turns.all([&](unsigned share) { find_extremes(keys, Share(count, share), board); });
 
   const Word smallest = ~board->lowest_inverted;
   Range range{0, board->highest - smallest};
@@ -358,8 +358,9 @@ __global__ void __launch_bounds__(kThreads)
   int shift = 64 - __clzll(static_cast<long long>(range.last));
   for (int pass = 0; shift > 0; ++pass) {
     shift = shift > kBits ? shift - kBits : 0;
-    count_bins(keys, share, smallest, range, shift, board->bins[pass]);
-    wait_for_grid();
+    turns.all([&](unsigned share) {
+      count_bins(keys, Share(count, share), smallest, range, shift, board->bins[pass]);
+    });
     const Choice choice = choose_bin(board->bins[pass], count, wanted);
     range.first += choice.bin << shift;
     range.last = range.first + ((Word{1} << shift) - 1);
@@ -367,17 +368,21 @@ __global__ void __launch_bounds__(kThreads)
     if (choice.all) break;
   }
 
-  int64_t above = 0, within = 0;
-  for_each(keys, share, [&](int64_t key) {
-    const Word distance = word_of(key) - smallest;
-    above += distance > range.last;
-    within += range.holds(distance);
+  turns.all([&](unsigned share) {
+    int64_t above = 0, within = 0;
+    for_each(keys, Share(count, share), [&](int64_t key) {
+      const Word distance = word_of(key) - smallest;
+      above += distance > range.last;
+      within += range.holds(distance);
+    });
+    above = block_sum(above);
+    within = block_sum(within);
+    if (threadIdx.x == 0) found[share] = {above, within};
   });
-  above = block_sum(above);
-  within = block_sum(within);
-  if (threadIdx.x == 0) found[blockIdx.x] = {above, within};
-  wait_for_grid();
-  write_indices(keys, share, smallest, range, wanted, found_before(found), indices);
+  turns.last([&](unsigned share) {
+    write_indices(keys, Share(count, share), smallest, range, wanted, found_before(share, found),
+                  indices);
+  });
 }
 
 }  // namespace
@@ -416,7 +421,7 @@ void largest(const Device& device, const int64_t* keys, int64_t count, int64_t k
   const int64_t blocks = ceil_div(count, kTile);
   auto* board = device.array<Board>(1);
   fill_zero(device, board, 1);
-  launch_together(device, blocks, kThreads, find_largest, keys, count, k, board,
+  launch_in_turns(device, blocks, kThreads, find_largest, keys, count, k, board,
                   device.array<Found>(blocks), indices);
 }
 

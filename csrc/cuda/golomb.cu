@@ -1,7 +1,7 @@
-// Golomb-Rice codes, by one kernel whose blocks wait for each other between its phases:
+// Golomb-Rice codes, by one kernel in four phases:
 //   1. For each parameter, and each bit that a gap may have, count the gaps that have it set.
 //   2. These counts tell the cost of every b; choose the best, and sum the size of the message.
-//   3. Sum the lengths of each block's codes, so that the next blocks know where theirs start.
+//   3. Sum the lengths of each share's codes, so that it is known where those of the next start.
 //   4. Write the codes.
 // Phases find gaps anew from the positions, which is cheaper than to keep them.
 //
@@ -10,7 +10,7 @@
 #include <bit>
 
 #include "../wire_format.h"
-#include "block_sums.cuh"
+#include "grid.cuh"
 #include "search.cuh"
 
 namespace ddp_compress::cuda {
@@ -31,6 +31,7 @@ struct Section {
 };
 
 struct Message {
+  Turns::Counters* turns;
   const int32_t* indices;
   int64_t count;            // slots
   const Section* sections;  // one more than there are parameters, for where the last ends
@@ -38,7 +39,7 @@ struct Message {
   unsigned* planes;          // [params][kPlanes]: gaps that have the bit set
   int* parameters;           // [params]: b
   unsigned long long* bits;  // all of the message
-  int64_t* lengths;          // [blocks]: bits of their codes
+  int64_t* lengths;          // [shares]: bits of their codes
   unsigned* words;           // the message
 };
 
@@ -88,13 +89,13 @@ __device__ unsigned transpose(unsigned bits) {
   return bits;
 }
 
-__device__ void count_planes(const Message& message) {
-  __shared__ unsigned ours[kPlanes];  // of the block's first parameter, which may well be the only
+__device__ void count_planes(const Message& message, unsigned share) {
+  __shared__ unsigned ours[kPlanes];  // of the share's first parameter, which may well be the only
   const int lane = threadIdx.x % kWarp;
   if (threadIdx.x < kPlanes) ours[threadIdx.x] = 0;
   __syncthreads();
 
-  const Share slots(message.count);
+  const Share slots(message.count, share);
   Code code;
   code.find(message, slots.begin, slots.end);
   const int64_t own = code.param;
@@ -116,14 +117,14 @@ __device__ void count_planes(const Message& message) {
 }
 
 // The least b of least cost. Each lane has the cost of one.
-__device__ void choose(const Message& message) {
+__device__ void choose(const Message& message, unsigned share) {
   const int lane = threadIdx.x % kWarp;
-  if (blockIdx.x == 0 && threadIdx.x == 0)
+  if (share == 0 && threadIdx.x == 0)
     atomicAdd(message.bits,
               static_cast<unsigned long long>(message.sections[message.params].header));
   const int64_t warps = int64_t{gridDim.x} * (kThreads / kWarp);
-  for (int64_t param = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
-       param < message.params; param += warps) {
+  for (int64_t param = (int64_t{share} * kThreads + threadIdx.x) / kWarp; param < message.params;
+       param += warps) {
     const unsigned plane = __ldcg(message.planes + param * kPlanes + lane);
     const unsigned count = __shfl_sync(kAllLanes, plane, kPlanes - 1);
     if (count == 0) continue;
@@ -142,8 +143,8 @@ __device__ void choose(const Message& message) {
   }
 }
 
-__device__ void sum_lengths(const Message& message) {
-  const Share slots(message.count);
+__device__ void sum_lengths(const Message& message, unsigned share) {
+  const Share slots(message.count, share);
   Code code;
   int64_t length = 0;
   for (int64_t slot = slots.begin + threadIdx.x; slot < slots.end; slot += kThreads) {
@@ -151,7 +152,7 @@ __device__ void sum_lengths(const Message& message) {
     if (code.used) length += code.length(message.parameters[code.param]);
   }
   length = sum_of_block<kThreads>(length);
-  if (threadIdx.x == 0) message.lengths[blockIdx.x] = length;
+  if (threadIdx.x == 0) message.lengths[share] = length;
 }
 
 // Sets bits of words that are zero.
@@ -220,9 +221,11 @@ __device__ void write(const Message& message, const Code& code, int b, int64_t b
   writer.put(bit, ones_below(ones) | (code.gap & ones_below(b)) << (ones + 1));
 }
 
-__device__ void write_all(const Message& message, Writer writer) {
-  const Share slots(message.count);
-  int64_t bit = sum_blocks<kThreads>(message.lengths).before;
+__device__ void write_all(const Message& message, unsigned share, Writer writer) {
+  const Share slots(message.count, share);
+  int64_t bit = 0;
+  for (unsigned s = threadIdx.x; s < share; s += kThreads) bit += message.lengths[s];
+  bit = sum_of_block<kThreads>(bit);
   Code code;
   for (int64_t tile = slots.begin; tile < slots.end; tile += kThreads) {
     code.find(message, tile + threadIdx.x, slots.end);
@@ -235,18 +238,18 @@ __device__ void write_all(const Message& message, Writer writer) {
 }
 
 __global__ void __launch_bounds__(kThreads) encode(Message message) {
-  count_planes(message);
-  wait_for_grid();
-  choose(message);
-  wait_for_grid();
+  Turns turns(message.turns);
+  turns.all([&](unsigned share) { count_planes(message, share); });
+  turns.all([&](unsigned share) { choose(message, share); });
 
-  const int64_t words = static_cast<int64_t>(__ldcg(message.bits) + 31) / 32;
-  const Share share(words);
-  for (int64_t word = share.begin + threadIdx.x; word < share.end; word += kThreads)
-    message.words[word] = 0;
-  sum_lengths(message);
-  wait_for_grid();
-  write_all(message, Writer(message.words, words));
+  const int64_t words = static_cast<int64_t>(*message.bits + 31) / 32;
+  turns.all([&](unsigned share) {
+    const Share own(words, share);
+    for (int64_t word = own.begin + threadIdx.x; word < own.end; word += kThreads)
+      message.words[word] = 0;
+    sum_lengths(message, share);
+  });
+  turns.last([&](unsigned share) { write_all(message, share, Writer(message.words, words)); });
 }
 
 }  // namespace
@@ -264,16 +267,18 @@ void golomb_encode(const Device& device, const int32_t* indices, int64_t count,
       sections.back().header + params * kParameterBits + count * kMostCodeBits;
   const int64_t blocks = ceil_div(count, kThreads);
 
-  // What starts as zero: the bits of all, the planes.
-  const int64_t zeros = 1 + params * kPlanes / 2;
+  // What starts as zero: the bits of all, the counters, the planes.
+  static_assert(sizeof(Turns::Counters) == sizeof(unsigned long long));
+  const int64_t zeros = 2 + params * kPlanes / 2;
   auto* bits = device.array<unsigned long long>(zeros);
   fill_zero(device, bits, zeros);
-  auto* planes = reinterpret_cast<unsigned*>(bits + 1);
+  auto* turns = reinterpret_cast<Turns::Counters*>(bits + 1);
+  auto* planes = reinterpret_cast<unsigned*>(bits + 2);
   auto* words = device.array<unsigned>(ceil_div(most_bits, 32));
-  launch_together(
-      device, blocks, kThreads, encode,
-      Message{indices, count, upload(device, sections), params, planes, device.array<int>(params),
-              bits, device.array<int64_t>(std::max<int64_t>(blocks, 1)), words});
+  launch_in_turns(device, blocks, kThreads, encode,
+                  Message{turns, indices, count, upload(device, sections), params, planes,
+                          device.array<int>(params), bits,
+                          device.array<int64_t>(std::max<int64_t>(blocks, 1)), words});
 
   unsigned long long size = 0;
   check(cudaMemcpyAsync(&size, bits, sizeof(size), cudaMemcpyDeviceToHost, stream_of(device)));

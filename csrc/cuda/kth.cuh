@@ -47,8 +47,9 @@ struct Ties {
 // The k-th largest is not below the cut. Bins start there; more lie above the last of them.
 struct Cut {
   uint64_t magnitude;
-  uint64_t rank;  // of that magnitude, if by rank
-  int width;      // of a bin, as a power of two
+  uint64_t fallback;  // a lower magnitude, if this one was guessed too high
+  uint64_t rank;      // of that magnitude, if by rank
+  int width;          // of a bin, as a power of two
   bool by_rank;
   bool done;       // all that is not below is taken
   unsigned taken;  // then: how many
@@ -90,8 +91,13 @@ struct Cut {
   __device__ void fall_short(unsigned count) {
     done = magnitude == 1;
     taken = count;
-    magnitude = 1;
-    width = kWidest<A>;
+    start_at<A>(fallback < magnitude ? fallback : 1);
+  }
+
+  template <typename A>
+  __device__ void start_at(uint64_t floor) {
+    magnitude = floor;
+    width = floor > 1 ? kNarrow<A> : kWidest<A>;
   }
 };
 

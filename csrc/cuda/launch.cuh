@@ -10,7 +10,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -45,31 +44,32 @@ void launch(const Device& device, int64_t blocks, int threads, void (*kernel)(Pa
   check(cudaGetLastError());
 }
 
-// Runs a kernel whose blocks wait for each other (see grid.cuh) on as many as there is room
-// for at once, but no more than `wanted`; at least one.
-template <typename... Parameters, typename... Arguments>
-void launch_together(const Device& device, int64_t wanted, int threads,
-                     void (*kernel)(Parameters...), Arguments... arguments) {
+// As many blocks of a kernel as a device runs at once; at least one.
+template <typename... Parameters>
+int64_t room_for_blocks(void (*kernel)(Parameters...), int threads) {
 #ifdef __CUDACC__
   int index, processors, each;
   check(cudaGetDevice(&index));
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index));
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0));
-  const int64_t room = int64_t{processors} * each;
-  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, room));
-  std::tuple<Parameters...> values(arguments...);
-  std::apply(
-      [&](auto&... value) {
-        void* pointers[] = {&value...};
-        check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(blocks),
-                                          dim3(threads), pointers, 0, stream_of(device)));
-      },
-      values);
+  return std::max(int64_t{processors} * each, int64_t{1});
 #else
-  constexpr int64_t kRoom = 5;
-  emulate(static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, kRoom)),
-          static_cast<unsigned>(threads), true, [&] { kernel(arguments...); });
+  return 5;
 #endif
+}
+
+// Runs a kernel whose blocks take turns (see grid.cuh) on no more than `wanted`; at least one.
+template <typename... Parameters, typename... Arguments>
+void launch_in_turns(const Device& device, int64_t wanted, int threads,
+                     void (*kernel)(Parameters...), Arguments... arguments) {
+  const auto blocks = std::clamp<int64_t>(wanted, 1, room_for_blocks(kernel, threads));
+#ifdef __CUDACC__
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_of(device)>>>(arguments...);
+#else
+  emulate(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), true,
+          [&] { kernel(arguments...); });
+#endif
+  check(cudaGetLastError());
 }
 
 template <typename T>

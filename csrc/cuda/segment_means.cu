@@ -11,34 +11,41 @@ constexpr int kEach = 8;  // values that a thread has at once
 
 using Sum = unsigned long long;  // what CUDA adds atomically
 
-// What blocks find together. Sums and magnitudes are integers: their order does not matter.
+// What is found of a segment. Both are integers: their order does not matter.
 struct Found {
-  Sum* largest;      // of every segment: the largest magnitude
-  Sum* sums;         // and the sum of its values as integers
-  int64_t* offsets;  // where each begins, and where the last one ends
+  Sum largest;  // magnitude
+  Sum sum;      // of its values as integers
 };
 
-// For one block. Offsets ascend and stay within `most`, whatever the counts are.
-__device__ void find_offsets(const int64_t* counts, int64_t segments, int64_t most,
-                             int64_t* offsets) {
+// One block: all that must be there before others start. Offsets ascend and stay within `most`,
+// whatever the counts are.
+__global__ void __launch_bounds__(kThreads)
+    prepare(const int64_t* counts, int64_t segments, int64_t most, int64_t* offsets, Found* found,
+            Turns::Counters* turns) {
   int64_t begin = 0;
-  if (threadIdx.x == 0) offsets[0] = 0;
+  if (threadIdx.x == 0) {
+    offsets[0] = 0;
+    *turns = {};
+  }
   for (int64_t first = 0; first < segments; first += kThreads) {
     const int64_t s = first + threadIdx.x;
     int64_t count = s < segments && counts[s] > 0 ? counts[s] : 0;
     if (count > most) count = most;
     int64_t all;
     const int64_t end = begin + exclusive_sum<kThreads>(count, all) + count;
-    if (s < segments) offsets[s + 1] = end < most ? end : most;
+    if (s < segments) {
+      offsets[s + 1] = end < most ? end : most;
+      found[s] = {};
+    }
     begin += all;
   }
 }
 
-// Calls part(segment, begin, end) for what lies in this warp's share of the values.
+// Calls part(segment, begin, end) for what lies in this warp's part of a share of the values.
 template <typename Part>
-__device__ void for_each_part(const int64_t* offsets, int64_t segments, Part part) {
+__device__ void for_each_part(unsigned share, const int64_t* offsets, int64_t segments, Part part) {
   const int64_t warps = int64_t{gridDim.x} * kWarps;
-  const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int64_t warp = int64_t{share} * kWarps + threadIdx.x / kWarp;
   const int64_t count = offsets[segments];
   int64_t begin = count * warp / warps;
   const int64_t end = count * (warp + 1) / warps;
@@ -67,37 +74,38 @@ __device__ void for_each_value(const A* values, int64_t begin, int64_t end, Each
 }
 
 template <bool kMagnitudes, typename A>
-__global__ void find_means(const A* values, int64_t count, const int64_t* counts, int64_t segments,
-                           Found found, float* means) {
+__global__ void __launch_bounds__(kThreads)
+    find_means(Turns::Counters* counters, const A* values, const int64_t* offsets, int64_t segments,
+               Found* found, float* means) {
   const int lane = threadIdx.x % kWarp;
-  const int64_t own = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t threads = int64_t{gridDim.x} * kThreads;
-  for (int64_t s = own; s < segments; s += threads) found.largest[s] = found.sums[s] = 0;
-  if (blockIdx.x == 0) find_offsets(counts, segments, count, found.offsets);
-  wait_for_grid();
-  for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
-    Magnitude<A> largest = 0;
-    for_each_value(values, begin, end, [&](A value) {
-      if (magnitude(value) > largest) largest = magnitude(value);
+  Turns turns(counters);
+  turns.all([&](unsigned share) {
+    for_each_part(share, offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
+      Magnitude<A> largest = 0;
+      for_each_value(values, begin, end, [&](A value) {
+        if (magnitude(value) > largest) largest = magnitude(value);
+      });
+      largest = combine_lanes(largest, larger<Magnitude<A>>);
+      if (lane == 0) atomicMax(&found[segment].largest, static_cast<Sum>(largest));
     });
-    largest = combine_lanes(largest, larger<Magnitude<A>>);
-    if (lane == 0) atomicMax(&found.largest[segment], static_cast<Sum>(largest));
   });
-  wait_for_grid();
-  for_each_part(found.offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
-    const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[segment]));
-    Sum sum = 0;
-    for_each_value(values, begin, end,
-                   [&](A value) { sum += scale.term(kMagnitudes ? fabs(value) : value); });
-    sum = combine_lanes(sum, plus<Sum>);
-    if (lane == 0) atomicAdd(&found.sums[segment], sum);
+  turns.all([&](unsigned share) {
+    for_each_part(share, offsets, segments, [&](int64_t segment, int64_t begin, int64_t end) {
+      const ExactMean<A> scale(static_cast<Magnitude<A>>(found[segment].largest));
+      Sum sum = 0;
+      for_each_value(values, begin, end,
+                     [&](A value) { sum += scale.term(kMagnitudes ? fabs(value) : value); });
+      sum = combine_lanes(sum, plus<Sum>);
+      if (lane == 0) atomicAdd(&found[segment].sum, sum);
+    });
   });
-  wait_for_grid();
-  for (int64_t s = own; s < segments; s += threads) {
-    const ExactMean<A> scale(static_cast<Magnitude<A>>(found.largest[s]));
-    means[s] =
-        static_cast<float>(scale.mean(found.sums[s], found.offsets[s + 1] - found.offsets[s]));
-  }
+  turns.last([&](unsigned share) {
+    const Share own(segments, share);
+    for (int64_t s = own.begin + threadIdx.x; s < own.end; s += kThreads) {
+      const ExactMean<A> scale(static_cast<Magnitude<A>>(found[s].largest));
+      means[s] = static_cast<float>(scale.mean(found[s].sum, offsets[s + 1] - offsets[s]));
+    }
+  });
 }
 
 }  // namespace
@@ -106,10 +114,12 @@ template <typename A>
 void segment_means(const Device& device, const A* values, int64_t count, const int64_t* counts,
                    int64_t segments, float* means, bool magnitudes) {
   if (segments == 0) return;
-  const Found found{device.array<Sum>(segments), device.array<Sum>(segments),
-                    device.array<int64_t>(segments + 1)};
-  launch_together(device, ceil_div(count, kThreads * kEach), kThreads,
-                  magnitudes ? find_means<true, A> : find_means<false, A>, values, count, counts,
+  auto* offsets = device.array<int64_t>(segments + 1);
+  auto* found = device.array<Found>(segments);
+  auto* turns = device.array<Turns::Counters>(1);
+  launch(device, 1, kThreads, prepare, counts, segments, count, offsets, found, turns);
+  launch_in_turns(device, ceil_div(count, kThreads * kEach), kThreads,
+                  magnitudes ? find_means<true, A> : find_means<false, A>, turns, values, offsets,
                   segments, found, means);
 }
 

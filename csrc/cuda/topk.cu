@@ -1,19 +1,19 @@
 // Exact top-k of the accumulated gradient in one pass over memory: see ../cpu/topk.cpp.
 //
-// One kernel does it all; its blocks wait for each other between these steps:
-//   sample  A sample of each group guesses a cut a little below the k-th largest.
+// One kernel does it all, in phases (see grid.cuh):
+//   sample  A sample of each group guesses a cut a little below the k-th largest, and a looser one
+//           to fall back on.
 //   search  Elements are read, tile by tile; those above the cut are the group's candidates, and
 //           are counted by bins as they are found. The last block to count for a group raises its
 //           cut to the bin that holds the k-th. Again, now over the candidates alone, until the cut
 //           is exact. If there was no room for all candidates, or the cut was guessed too high,
 //           the group's elements are read once more.
-//   weigh   The side of zero that is heavier is found, if only that is wanted.
-//   gather  Candidates above the cut are counted, and then written, in order.
+//   weigh   Where only the heavier side of zero is wanted, each is added up.
+//   gather  What is above the cut is counted, and then written, in order.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <cmath>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -35,18 +35,19 @@ constexpr int64_t kSmall = 2 * kTile;  // groups below are not worth a sample
 constexpr int kSample = 4096;          // elements of a sample
 constexpr int kRun = 8;                // neighbours sampled together: 32 bytes of fp32
 constexpr int kRuns = kSample / kRun;
+constexpr unsigned kLooser = 4;  // how many times the guess's rank the looser one's is
 
 constexpr unsigned kFew = 8192;  // candidates that one block searches more quickly than all
 constexpr int kBatch = 4;        // candidates that a thread loads together
 
 // A piece of the message: what a group's tiles are cut from.
-template <typename G, typename A, bool kMomentum>
+template <typename G, typename A>
 struct Source {
   using Value = A;
   // Together on a processor: so many have registers for all loads of a tile.
-  static constexpr int kBlocks = kMomentum || sizeof(A) > 4 ? 3 : 4;
+  static constexpr int kBlocks = sizeof(A) > 4 ? 2 : 4;
 
-  Accumulated<G, A, kMomentum> values;
+  Accumulated<G, A> values;
   A* sums;             // gets the values; null where nobody wants them
   int64_t begin, end;  // within the chunk
   int64_t base;        // the chunk's first position in the message
@@ -85,11 +86,20 @@ struct Note {
 };
 
 struct Progress {
+  Turns::Counters turns;
   unsigned open;  // the last round of the search that left something to do
   unsigned not_finite;
 };
 
-// Tiles of one group that fall to one block, and the source of the first.
+constexpr unsigned kUnknown = ~0u;
+
+// What is known of a share of the tiles.
+struct Part {
+  int first_source;   // of its first tile
+  unsigned taken[2];  // by side, of the group that goes on in the next share; kUnknown at first
+};
+
+// Tiles of one group in a share, and the source of the first.
 struct Span {
   int source, begin, end;
 };
@@ -106,7 +116,7 @@ struct Job {
   bool heavier;
   unsigned* bins;      // [searches][sides][kBins + 1]
   Note* notes;         // [tiles]
-  unsigned* taken;     // by each block
+  Part* parts;         // [shares]
   int32_t* positions;  // of candidates
   A* values;
   int32_t* indices;  // the answer
@@ -134,6 +144,7 @@ template <typename S>  // a Source
 class Selector {
  public:
   using A = typename S::Value;
+  using Tile = Rows<A, kRows>;  // of a thread
 
   __device__ Selector(const Job<S>& job, Shared& shared)
       : job_(job),
@@ -142,46 +153,35 @@ class Selector {
         bins_((job.heavier ? 2 : 1) * (kBins + 1)) {}
 
   __device__ void run() {
-    start();
-    wait_for_grid();
-    leave_sums();
+    Turns turns(&job_.progress->turns);
+    turns.all([&](unsigned share) { start(share); });
     unsigned round = 0;
     do {
       ++round;
-      for_groups([&](Search& search, Span span) {
-        if (!search.done) look(search, span, round);
+      turns.all([&](unsigned share) {
+        for_groups(share, [&](Search& search, Span span) {
+          if (!search.done) look(search, span, round);
+        });
       });
-      wait_for_grid();
     } while (job_.progress->open >= round && !job_.progress->not_finite);
     const bool finite = !job_.progress->not_finite;
-    if (blockIdx.x == 0 && thread_ == 0) *job_.finite = finite;
-    if (!finite) return leave_unused(0);
-
-    if (job_.heavier) {
-      for_groups([&](Search& search, Span span) { weigh(search, span); });
-      wait_for_grid();
-    }
-    const unsigned own = gather<false>(0);
-    if (thread_ == 0) job_.taken[blockIdx.x] = own;
-    wait_for_grid();
-    unsigned before = 0, all = 0;
-    for (unsigned b = thread_; b < gridDim.x; b += kThreads) {
-      all += job_.taken[b];
-      if (b < blockIdx.x) before += job_.taken[b];
-    }
-    gather<true>(sum_of_block<kThreads>(before));
-    leave_unused(sum_of_block<kThreads>(all));
+    if (finite && job_.heavier) turns.all([&](unsigned share) { weigh(share); });
+    turns.last([&](unsigned share) {
+      if (share == 0 && thread_ == 0) *job_.finite = finite;
+      leave_unused(share, finite ? gather(share) : 0);
+    });
   }
 
  private:
-  // Calls f(search, span) for the groups of this block's tiles.
+  // Calls f(search, span) for the groups of a share's tiles.
   template <typename F>
-  __device__ void for_groups(F f) {
-    const Share share(job_.tiles);
-    Span span{first_source_, static_cast<int>(share.begin), 0};
-    while (span.begin < share.end) {
+  __device__ void for_groups(unsigned share, F f) {
+    const Share tiles(job_.tiles, share);
+    const auto end = static_cast<int>(tiles.end);
+    Span span{job_.parts[share].first_source, static_cast<int>(tiles.begin), 0};
+    while (span.begin < end) {
       Search& search = job_.searches[job_.sources[span.source].group];
-      span.end = search.end_tile < share.end ? search.end_tile : static_cast<int>(share.end);
+      span.end = search.end_tile < end ? search.end_tile : end;
       f(search, span);
       span = {search.end_source, span.end, 0};
     }
@@ -189,14 +189,18 @@ class Selector {
 
   // ---------------------------------------------------------------------------------- sample
 
-  __device__ void start() {
-    const int64_t bins = int64_t{job_.search_count} * bins_;
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + thread_; i < bins; i += gridDim.x * kThreads)
-      job_.bins[i] = 0;
-    for (int s = static_cast<int>(blockIdx.x); s < job_.search_count;
-         s += static_cast<int>(gridDim.x))
+  __device__ void start(unsigned share) {
+    const Share bins(int64_t{job_.search_count} * bins_, share);
+    for (int64_t i = bins.begin + thread_; i < bins.end; i += kThreads) job_.bins[i] = 0;
+    const Share tiles(job_.tiles, share);
+    if (thread_ == 0) {
+      Part& part = job_.parts[share];
+      part.first_source = source_of(tiles.begin, 0, job_.source_count);
+      part.taken[0] = part.taken[1] = tiles.begin < tiles.end ? kUnknown : 0;
+    }
+    leave_sums(Share(job_.left_out, share));
+    for (auto s = static_cast<int>(share); s < job_.search_count; s += static_cast<int>(gridDim.x))
       if (job_.searches[s].sample_rank > 0) sample(job_.searches[s]);
-    first_source_ = source_of(Share(job_.tiles).begin, 0, job_.source_count);
   }
 
   __device__ int source_of(int64_t tile, int first, int end) const {
@@ -223,34 +227,45 @@ class Selector {
 #pragma unroll
         for (int j = 0; j < kRun; ++j) count(values[r][j], 0);
       __syncthreads();
+      if (digit == 0) guess_loosely(search);
       narrow_cuts(search.sample_rank);
       clear_bins();
     }
-    if (thread_ < 2 && shared_.cuts[thread_].magnitude > 1) {
-      const uint64_t guess = shared_.cuts[thread_].magnitude;
-      search.cuts[thread_].magnitude = guess < kInfinity<A> ? guess : kInfinity<A>;
-      search.cuts[thread_].width = kNarrow<A>;
+    if (thread_ < 2) search.cuts[thread_].start_at<A>(guess(thread_));
+    __syncthreads();
+  }
+
+  // Something to fall back on, from the first bins, which then serve the guess itself.
+  __device__ void guess_loosely(Search& search) {
+    narrow_cuts(kLooser * search.sample_rank);
+    if (thread_ < 2) {
+      search.cuts[thread_].fallback = guess(thread_);
+      shared_.cuts[thread_] = search.cuts[thread_];
     }
     __syncthreads();
   }
 
+  __device__ uint64_t guess(int side) const {
+    return smaller(shared_.cuts[side].magnitude, kInfinity<A>);
+  }
+
   // Of what belongs to no group.
-  __device__ void leave_sums() {
-    const Share share(job_.left_out);
-    const Span span{source_of(share.begin, job_.source_count, job_.all_sources),
-                    static_cast<int>(share.begin), static_cast<int>(share.end)};
+  __device__ void leave_sums(const Share& tiles) {
+    const Span span{source_of(tiles.begin, job_.source_count, job_.all_sources),
+                    static_cast<int>(tiles.begin), static_cast<int>(tiles.end)};
     for_tiles(span, job_.all_sources, [&](const S& source, int tile) { read(source, tile); });
   }
 
   // ---------------------------------------------------------------------------------- search
 
-  // One round of a group's search: this block's part, and if it is the last, what follows.
+  // One round of a group's search: a share's part, and if it is the last, what follows.
   __device__ void look(Search& search, Span span, unsigned round) {
     take_up(search);
     if (search.stored)
       count_candidates(search, part(search, span.begin), part(search, span.end));
     else
-      scan(search, span);
+      for_tiles(span, job_.source_count,
+                [&](const S& source, int tile) { scan(search, source, tile); });
     __syncthreads();
     if (!is_last(search, span.end - span.begin)) return;
 
@@ -287,13 +302,8 @@ class Selector {
     }
   }
 
-  // Notes where the candidates of each tile are, and counts them.
-  __device__ void scan(Search& search, Span span) {
-    for_tiles(span, job_.source_count,
-              [&](const S& source, int tile) { scan_tile(search, source, tile); });
-  }
-
-  __device__ void scan_tile(Search& search, const S& source, int tile) {
+  // Notes where the candidates of a tile are, and counts them.
+  __device__ void scan(Search& search, const S& source, int tile) {
     const int64_t first = first_element(source, tile);
     unsigned hits = find(source, tile);
     if (shared_.cuts[0].by_rank || shared_.cuts[1].by_rank) hits = outranking(source, first, hits);
@@ -342,48 +352,37 @@ class Selector {
   }
 
   // A thread's elements; 0 where the source has none. Leaves them in `sums`.
-  struct Rows {
-    Pack<A, kVector> at[kRows];
-  };
-  __device__ Rows read(const S& source, int tile) const {
+  __device__ Tile read(const S& source, int tile) const {
     const int64_t first = first_element(source, tile), start = source.start(tile);
     const auto accumulated = source.values;
     A* const sums = source.sums;
-    Rows rows;
+    Tile rows;
     if (source.aligned && start >= source.begin && start + kTile <= source.end) {
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) rows.at[row] = accumulated.load(first + row * kRow);
+      rows = accumulated.template load<kRows>(first, kRow);
       if (sums)
 #pragma unroll
         for (int row = 0; row < kRows; ++row)
-          pack<kVector>(sums + first + row * kRow) = rows.at[row];
+          store_once<kVector>(sums + first + row * kRow, rows.at[row]);
     } else {
-#pragma unroll
-      for (int row = 0; row < kRows; ++row)
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) {
-          const int64_t i = first + row * kRow + j;
-          const bool inside = i >= source.begin && i < source.end;
-          rows.at[row].at[j] = inside ? accumulated[i] : A(0);
-          if (inside && sums) sums[i] = rows.at[row].at[j];
-        }
+      rows.for_each([&](A& value, int row, int j) {
+        const int64_t i = first + row * kRow + j;
+        const bool inside = i >= source.begin && i < source.end;
+        value = inside ? accumulated[i] : A(0);
+        if (inside && sums) sums[i] = value;
+      });
     }
     return rows;
   }
 
   // A bit for each of a thread's elements that are not below the cut, or not finite.
   __device__ unsigned find(const S& source, int tile) const {
-    const Rows rows = read(source, tile);
+    Tile rows = read(source, tile);
     const A above = value_of(shared_.cuts[0].magnitude);
     const A below = -(job_.heavier ? value_of(shared_.cuts[1].magnitude) : above);
     unsigned hits = 0;
-#pragma unroll
-    for (int row = 0; row < kRows; ++row)
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) {
-        const A value = rows.at[row].at[j];
-        hits |= static_cast<unsigned>(!(value < above && value > below)) << (row * kVector + j);
-      }
+    rows.for_each([&](A value, int row, int j) {
+      hits |= static_cast<unsigned>(!(value < above && value > below)) << (row * kVector + j);
+    });
     return hits;
   }
 
@@ -407,11 +406,6 @@ class Selector {
 
   // Counts the group's candidates from `begin` to `end`, in any order.
   __device__ void count_candidates(const Search& search, unsigned begin, unsigned end) {
-    for_candidates(search, begin, end, [&](A value, int32_t position) { count(value, position); });
-  }
-
-  template <typename F>
-  __device__ void for_candidates(const Search& search, unsigned begin, unsigned end, F f) {
     for (unsigned i = begin + thread_; i < end; i += kThreads * kBatch) {
       A values[kBatch];
       int32_t positions[kBatch];
@@ -423,11 +417,11 @@ class Selector {
         positions[b] = inside ? job_.positions[at] : 0;
       }
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) f(values[b], positions[b]);
+      for (int b = 0; b < kBatch; ++b) count(values[b], positions[b]);
     }
   }
 
-  // The candidates before those that fall to the block of this tile.
+  // The candidates before those that fall to the share of this tile.
   __device__ static unsigned part(const Search& search, int tile) {
     return static_cast<unsigned>(uint64_t{search.found} * (tile - search.first_tile) /
                                  (search.end_tile - search.first_tile));
@@ -476,25 +470,42 @@ class Selector {
 
   // ----------------------------------------------------------------------------------- weigh
 
-  // Adds up what is taken of this block's part of the candidates, in any order.
-  __device__ void weigh(Search& search, Span span) {
-    take_up(search);
-    const ExactMean<A> up = mean_of(search, 0), down = mean_of(search, 1);
-    uint64_t ups = 0, downs = 0;
-    for_candidates(search, part(search, span.begin), part(search, span.end),
-                   [&](A value, int32_t position) {
-                     if (bin(value, position) < 0) return;
-                     if (side_of(value) == 0)
-                       ups += up.term(value);
-                     else
-                       downs += down.term(value);
-                   });
-    ups = sum_of_block<kThreads>(ups);
-    downs = sum_of_block<kThreads>(downs);
-    if (thread_ == 0) {
-      atomicAdd(&search.totals[0], static_cast<unsigned long long>(ups));
-      atomicAdd(&search.totals[1], static_cast<unsigned long long>(downs));
+  // Counts what is taken of a share's tiles, where a group goes on in the next share, and adds it
+  // up where sides are weighed.
+  __device__ void weigh(unsigned share) {
+    for_groups(share, [&](Search& search, Span span) {
+      if (!job_.heavier && span.end == search.end_tile) return;
+      take_up(search);
+      Weight up{mean_of(search, 0)}, down{mean_of(search, 1)};
+      for_noted(span, [&](A value, int32_t position) {
+        if (bin(value, position) < 0) return;
+        if (side_of(value) == 0)
+          up.add(value);
+        else
+          down.add(value);
+      });
+      report(up, share, search, 0);
+      if (job_.heavier) report(down, share, search, 1);
+    });
+  }
+
+  struct Weight {
+    ExactMean<A> mean;
+    uint64_t sum = 0;
+    unsigned count = 0;
+
+    __device__ void add(A value) {
+      sum += mean.term(value);
+      ++count;
     }
+  };
+
+  __device__ void report(const Weight& weight, unsigned share, Search& search, int side) {
+    const uint64_t sum = sum_of_block<kThreads>(weight.sum);
+    const unsigned count = sum_of_block<kThreads>(weight.count);
+    if (thread_ > 0) return;
+    atomicAdd(&search.totals[side], static_cast<unsigned long long>(sum));
+    job_.parts[share].taken[side] = count;
   }
 
   // The side that is wanted; the negative one where both are of equal weight.
@@ -511,49 +522,75 @@ class Selector {
 
   // ---------------------------------------------------------------------------------- gather
 
-  // Goes through what is taken of this block's tiles, in order, and numbers it from `at` on.
-  // Returns the next number.
-  template <bool kWrite>
-  __device__ unsigned gather(unsigned at) {
-    for_groups([&](const Search& search, Span span) {
+  // Writes what is taken of a share's tiles. Returns how much is taken of all.
+  __device__ unsigned gather(unsigned share) {
+    if (!job_.heavier) weigh(share);
+    const Share tiles(job_.tiles, share);
+    unsigned before = 0, all = 0;
+    for (int s = thread_; s < job_.search_count; s += kThreads) {
+      const Search& search = job_.searches[s];
+      const unsigned taken = search.cuts[side_of(search)].taken;
+      all += taken;
+      if (search.end_tile <= tiles.begin) before += taken;
+    }
+    unsigned at = sum_of_block<kThreads>(before);
+    for_groups(share, [&](const Search& search, Span span) {
       take_up(search);
       const int side = side_of(search);
-      for (int tile = span.begin; tile < span.end; tile += kThreads) {
-        // A thread reads a tile's note, and then those of the tiles' candidates that fall to it.
-        const int own = tile + thread_;
-        const Note note = own < span.end ? job_.notes[own] : Note{0, 0};
+      if (span.begin > search.first_tile) at += taken_before(share, search, side);
+      for_noted(span, [&](A value, int32_t position) {
+        const bool taken = side_of(value) == side && bin(value, position) >= 0;
         unsigned count;
-        shared_.starts[thread_] = exclusive_sum<kThreads>(note.count, count);
-        shared_.firsts[thread_] = note.first;
-        __syncthreads();
-        for (unsigned step = 0; step < count; step += kThreads) {
-          const unsigned i = step + thread_;
-          A value = 0;
-          int32_t position = 0;
-          if (i < count) {
-            const int t = last_up_to(i, 0, kThreads, [&](int t) { return shared_.starts[t]; });
-            const unsigned candidate = shared_.firsts[t] + i - shared_.starts[t];
-            value = job_.values[candidate];
-            position = job_.positions[candidate];
-          }
-          const bool taken = side_of(value) == side && bin(value, position) >= 0;
-          unsigned all;
-          const unsigned number = at + exclusive_sum<kThreads>(unsigned{taken}, all);
-          if (kWrite && taken) {
-            job_.indices[number] = position;
-            job_.top[number] = value;
-          }
-          at += all;
+        const unsigned number = at + exclusive_sum<kThreads>(unsigned{taken}, count);
+        if (taken) {
+          job_.indices[number] = position;
+          job_.top[number] = value;
         }
-      }
+        at += count;
+      });
     });
-    return at;
+    return sum_of_block<kThreads>(all);
   }
 
-  __device__ void leave_unused(unsigned begin) {
-    const int64_t threads = int64_t{gridDim.x} * kThreads;
-    for (int64_t i = begin + int64_t{blockIdx.x} * kThreads + thread_; i < job_.slots;
-         i += threads) {
+  // What is taken of a group in earlier shares.
+  __device__ unsigned taken_before(unsigned share, const Search& search, int side) {
+    unsigned taken = 0;
+    for (unsigned s = thread_; s < share; s += kThreads)
+      if (Share(job_.tiles, s).end > search.first_tile)
+        taken += wait_for(job_.parts[s].taken[side], [](unsigned n) { return n != kUnknown; });
+    return sum_of_block<kThreads>(taken);
+  }
+
+  // Calls f(value, position) for the candidates of tiles, in order and by all threads at once. Some
+  // get a zero in the end, which is never taken.
+  template <typename F>
+  __device__ void for_noted(Span span, F f) {
+    for (int tile = span.begin; tile < span.end; tile += kThreads) {
+      // A thread reads a tile's note, and then those of the tiles' candidates that fall to it.
+      const int own = tile + thread_;
+      const Note note = own < span.end ? job_.notes[own] : Note{0, 0};
+      unsigned count;
+      shared_.starts[thread_] = exclusive_sum<kThreads>(note.count, count);
+      shared_.firsts[thread_] = note.first;
+      __syncthreads();
+      for (unsigned step = 0; step < count; step += kThreads) {
+        const unsigned i = step + thread_;
+        A value = 0;
+        int32_t position = 0;
+        if (i < count) {
+          const int t = last_up_to(i, 0, kThreads, [&](int t) { return shared_.starts[t]; });
+          const unsigned candidate = shared_.firsts[t] + i - shared_.starts[t];
+          value = job_.values[candidate];
+          position = job_.positions[candidate];
+        }
+        f(value, position);
+      }
+    }
+  }
+
+  __device__ void leave_unused(unsigned share, unsigned begin) {
+    const Share unused(job_.slots - begin, share);
+    for (int64_t i = begin + unused.begin + thread_; i < begin + unused.end; i += kThreads) {
       job_.indices[i] = kUnused;
       job_.top[i] = 0;
     }
@@ -595,8 +632,7 @@ class Selector {
   const Job<S>& job_;
   Shared& shared_;
   const int thread_;
-  const int bins_;    // of a group
-  int first_source_;  // of this block's tiles
+  const int bins_;  // of a group
 };
 
 template <typename S>
@@ -608,20 +644,18 @@ __global__ void __launch_bounds__(kThreads, S::kBlocks) select(const __grid_cons
 // -------------------------------------------------------------------------------------- the host
 
 // Host arrays that go to the device in one copy.
-class Table {
- public:
+struct Table {
+  std::vector<char> bytes;
+
   // Returns where the array will start.
   template <typename T>
-  size_t add(const T* data, size_t count) {
-    const size_t start = (bytes_.size() + 15) / 16 * 16;
-    bytes_.resize(start + count * sizeof(T));
-    if (count > 0) std::memcpy(bytes_.data() + start, data, count * sizeof(T));
+  size_t add(const std::vector<T>& array) {
+    const size_t start = (bytes.size() + 15) / 16 * 16;
+    const auto* const data = reinterpret_cast<const char*>(array.data());
+    bytes.resize(start);
+    bytes.insert(bytes.end(), data, data + array.size() * sizeof(T));
     return start;
   }
-  char* send(const Device& device) const { return upload(device, bytes_); }
-
- private:
-  std::vector<char> bytes_;
 };
 
 // Of a sample, generous by 3 standard deviations and 3 elements; 0 where no sample is worth while.
@@ -639,96 +673,33 @@ int64_t room_for(int64_t numel, int64_t k, unsigned rank, int sides) {
   return std::min(numel, sides * std::max(k, room));
 }
 
+// A search of `k` of a group of `numel`, as it starts; `room` counts all searches' candidates.
 template <typename A>
-Cut widest_cut() {
-  return {1, 0, kWidest<A>, false, false, 0};  // zeros are never taken
+Search search_for(int64_t k, int64_t numel, bool heavier, int64_t& room) {
+  Search search{};
+  search.k = static_cast<unsigned>(std::min(k, numel));
+  search.numel = numel;
+  search.sample_rank = rank_in_sample(numel, search.k);
+  const int64_t own = room_for(numel, search.k, search.sample_rank, heavier ? 2 : 1);
+  search.first = static_cast<unsigned>(room);
+  search.room = static_cast<unsigned>(own);
+  room += own;
+  for (Cut& cut : search.cuts) cut = {1, 1, 0, kWidest<A>, false, false, 0};  // zeros are not taken
+  search.cuts[1].done = !heavier;
+  return search;
 }
 
-template <typename G, typename A, bool kMomentum>
-void run(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-         const int64_t* group_of, int64_t params, const int64_t* ks, const int64_t* salts,
-         bool heavier, int64_t slots, int32_t* indices, A* values, bool* finite) {
-  using S = Source<G, A, kMomentum>;
-  std::vector<S> sources;
-  std::vector<Search> searches;
-  int tiles = 0;
-  int64_t room = 0;
-  const auto add = [&](const Piece& piece, int& first_tile) -> S& {
-    const Chunk<G, A>& chunk = chunks[piece.chunk];
-    S source{{chunk.grad, chunk.residual, chunk.momentum, mu}, chunk.sums};
-    source.begin = piece.begin;
-    source.end = piece.end;
-    source.base = piece.base;
-    source.first_tile = first_tile;
-    source.aligned = source.values.aligned() && is_aligned(chunk.sums);
-    first_tile += static_cast<int>(ceil_div(piece.end - source.origin(), kTile));
-    return sources.emplace_back(source);
-  };
-  for (const Group& group : cut(chunks, bounds, group_of, params)) {
-    Search search{};
-    const int64_t k = std::min(ks[searches.size()], group.numel);
-    search.k = static_cast<unsigned>(k);
-    search.numel = group.numel;
-    search.first_source = static_cast<int>(sources.size());
-    search.first_tile = tiles;
-    int64_t before = 0;
-    for (const Piece& piece : group.pieces) {
-      S& source = add(piece, tiles);
-      source.before = before;
-      source.group = static_cast<int>(searches.size());
-      before += piece.end - piece.begin;
-    }
-    search.end_source = static_cast<int>(sources.size());
-    search.end_tile = tiles;
-    search.sample_rank = rank_in_sample(group.numel, k);
-    const int64_t own = room_for(group.numel, k, search.sample_rank, heavier ? 2 : 1);
-    search.first = static_cast<unsigned>(room);
-    search.room = static_cast<unsigned>(own);
-    room += own;
-    search.cuts[0] = search.cuts[1] = widest_cut<A>();
-    search.cuts[1].done = !heavier;
-    searches.push_back(search);
-  }
-
-  const auto grouped = static_cast<int>(sources.size());
-  int left_out_tiles = 0;
-  if (chunks[0].sums)
-    for (const Piece& piece : left_out(chunks, bounds, group_of, params))
-      add(piece, left_out_tiles);
-
-  Table table;
-  const Progress none{};
-  const size_t at_progress = table.add(&none, 1);
-  const size_t at_sources = table.add(sources.data(), sources.size());
-  const size_t at_searches = table.add(searches.data(), searches.size());
-  const size_t at_bounds = table.add(bounds, salts ? params + 1 : 0);
-  const size_t at_salts = table.add(salts, salts ? params : 0);
-  char* const sent = table.send(device);
-
-  const int64_t blocks = std::max(tiles + left_out_tiles, 1);
-  Job<S> job;
-  job.progress = reinterpret_cast<Progress*>(sent + at_progress);
-  job.sources = reinterpret_cast<S*>(sent + at_sources);
-  job.searches = reinterpret_cast<Search*>(sent + at_searches);
-  job.source_count = grouped;
-  job.all_sources = static_cast<int>(sources.size());
-  job.search_count = static_cast<int>(searches.size());
-  job.tiles = tiles;
-  job.left_out = left_out_tiles;
-  job.ties = {reinterpret_cast<int64_t*>(sent + at_bounds),
-              salts ? reinterpret_cast<int64_t*>(sent + at_salts) : nullptr,
-              static_cast<int>(params)};
-  job.heavier = heavier;
-  job.bins = device.array<unsigned>(int64_t{job.search_count} * (heavier ? 2 : 1) * (kBins + 1));
-  job.notes = device.array<Note>(tiles);
-  job.taken = device.array<unsigned>(blocks);
-  job.positions = device.array<int32_t>(room);
-  job.values = device.array<A>(room);
-  job.indices = indices;
-  job.top = values;
-  job.slots = slots;
-  job.finite = finite;
-  launch_together(device, blocks, kThreads, select<S>, job);
+// The source of a piece, whose tiles follow those there are.
+template <typename G, typename A>
+Source<G, A> cut_out(const Chunk<G, A>& chunk, const Piece& piece, A mu, int& tiles) {
+  Source<G, A> source{{chunk.grad, chunk.residual, chunk.momentum, mu}, chunk.sums};
+  source.begin = piece.begin;
+  source.end = piece.end;
+  source.base = piece.base;
+  source.first_tile = tiles;
+  source.aligned = source.values.aligned() && is_aligned(chunk.sums);
+  tiles += static_cast<int>(ceil_div(piece.end - source.origin(), kTile));
+  return source;
 }
 
 }  // namespace
@@ -738,23 +709,67 @@ void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
           const int64_t* host_bounds, const int64_t* host_groups, int64_t params,
           const int64_t* host_ks, int64_t groups, const int64_t* host_salts, bool heavier,
           int32_t* indices, A* values, bool* finite) {
-  const int64_t slots = std::accumulate(host_ks, host_ks + groups, int64_t{0});
-  (chunks[0].momentum ? run<G, A, true> : run<G, A, false>)(device, chunks, mu, host_bounds,
-                                                            host_groups, params, host_ks,
-                                                            host_salts, heavier, slots, indices,
-                                                            values, finite);
+  using S = Source<G, A>;
+  Job<S> job{};
+  std::vector<S> sources;
+  std::vector<Search> searches;
+  int64_t room = 0;
+  for (const Group& group : cut(chunks, host_bounds, host_groups, params)) {
+    Search search = search_for<A>(host_ks[job.search_count], group.numel, heavier, room);
+    search.first_source = static_cast<int>(sources.size());
+    search.first_tile = job.tiles;
+    int64_t before = 0;
+    for (const Piece& piece : group.pieces) {
+      S& source = sources.emplace_back(cut_out(chunks[piece.chunk], piece, mu, job.tiles));
+      source.before = before;
+      source.group = job.search_count;
+      before += piece.end - piece.begin;
+    }
+    search.end_source = static_cast<int>(sources.size());
+    search.end_tile = job.tiles;
+    searches.push_back(search);
+    ++job.search_count;
+  }
+  job.source_count = static_cast<int>(sources.size());
+  if (chunks[0].sums)
+    for (const Piece& piece : left_out(chunks, host_bounds, host_groups, params))
+      sources.push_back(cut_out(chunks[piece.chunk], piece, mu, job.left_out));
+  job.all_sources = static_cast<int>(sources.size());
+
+  Table table;
+  const size_t at_progress = table.add(std::vector<Progress>(1));
+  const size_t at_sources = table.add(sources);
+  const size_t at_searches = table.add(searches);
+  const int64_t salted = host_salts ? params : 0;
+  const size_t at_bounds = table.add(std::vector<int64_t>(host_bounds, host_bounds + salted));
+  const size_t at_salts = table.add(std::vector<int64_t>(host_salts, host_salts + salted));
+  char* const sent = upload(device, table.bytes);
+
+  job.progress = reinterpret_cast<Progress*>(sent + at_progress);
+  job.sources = reinterpret_cast<S*>(sent + at_sources);
+  job.searches = reinterpret_cast<Search*>(sent + at_searches);
+  job.ties = {reinterpret_cast<int64_t*>(sent + at_bounds),
+              host_salts ? reinterpret_cast<int64_t*>(sent + at_salts) : nullptr,
+              static_cast<int>(params)};
+  job.heavier = heavier;
+  const int64_t blocks = std::max(job.tiles + job.left_out, 1);
+  job.bins = device.array<unsigned>(int64_t{job.search_count} * (heavier ? 2 : 1) * (kBins + 1));
+  job.notes = device.array<Note>(job.tiles);
+  job.parts = device.array<Part>(blocks);
+  job.positions = device.array<int32_t>(room);
+  job.values = device.array<A>(room);
+  job.indices = indices;
+  job.top = values;
+  job.slots = std::accumulate(host_ks, host_ks + groups, int64_t{0});
+  job.finite = finite;
+  launch_in_turns(device, blocks, kThreads, select<S>, job);
 }
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-#define INSTANTIATE(G, A)                                                                    \
-  template void topk(const Device&, const std::vector<Chunk<G, A>>&, A, const int64_t*,      \
-                     const int64_t*, int64_t, const int64_t*, int64_t, const int64_t*, bool, \
-                     int32_t*, A*, bool*);
-INSTANTIATE(float, float)
-INSTANTIATE(BFloat16, float)
-INSTANTIATE(Half, float)
-INSTANTIATE(double, double)
-#undef INSTANTIATE
+template decltype(topk<float, float>) topk<float, float>;
+template decltype(topk<BFloat16, float>) topk<BFloat16, float>;
+template decltype(topk<Half, float>) topk<Half, float>;
+template decltype(topk<double, double>) topk<double, double>;
 
 }  // namespace ddp_compress::cuda

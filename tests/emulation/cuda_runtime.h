@@ -1,11 +1,11 @@
 // A stand-in for CUDA's header: builds kernels with a C++ compiler and runs them on the CPU.
 //
 // So the logic of csrc/cuda is tested where there is no GPU, bit for bit. The threads of a block
-// are fibers that take turns at barriers. Blocks run one after another, or, where the launch is
-// cooperative, beside each other on threads of the operating system. The orders of fibers and
-// blocks are drawn anew for each launch, so a missing barrier, or a block that counts on an earlier
-// one being done, gives wrong results sooner or later. What it cannot show: memory ordering,
-// alignment, occupancy, time.
+// are fibers that take turns at barriers. Blocks run one after another, or, where they take turns
+// themselves, some beside each other on threads of the operating system. How many these are, and
+// the orders of fibers and blocks, are drawn anew for each launch, so a missing barrier, or a block
+// that counts on another one being done, or running, gives wrong results or none sooner or later.
+// What it cannot show: memory ordering, alignment, occupancy, time.
 #pragma once
 
 #include <setjmp.h>
@@ -142,8 +142,7 @@ inline Block& block() {
 
 inline thread_local uint3 thread_index, block_index;
 inline thread_local dim3 block_size, grid_size;
-inline uint64_t launches = 0;
-inline unsigned arrived = 0;  // blocks of this launch, at barriers of the grid
+inline std::chrono::steady_clock::time_point begun;  // the launch
 
 inline void leave() {
   Block& b = block();
@@ -270,10 +269,10 @@ inline std::mt19937& random_numbers() {
   return random;
 }
 
-inline std::vector<unsigned> shuffled(unsigned count) {
+inline std::vector<unsigned> shuffled(unsigned count, std::mt19937& random) {
   std::vector<unsigned> order(count);
   std::iota(order.begin(), order.end(), 0u);
-  std::shuffle(order.begin(), order.end(), random_numbers());
+  std::shuffle(order.begin(), order.end(), random);
   return order;
 }
 
@@ -316,34 +315,36 @@ inline void run_block(unsigned number, dim3 blocks, dim3 threads,
 #define gridDim emulation::grid_size
 constexpr int warpSize = 32;
 
-// Runs a kernel's blocks: all of them together where they wait for each other.
-inline void emulate(unsigned blocks, unsigned threads, bool together,
+// Runs a kernel's blocks one after another; or, where they wait for each other, as many beside each
+// other as is drawn, be it one.
+inline void emulate(unsigned blocks, unsigned threads, bool in_turns,
                     const std::function<void()>& kernel) {
   using namespace emulation;
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
   if (threads > kMostThreads) std::abort();
   ++emulated_launches;
-  const dim3 grid{blocks}, size{threads};
-  if (!together) {
-    for (const unsigned number : shuffled(blocks))
-      run_block(number, grid, size, shuffled(threads), kernel);
-    return;
-  }
-  ++launches;
-  arrived = 0;
-  std::vector<std::thread> running;
-  for (unsigned number = 0; number < blocks; ++number)
-    running.emplace_back(
-        [&, number, order = shuffled(threads)] { run_block(number, grid, size, order, kernel); });
-  for (std::thread& each : running) each.join();
+  begun = std::chrono::steady_clock::now();
+  std::mt19937& random = random_numbers();
+  const unsigned workers = in_turns ? 1 + random() % blocks : 1;
+  const std::vector<unsigned> order = shuffled(blocks, random);
+  std::atomic<unsigned> taken = 0;
+  const auto work = [&](unsigned seed) {
+    std::mt19937 own(seed);
+    for (unsigned i = taken++; i < blocks; i = taken++)
+      run_block(order[i], {blocks}, {threads}, shuffled(threads, own), kernel);
+  };
+  std::vector<std::thread> others;
+  for (unsigned w = 1; w < workers; ++w) others.emplace_back(work, random());
+  work(random());
+  for (std::thread& each : others) each.join();
 }
 
 // ----------------------------------------------------------------------------------- in kernels
 
 inline void __syncthreads() { emulation::wait_for_block(); }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulation::wait_for_warp(mask); }
-inline void __threadfence() {}
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline void __threadfence_block() {}
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
@@ -433,6 +434,10 @@ void __stcs(T* p, T value) {
 }
 
 inline void __nanosleep(unsigned) {
+  if (std::chrono::steady_clock::now() - emulation::begun > std::chrono::minutes(2)) {
+    std::fputs("emulation: the blocks of a grid wait for each other for ever\n", stderr);
+    std::abort();
+  }
   std::this_thread::sleep_for(std::chrono::microseconds(20));  // yielding starves the others
 }
 

@@ -463,7 +463,9 @@ def test_the_device_breaks_heavy_ties_alike(check_device, heavier, salted, k):
 
 
 @either_side
-@pytest.mark.parametrize("factor", [100.0, 0.01], ids=["too high", "too low"])
+@pytest.mark.parametrize(
+    "factor", [100.0, 1.5, 0.01], ids=["too high", "but for the looser one", "too low"]
+)
 @pytest.mark.parametrize("k", [60, 3900])
 def test_the_device_makes_good_for_a_wrong_guess(check_device, heavier, factor, k):
     """What is sampled, 512 runs of 8 neighbours, is not like the rest."""
