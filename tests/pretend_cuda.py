@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ddp_compress import ops
+from ddp_compress.ops import devices
 from ddp_compress.step import worker
 from tests import emulation
 
@@ -122,6 +123,7 @@ def pretend() -> Iterator[None]:
         patch.object(torch.cuda, "stream", lambda stream: nullcontext()),
         patch.object(torch.cuda, "Stream", MagicMock()),
         patch.object(torch.cuda, "current_stream", MagicMock()),
+        patch.dict(devices._side_streams, clear=True),
         patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
         patch.object(torch.futures, "Future", lambda devices: _Future()),
         patch.object(ops, "CUDA", True),

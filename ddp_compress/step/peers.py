@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist  # noqa: TID251 - types alone
 
-from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipe import Exchange
 from ddp_compress.stats import Stats
 from ddp_compress.step.worker import Worker
@@ -27,7 +26,6 @@ class Peers:
         group: theirs, as far as it is known.
         comm: the exchange with them; None before they have met.
         worker: the thread on which exchanges run; None where none is needed.
-        side_stream: where work on a CUDA device goes.
         saved_by: rank and world size, of a checkpoint that was loaded; None where anybody may go
             on.
         loaded_density: of the latest step in it.
@@ -39,7 +37,6 @@ class Peers:
         self.worker: Worker | None = None
         self.saved_by: list[int] | None = None
         self.loaded_density: float | None = None
-        self.side_stream = SideStream()
         self._ends: list[Callable[[], None]] = []
         self._closed = False
 
@@ -47,11 +44,7 @@ class Peers:
         """What is known of them, but none of what cannot leave the process."""
         gone = dict.fromkeys(("group", "given", "comm", "worker"))
         known = {"saved_by": self.rank_and_size, "loaded_density": self.latest_density}
-        return self.__dict__ | gone | known | {"_ends": [], "_closed": False, "side_stream": None}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__dict__.update(saved)
-        self.side_stream = SideStream()
+        return self.__dict__ | gone | known | {"_ends": [], "_closed": False}
 
     @property
     def rank_and_size(self) -> list[int] | None:
