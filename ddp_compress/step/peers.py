@@ -66,6 +66,7 @@ class Peers:
         exchange: Exchange,
         device: torch.device,
         stats: Stats,
+        prepare: Callable[[], None],
         describe: Callable[[], str],
         density: float,
         step: int,
@@ -76,12 +77,13 @@ class Peers:
             exchange: the recipe's.
             device: of the model.
             stats: where to count.
+            prepare: what this rank is to do before, with a worker at hand; it may fail.
             describe: what all ranks must share, in words.
             density: of the next step.
             step: the next.
 
         Raises:
-            PeerError: on every rank, where one differs.
+            PeerError: on every rank, where one differs, or has failed to prepare.
             RuntimeError: the state was closed.
         """
         if self._closed and self.comm is not None:
@@ -91,7 +93,8 @@ class Peers:
             self.worker = self.worker or Worker(device)
         comm = Comm(self.group, stats, device, exchange.has_large_sender)
         # As in an undisturbed run, where the latest step's says where messages of the next end.
-        comm.agree(partial(self._describe, describe), self.loaded_density or density, step)
+        latest = self.loaded_density or density
+        comm.agree(partial(self._describe, describe), latest, step, prepare)
         self.comm = comm
 
     def _describe(self, describe: Callable[[], str]) -> str:
