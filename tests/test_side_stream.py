@@ -16,6 +16,7 @@ from ddp_compress.memory import Residual
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops import devices
+from ddp_compress.select import TopK
 from ddp_compress.transport.comm import Comm
 from ddp_compress.transport.phases import Phases
 from tests import pretend_cuda
@@ -170,8 +171,27 @@ def test_a_step_is_taken_back_on_it(log, monkeypatch):
         patch.setattr(Residual, "release", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             state.reduce(there(random_grads(0)))
-    assert log[-3:] == expected
+    assert log[-4:] == [*expected, ("waits for stream", side)]
     assert torch.cuda.current_stream() is backward
+    state.close()
+
+
+def test_whoever_goes_on_without_results_does_so_behind_it(log, monkeypatch):
+    """Memory that is let go of then may still be read or written there."""
+    model = Model(device=pretend_cuda.CUDA)
+    state = CompressionState(model, ROWS["topk"].recipe, flush_bytes=1)
+    flat = torch.ones(600, device=pretend_cuda.CUDA)
+    state.reduce(there(random_grads(0)))
+    (side,) = made(log)
+    with monkeypatch.context() as patch:
+        patch.setattr(TopK, "_arguments", lambda *_: 1 / 0)
+        with pytest.raises(PeerError):
+            state.reduce(there(random_grads(0)))
+    assert log[-1] == ("waits for stream", side)
+    log.clear()
+    state.push(flat, LAYOUTS[0], last=False)
+    state.abandon_step()
+    assert log[-1] == ("waits for stream", side)
     state.close()
 
 

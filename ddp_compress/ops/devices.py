@@ -161,16 +161,22 @@ class Stream:
             >>> with Stream(torch.device("cpu")).in_between():
             ...     pass
         """
-        if self._stream is None:
-            yield
-            return
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
             with self.on():
                 yield
         finally:
-            current.wait_stream(self._stream)
+            self.join()
+
+    def join(self) -> None:
+        """Let the current stream go on behind all that this one has to do by now.
+
+        Example:
+            >>> Stream(torch.device("cpu")).join()
+        """
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def drive(self, work: Generator[Y, None, R]) -> Generator[Y, None, R]:
         """The same work, on this stream, after all that the current stream has to do by now.

@@ -145,6 +145,9 @@ class Transaction:
                     for chunk in sent.chunks:
                         chunk.future.set_result(chunk.grad)
             self._buckets.give_back()
+        except BaseException:
+            self._join()
+            raise
         finally:
             self._buckets.let_go()
         return finite
@@ -201,6 +204,12 @@ class Transaction:
         self._buckets.let_go()
         for sent in self._sent:
             sent.running.abandon()
+        self._join()
+
+    def _join(self) -> None:
+        """Where no future will: whoever goes on may let go of memory that is still worked on."""
+        for sent in self._sent:
+            side_stream(sent.device).join()
 
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
