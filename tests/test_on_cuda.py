@@ -12,6 +12,8 @@ from torch import Tensor
 from ddp_compress import CompressionState, PeerError
 from ddp_compress.exchange.fused import FusedLists
 from ddp_compress.message.layout import Layout
+from ddp_compress.message.plan import tables_for
+from ddp_compress.ops import devices
 from ddp_compress.recipes import dgc
 from ddp_compress.step.worker import Worker
 from ddp_compress.transport import channel, frame
@@ -203,6 +205,21 @@ def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
         state.close()
     assert waits
     assert threading.main_thread().name not in waits
+
+
+def test_what_stays_on_a_pretended_gpu_goes_with_it():
+    """A real one has the same name."""
+    layout = Layout(("a",), (600,))
+
+    def kept() -> list[object]:
+        return [*tables_for((layout,), "tensor", 0)._on, *devices._side_streams]
+
+    with pretend_cuda.pretend():
+        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)
+        state.push(torch.ones(600, device=pretend_cuda.CUDA), layout, last=True)
+        state.close()
+        assert kept() == [pretend_cuda.CUDA] * 2
+    assert kept() == []
 
 
 def test_a_gradient_on_another_device_than_its_model_is_refused():
