@@ -110,7 +110,7 @@ def beside_a_long_kernel(numel: int) -> str:
 
 
 def two_states(numel: int) -> str:
-    """Two states whose streams and threads run at the same time."""
+    """Two states whose threads run at the same time, and share a stream."""
     recipe = dc.recipes.sbc(0.001)
     expected = [alone(recipe, numel // 2, seed) for seed in (0, 1)]
     ranks = [Rank(recipe, numel // 2, seed) for seed in (0, 1)]

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ddp_compress import ops
+from ddp_compress.message import plan, shards
+from ddp_compress.ops import devices
 from ddp_compress.step import worker
 from tests import emulation
 
@@ -107,6 +109,20 @@ def host_of(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
+def nothing_kept() -> Iterator[None]:
+    """In here nothing is on a device that stays there from step to step, nor after."""
+    caches = plan.tables_for, shards.cuts_of
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with patch.dict(devices._side_streams, clear=True):
+            yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+@contextmanager
 def pretend() -> Iterator[None]:
     """In here `tensor.to(CUDA)` gives what says it is on a GPU."""
     emulation.load()
@@ -122,6 +138,7 @@ def pretend() -> Iterator[None]:
         patch.object(torch.cuda, "stream", lambda stream: nullcontext()),
         patch.object(torch.cuda, "Stream", MagicMock()),
         patch.object(torch.cuda, "current_stream", MagicMock()),
+        nothing_kept(),
         patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
         patch.object(torch.futures, "Future", lambda devices: _Future()),
         patch.object(ops, "CUDA", True),

@@ -12,10 +12,19 @@ import device_work
 import gpu_smoke
 import hazards
 import hook_path
+from ddp_compress import CompressionState
+from ddp_compress.memory import NoMemory
+from ddp_compress.message.chunk import Chunk
+from ddp_compress.message.entries import Entries
+from ddp_compress.message.layout import Layout
+from ddp_compress.message.message import Message
+from ddp_compress.message.plan import Plan
 from ddp_compress.ops.devices import to_device_of, to_host
 from device_work import Work, work_of
 from gpu import CUDA
 from pretended_gpu import pretended_gpu
+from tests.table import OPTIONS, RECIPES
+from tests.test_laws import Model
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +63,7 @@ def pinned() -> Tensor:
         (to_host, {"from_device": 1, "waits": 1}),
         (lambda x: pinned().copy_(x, non_blocking=True), {"from_device": 1}),
         (lambda x: torch.empty(3).copy_(x), {"from_device": 1, "pageable": 1, "waits": 1}),
-        (lambda x: to_device_of(torch.ones(3), x), {"to_device": 1, "pageable": 1}),
+        (lambda x: to_device_of(torch.ones(3), x), {"to_device": 1}),
         (lambda x: to_device_of(pinned()[1:], x), {"to_device": 1}),
         (lambda x: pinned().to(CUDA), {"to_device": 1, "waits": 1}),
         (lambda x: to_device_of(torch.ones(0), x), {}),
@@ -88,6 +97,54 @@ def test_what_the_hooks_path_asks_of_a_gpu(name, world_size, messages):
     waits, *others = COUNTS[name, world_size]
     # For the bytes of each, then once for what is said of all.
     assert [found[kind] for kind in kinds] == [waits - 1 + 1 / messages, *others]
+
+
+@pytest.mark.parametrize("name", RECIPES | OPTIONS)
+def test_no_copy_is_of_pageable_memory(name):
+    """One may wait for all that its stream has to do."""
+    row, layouts = (RECIPES | OPTIONS)[name], [Layout(("a",), (600,)), Layout(("e",), (90,))]
+    state = CompressionState(Model(device=CUDA), row.recipe, min_numel=row.min_numel)
+    flats = [torch.ones(layout.numel).to(CUDA) for layout in layouts]
+
+    def step() -> None:
+        for flat, layout in zip(flats, layouts, strict=True):
+            state.push(flat, layout, last=layout is layouts[1])
+
+    step()
+    found = counted(step)
+    state.close()
+    assert found["to_device"]
+    assert "pageable" not in found
+
+
+@pytest.mark.parametrize(("chunks", "waits"), [(1, 0), (5, 1)])
+def test_entries_are_found_in_all_chunks_in_one_wait(chunks, waits):
+    layouts = tuple(Layout((f"p{number}",), (4,)) for number in range(chunks))
+    plan = Plan(layouts, "bucket", density=0.5)
+    given = [Chunk(torch.arange(4.0).to(CUDA), layout) for layout in layouts]
+    message = Message(given, plan, step=0, memory=NoMemory())
+    positions = torch.tensor([0, 3] if chunks == 1 else [0, 3, 4, 17], dtype=torch.int32).to(CUDA)
+    entries, cut = Entries(positions, message.values_at(positions)), list[Entries]()
+
+    def work() -> None:
+        cut.extend(message.cut(entries))
+
+    assert counted(work).get("waits", 0) == waits
+    assert counted(lambda: message.values_at(positions)).get("waits", 0) == waits
+    found = [(part.positions.tolist(), part.values.tolist()) for part in cut]
+    rest = [([0], [0.0]), ([], []), ([], []), ([1], [1.0])]
+    assert found == [([0, 3], [0.0, 3.0]), *(rest if chunks > 1 else [])]
+
+
+def test_values_of_all_positions_are_cut_by_chunk():
+    layouts = Layout(("a",), (2,)), Layout(("b",), (1,))
+    chunks = [Chunk(torch.zeros(layout.numel), layout) for layout in layouts]
+    message = Message(chunks, Plan(layouts, "tensor", 1.0), step=0, memory=NoMemory())
+    parts = message.cut(Entries(None, torch.tensor([1.0, 2.0, 3.0])))
+    assert [(part.indices, part.values.tolist()) for part in parts] == [
+        (None, [1.0, 2.0]),
+        (None, [3.0]),
+    ]
 
 
 def test_a_trace_is_read():

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
@@ -13,7 +12,8 @@ from torch import Tensor
 from ddp_compress import CompressionState, PeerError
 from ddp_compress.exchange.fused import FusedLists
 from ddp_compress.message.layout import Layout
-from ddp_compress.ops.devices import SideStream
+from ddp_compress.message.plan import tables_for
+from ddp_compress.ops import devices
 from ddp_compress.recipes import dgc
 from ddp_compress.step.worker import Worker
 from ddp_compress.transport import channel, frame
@@ -153,70 +153,7 @@ def check_device(row: Row, dtype: torch.dtype, cuda: torch.device, frames: list[
     of_cpu = frames.copy()
     frames.clear()
     assert_same(trained(row, cuda, dtype), expected)
-    assert frames == of_cpu
-
-
-def test_work_on_the_side_stream_comes_after_what_the_current_stream_has_to_do(monkeypatch):
-    told: list[str] = []
-    ready = object()
-
-    class Stream:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def record_event(self) -> object:
-            told.append("event recorded")
-            return ready
-
-        def wait_event(self, event: object) -> None:
-            assert event is ready
-            told.append("side stream waits for it")
-
-    @contextmanager
-    def on(stream: Stream) -> Iterator[None]:
-        told.append("on the side stream")
-        yield
-        told.append("off the side stream")
-
-    def work() -> Generator[None, None, int]:
-        told.append("work")
-        yield
-        return 7
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", on)
-    driven = SideStream().drive(work(), pretend_cuda.CUDA)
-    assert told == ["event recorded"]
-    next(driven)
-    assert told[1:] == ["on the side stream", "side stream waits for it", "work"]
-    with pytest.raises(StopIteration) as end:
-        next(driven)
-    assert end.value.value == 7
-    assert told[-1] == "off the side stream"
-
-
-def test_results_are_completed_on_the_side_stream(monkeypatch):
-    """A future remembers the stream on which it was completed, and lets others wait for it."""
-    on_side_stream = [False]
-
-    @contextmanager
-    def on(stream: Any) -> Iterator[None]:
-        on_side_stream.append(True)
-        yield
-        on_side_stream.append(False)
-
-    with pretend_cuda.pretend():
-        monkeypatch.setattr(torch.cuda, "stream", on)
-        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)
-        completed: list[bool] = []
-        layouts = [Layout(("a",), (600,)), Layout(("b",), (7,))]
-        flats = [torch.ones(layout.numel, device=pretend_cuda.CUDA) for layout in layouts]
-        first = state.push(flats[0], layouts[0], last=False)
-        first.add_done_callback(lambda _: completed.append(on_side_stream[-1]))
-        state.push(flats[1], layouts[1], last=True)
-        state.close()
-    assert completed == [True]
+    assert frames[-len(of_cpu) :] == of_cpu  # behind those of the warm-up
 
 
 def test_the_workers_thread_stays_on_the_gradients_device(monkeypatch):
@@ -238,7 +175,7 @@ def test_the_workers_thread_stays_on_the_gradients_device(monkeypatch):
     assert thread != threading.get_ident()
 
 
-@pytest.mark.parametrize("name", ["topk", "topk-raw-bf16", "dgc", "sbc-momentum", "sign"])
+@pytest.mark.parametrize("name", RECIPES | OPTIONS)
 def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
     """Whatever brings a number to the host runs on the worker's thread."""
     waits: list[str] = []  # the threads
@@ -268,6 +205,21 @@ def test_the_hook_itself_never_waits_for_the_gpu(monkeypatch, name):
         state.close()
     assert waits
     assert threading.main_thread().name not in waits
+
+
+def test_what_stays_on_a_pretended_gpu_goes_with_it():
+    """A real one has the same name."""
+    layout = Layout(("a",), (600,))
+
+    def kept() -> list[object]:
+        return [*tables_for((layout,), "tensor", 0)._on, *devices._side_streams]
+
+    with pretend_cuda.pretend():
+        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)
+        state.push(torch.ones(600, device=pretend_cuda.CUDA), layout, last=True)
+        state.close()
+        assert kept() == [pretend_cuda.CUDA] * 2
+    assert kept() == []
 
 
 def test_a_gradient_on_another_device_than_its_model_is_refused():

@@ -17,7 +17,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device_of, to_host
+from ddp_compress.ops.devices import to_device, to_device_of, to_host
 from ddp_compress.quantize import Signs
 from ddp_compress.quantize.symbols import read_means
 
@@ -107,8 +107,8 @@ class KernelPatterns:
             EntryList(
                 each.name,
                 each.count,
-                recipe.codec.encode(each.places, where).to(device),
-                each.values.to(device),
+                to_device(recipe.codec.encode(each.places, where), device),
+                to_device(each.values, device),
             )
             for each, where in zip(lists, _universes(plan, universe), strict=True)
         ]
@@ -143,7 +143,7 @@ class KernelPatterns:
         if (positions.diff() == 0).any():
             raise ValueError("patterns: an entry comes twice, expected it in one list alone")
         found_values = torch.cat([shared_values, other_values, alone])[order]
-        entries = Entries(positions.int().to(device), found_values.to(device))
+        entries = Entries(to_device(positions.int(), device), to_device(found_values, device))
         return entries, plan.counts(entries.indices)
 
 

@@ -17,7 +17,7 @@ from ddp_compress.message.message import Message
 from ddp_compress.message.shards import Shards
 from ddp_compress.message.universe import CountedUniverse
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_host
+from ddp_compress.ops.devices import to_device, to_host
 from ddp_compress.ops.reference import salts, shift_salts
 from ddp_compress.recipe import Recipe
 from ddp_compress.transport.channel import Channel
@@ -110,7 +110,7 @@ class _Poll:
         last = self._last("read", len(bodies))
         votes = []
         for rank, body in enumerate(bodies):
-            body = body.to(self.message.device, non_blocking=True)
+            body = to_device(body, self.message.device)
             with named(f"rank {rank}"):
                 votes.append(ballot.decode(body, last[rank], bounds, self.recipe.codec))
         self._remember("read", votes)
@@ -224,7 +224,7 @@ class _Sharded(_Poll):
         """One owner's winners, candidates at the edge, and the rests of their keys."""
         bounds = self._cut.plans[rank].bounds
         counts = read_count(body), read_count(body[COUNT_BYTES:])
-        body, lists, at = body.to(self.message.device, non_blocking=True), [], 2 * COUNT_BYTES
+        body, lists, at = to_device(body, self.message.device), [], 2 * COUNT_BYTES
         for count in counts:
             if not 0 <= count <= int(bounds[-1]):
                 raise ValueError(f"{count} winners, expected at most {bounds[-1]}")

@@ -9,7 +9,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_host
+from ddp_compress.ops.devices import to_device, to_host
 from ddp_compress.recipe import Recipe
 from ddp_compress.stats import Stats
 
@@ -73,15 +73,15 @@ class Bodies:
         for each in lists:
             bits = 8 * len(each.positions), 8 * len(each.values)
             self._stats.entry_list(each.name, each.count, *bits)
-            positions.append(each.positions.to(device, non_blocking=True))
-            values.append(each.values.to(device, non_blocking=True))
+            positions.append(to_device(each.positions, device))
+            values.append(to_device(each.values, device))
         return torch.cat(positions + values)
 
     def _decode(self, data: Tensor, plan: Plan, universe: Universe) -> tuple[Entries, Tensor]:
         message, recipe = self._message, self._recipe
-        data = data.to(message.device, non_blocking=True)
+        data = to_device(data, message.device)
         entries, counts = recipe.body.decode(data, plan, universe, recipe, self._key(plan))
-        values = entries.values.to(message.device, message.memory_dtype, non_blocking=True)
+        values = to_device(entries.values, message.device).to(message.memory_dtype)
         # A quantizer's noise may be beyond the largest value that was sent.
         return Entries(entries.indices, message.clamped(values)), counts
 

@@ -11,6 +11,7 @@ from ddp_compress.exchange.shared_mask import Mask
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.ops import host
+from ddp_compress.ops.devices import to_device
 from ddp_compress.recipe import Recipe
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
@@ -53,7 +54,7 @@ class RotatingOwner:
             return None
 
         def read() -> Tensor:
-            mask, _ = recipe.codec.decode(bodies[owner].to(message.device, non_blocking=True), plan)
+            mask, _ = recipe.codec.decode(to_device(bodies[owner], message.device), plan)
             check_counts(mask, plan)
             return mask
 

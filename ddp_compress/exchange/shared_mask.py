@@ -18,6 +18,7 @@ from ddp_compress.message.delivery import Deliveries, Delivery
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.message.random_key import RandomKey
+from ddp_compress.ops.devices import to_device
 from ddp_compress.quantize import Levels
 from ddp_compress.recipe import Quantize, Recipe, Tensors
 from ddp_compress.transport.channel import Channel
@@ -188,4 +189,4 @@ class _MaskedValues:
 
     def _on_device(self, values: Tensor) -> Tensor:
         message = self._message
-        return values.to(message.device, message.memory_dtype, non_blocking=True)
+        return to_device(values, message.device).to(message.memory_dtype)

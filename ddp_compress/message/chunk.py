@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.arena import Arena
+from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Layout
+from ddp_compress.ops.devices import to_host
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Chunk:
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
+        writes: entries to write into memory then, by name, where an exchange has left them.
     """
 
     grad: Tensor
@@ -37,6 +40,7 @@ class Chunk:
     must_match: object = None
 
     def __post_init__(self) -> None:
+        self.writes: list[tuple[str, Entries]] = []
         devices: list[int | str | torch.device] = [self.grad.device] if self.grad.is_cuda else []
         self.future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
 
@@ -50,7 +54,7 @@ class Chunk:
         if not self.may_be_unused:
             return [False] * len(self.layout.sizes)
         parts = self.grad.split(list(self.layout.sizes))
-        used: list[bool] = torch.stack([part.any() for part in parts]).tolist()
+        used: list[bool] = to_host(torch.stack([part.any() for part in parts])).tolist()
         return [not each for each in used]
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddp_compress.message.entries import span
+from ddp_compress.message.entries import spans
 
 if TYPE_CHECKING:
     from ddp_compress.message.plan import Tables
@@ -42,9 +42,8 @@ class DeviceTables:
         """Send them there, once."""
         positions, ends = tables.uncompressed, tables.group_ends
         edges = torch.cat([ends.new_zeros(1), ends, ends.new_tensor([BEHIND_ALL])])
-        places = [
-            positions[span(positions, start, layout.numel)].long() - start
-            for start, layout in zip(tables.starts, tables.layouts, strict=True)
-        ]
+        starts = tables.starts
+        parts = zip(starts, spans(positions, starts), strict=True)
+        places = [positions[here].long() - start for start, here in parts]
         sent = [each.to(device) for each in places]
         return cls(edges.to(device), positions.to(device), tuple(sent))

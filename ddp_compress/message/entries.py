@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device_of
+from ddp_compress.ops.devices import to_device_of, to_host
 
 
-def span(indices: Tensor, start: int, numel: int) -> slice:
-    """Which of the ascending positions [K] lie in ``[start, start + numel)``.
+def spans(indices: Tensor, starts: Sequence[int]) -> list[slice]:
+    """Which of the ascending positions [K] lie from each start on, up to the next.
+
+    Where there are several, the host waits for the positions' device, once.
 
     Example:
-        >>> span(torch.tensor([1, 4, 5, 9]), start=4, numel=3)
-        slice(1, 3, None)
+        >>> spans(torch.tensor([1, 4, 5, 9]), [0, 4, 7])
+        [slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)]
     """
-    edges = host.tensor([start, start + numel], dtype=torch.int64)
-    begin, end = torch.searchsorted(indices, to_device_of(edges, indices)).tolist()
-    return slice(begin, end)
+    edges = [0, len(indices)]
+    if len(starts) > 1:
+        later = to_device_of(host.tensor(starts[1:], dtype=indices.dtype), indices)
+        edges[1:1] = to_host(torch.searchsorted(indices, later)).tolist()
+    return [slice(*each) for each in pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,6 @@ class Entries:
         """The positions, of entries that have them."""
         assert self.indices is not None, "these are entries of all positions"
         return self.indices
-
-    def within(self, start: int, numel: int) -> Entries:
-        """The entries of ``[start, start + numel)``, as positions from ``start``."""
-        if self.indices is None:
-            return Entries(None, self.values[start : start + numel])
-        here = span(self.indices, start, numel)
-        return Entries(self.indices[here] - start, self.values[here])
 
     def write_to(self, out: Tensor) -> None:
         """``out[positions] = values`` on a flat tensor [N]."""
@@ -101,6 +99,6 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Entries], scale: float)
     wide = out.to(lists[0].values.dtype)
     for entries in lists:
         # Not add_(alpha=scale), which rounds once or twice as the machine likes.
-        wide.add_(entries.within(start, len(out)).values * scale)
+        wide.add_(entries.values[start : start + len(out)] * scale)
     if wide is not out:
         out.copy_(wide)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.chunk import Chunk, memory_dtype
-from ddp_compress.message.entries import Entries, span
+from ddp_compress.message.entries import Entries, spans
 from ddp_compress.message.plan import Plan
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
@@ -136,9 +136,20 @@ class Message:
 
     def _places(self, indices: Tensor) -> Iterator[tuple[Tensor, Chunk]]:
         """For every chunk, which of its elements are at these positions."""
-        for start, chunk in zip(self.plan.starts, self.chunks, strict=True):
-            here = indices[span(indices, start, len(chunk.grad))]  # for the host's, nobody waits
-            yield to_device_of(here, chunk.grad).long() - start, chunk
+        starts = self.plan.starts
+        for start, chunk, here in zip(starts, self.chunks, spans(indices, starts), strict=True):
+            yield to_device_of(indices[here], chunk.grad).long() - start, chunk
+
+    def cut(self, entries: Entries) -> list[Entries]:
+        """What of some entries falls on every chunk, as positions from its start."""
+        positions, values, starts = entries.indices, entries.values, self.plan.starts
+        if positions is None:
+            parts = values.split([len(chunk.grad) for chunk in self.chunks])
+            return [Entries(None, part) for part in parts]
+        return [
+            Entries(positions[here] - start, values[here])
+            for start, here in zip(starts, spans(positions, starts), strict=True)
+        ]
 
     @cached_property
     def scale(self) -> Tensor | None:

@@ -4,8 +4,9 @@ Gradients, memory and entries stay on the gradients' device. Tables, which descr
 plan's bounds, groups and counts), and bytes on their way between ranks are in the host's memory.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -25,7 +26,26 @@ def to_device_of(table: Tensor, data: Tensor) -> Tensor:
         >>> to_device_of(table, torch.zeros(5)) is table
         True
     """
-    return table.to(data.device, non_blocking=True)
+    return to_device(table, data.device)
+
+
+def to_device(data: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on a device; the host does not wait for its work.
+
+    Example:
+        >>> data = torch.arange(3)
+        >>> to_device(data, torch.device("cpu")) is data
+        True
+    """
+    if data.device == device:
+        return data
+    return (data if data.is_pinned() else _pinned(data)).to(device, non_blocking=True)
+
+
+def _pinned(data: Tensor) -> Tensor:
+    """A copy in pinned memory: from other memory a copy to a device may wait for its work."""
+    copy = torch.empty(data.shape, dtype=data.dtype, device="cpu", pin_memory=True)
+    return copy.copy_(data)
 
 
 def to_host(data: Tensor) -> Tensor:
@@ -88,9 +108,7 @@ def at_once_on_device(data: Sequence[Tensor], device: torch.device) -> list[Tens
     """
     if device.type != "cuda":
         return list(data)
-    together = torch.cat(list(data))
-    pinned = torch.empty(together.shape, dtype=together.dtype, device="cpu", pin_memory=True)
-    sent = pinned.copy_(together).to(device, non_blocking=True)
+    sent = _pinned(torch.cat(list(data))).to(device, non_blocking=True)
     return list(sent.split([len(each) for each in data]))
 
 
@@ -116,45 +134,82 @@ def record_stream(data: Tensor) -> None:
         data.record_stream(torch.cuda.current_stream(data.device))
 
 
-class SideStream:
-    """A stream of a state's own on every CUDA device: its work runs beside backward.
-
-    On the CPU it does nothing.
+class Stream:
+    """A stream of a device, whose work runs beside that of others; on the CPU it is nothing.
 
     Example:
-        >>> side_stream = SideStream()
-        >>> with side_stream.on(torch.device("cpu")):
+        >>> stream = Stream(torch.device("cpu"))
+        >>> with stream.on():
         ...     pass
     """
 
-    def __init__(self) -> None:
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Before backward: its many small kernels hardly delay that, and messages leave sooner.
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device, priority=-1) if cuda else None
 
-    def _stream(self, device: torch.device) -> torch.cuda.Stream:
-        if device not in self._streams:
-            # Before backward: its many small kernels hardly delay that, and messages leave sooner.
-            self._streams[device] = torch.cuda.Stream(device, priority=-1)
-        return self._streams[device]
-
-    def on(self, device: torch.device) -> AbstractContextManager[object]:
+    def on(self) -> AbstractContextManager[object]:
         """Put what is launched inside on it."""
-        if device.type != "cuda":
-            return _NOTHING
-        return torch.cuda.stream(self._stream(device))
+        return _NOTHING if self._stream is None else torch.cuda.stream(self._stream)
 
-    def drive(self, work: Generator[Y, None, R], device: torch.device) -> Generator[Y, None, R]:
-        """The same work, on the side stream, after all that the current stream has to do by now.
+    @contextmanager
+    def in_between(self) -> Iterator[None]:
+        """Put what is launched inside on it, between what the current stream has done and will do.
+
+        Example:
+            >>> with Stream(torch.device("cpu")).in_between():
+            ...     pass
+        """
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        try:
+            with self.on():
+                yield
+        finally:
+            self.join()
+
+    def join(self) -> None:
+        """Let the current stream go on behind all that this one has to do by now.
+
+        Example:
+            >>> Stream(torch.device("cpu")).join()
+        """
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def drive(self, work: Generator[Y, None, R]) -> Generator[Y, None, R]:
+        """The same work, on this stream, after all that the current stream has to do by now.
 
         Whoever drives it puts nothing else on a stream before its end.
         """
-        if device.type != "cuda":
+        if self._stream is None:
             return work
-        ready = torch.cuda.current_stream(device).record_event()
-        return self._after(ready, work, device)
+        return self._after(torch.cuda.current_stream(self._device).record_event(), work)
 
-    def _after(
-        self, ready: torch.cuda.Event, work: Generator[Y, None, R], device: torch.device
-    ) -> Generator[Y, None, R]:
-        with self.on(device):
-            self._stream(device).wait_event(ready)
+    def _after(self, ready: torch.cuda.Event, work: Generator[Y, None, R]) -> Generator[Y, None, R]:
+        with self.on():
+            torch.cuda.current_stream(self._device).wait_event(ready)
             return (yield from work)
+
+
+def side_stream(device: torch.device) -> Stream:
+    """The stream on which all states of a process work on a device, beside backward.
+
+    There is one, for kernels that need all their blocks on the GPU at once: two such, of two
+    states, would wait for each other's blocks for ever. Where two states are under way at the same
+    time, each finds its own work there in its own order, and some of the other's in between. So
+    nothing on it may wait for another rank, where the other state's work may have come first.
+
+    Example:
+        >>> side_stream(torch.device("cpu")) is side_stream(torch.device("cpu"))
+        True
+    """
+    with _making:  # states have threads of their own
+        if device not in _side_streams:
+            _side_streams[device] = Stream(device)
+        return _side_streams[device]
+
+
+_side_streams: dict[torch.device, Stream] = {}
+_making = Lock()

@@ -222,7 +222,7 @@ class _Ranking:
     def _within(self, places: Tensor) -> list[Tensor]:
         """The places in every parameter, counted from its start."""
         edges = torch.searchsorted(places, to_device_of(self._plan.bounds, places))
-        parts = places.split(edges.diff().tolist())
+        parts = places.split(to_host(edges.diff()).tolist())
         return [part - start for part, start in zip(parts, self._bounds, strict=False)]
 
     def _split(self, parameter: int, within: Tensor) -> tuple[Tensor, Tensor]:

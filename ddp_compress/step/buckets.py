@@ -10,7 +10,7 @@ from torch import Tensor
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
-from ddp_compress.ops.devices import SideStream, record_stream
+from ddp_compress.ops.devices import record_stream, side_stream
 
 REBUILT_AFTER = 2  # steps at most: one, or with DDP's static_graph two
 
@@ -95,18 +95,18 @@ class Buckets:
         self._steps_left -= 1
         return self.latest
 
-    def give_back(self, side_stream: SideStream) -> None:
+    def give_back(self) -> None:
         """Put the results of what was sent in other buckets where the gradients came from."""
         if not self._held:
             return
         parts = self._parts()
         for chunk in self._regrouped:
-            with side_stream.on(chunk.grad.device):
+            with side_stream(chunk.grad.device).on():
                 for name, part in chunk.layout.split(chunk.grad).items():
                     parts[name].copy_(part)
                 record_stream(chunk.grad)  # it is of the backward's stream
         for chunk in self._held:
-            with side_stream.on(chunk.grad.device):  # a future remembers the stream
+            with side_stream(chunk.grad.device).on():  # a future remembers the stream
                 chunk.future.set_result(chunk.grad)
 
     def _regroup(self, layouts: Sequence[Layout], fail: Callable[[Exception], None]) -> list[Chunk]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist  # noqa: TID251 - types alone
 
-from ddp_compress.ops.devices import SideStream
 from ddp_compress.recipe import Exchange
 from ddp_compress.stats import Stats
 from ddp_compress.step.worker import Worker
@@ -27,7 +26,6 @@ class Peers:
         group: theirs, as far as it is known.
         comm: the exchange with them; None before they have met.
         worker: the thread on which exchanges run; None where none is needed.
-        side_stream: where work on a CUDA device goes.
         saved_by: rank and world size, of a checkpoint that was loaded; None where anybody may go
             on.
         loaded_density: of the latest step in it.
@@ -39,7 +37,6 @@ class Peers:
         self.worker: Worker | None = None
         self.saved_by: list[int] | None = None
         self.loaded_density: float | None = None
-        self.side_stream = SideStream()
         self._ends: list[Callable[[], None]] = []
         self._closed = False
 
@@ -47,11 +44,7 @@ class Peers:
         """What is known of them, but none of what cannot leave the process."""
         gone = dict.fromkeys(("group", "given", "comm", "worker"))
         known = {"saved_by": self.rank_and_size, "loaded_density": self.latest_density}
-        return self.__dict__ | gone | known | {"_ends": [], "_closed": False, "side_stream": None}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__dict__.update(saved)
-        self.side_stream = SideStream()
+        return self.__dict__ | gone | known | {"_ends": [], "_closed": False}
 
     @property
     def rank_and_size(self) -> list[int] | None:
@@ -73,6 +66,7 @@ class Peers:
         exchange: Exchange,
         device: torch.device,
         stats: Stats,
+        prepare: Callable[[], None],
         describe: Callable[[], str],
         density: float,
         step: int,
@@ -83,12 +77,13 @@ class Peers:
             exchange: the recipe's.
             device: of the model.
             stats: where to count.
+            prepare: what this rank is to do before, with a worker at hand; it may fail.
             describe: what all ranks must share, in words.
             density: of the next step.
             step: the next.
 
         Raises:
-            PeerError: on every rank, where one differs.
+            PeerError: on every rank, where one differs, or has failed to prepare.
             RuntimeError: the state was closed.
         """
         if self._closed and self.comm is not None:
@@ -98,7 +93,8 @@ class Peers:
             self.worker = self.worker or Worker(device)
         comm = Comm(self.group, stats, device, exchange.has_large_sender)
         # As in an undisturbed run, where the latest step's says where messages of the next end.
-        comm.agree(partial(self._describe, describe), self.loaded_density or density, step)
+        latest = self.loaded_density or density
+        comm.agree(partial(self._describe, describe), latest, step, prepare)
         self.comm = comm
 
     def _describe(self, describe: Callable[[], str]) -> str:

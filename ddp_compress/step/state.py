@@ -40,6 +40,7 @@ from ddp_compress.step.settings import Settings
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
+from ddp_compress.step.warm_up import warm_up
 
 FLUSH_BYTES = 256 * 1024
 
@@ -432,7 +433,12 @@ class CompressionState:
             density = 1.0  # the step's message will tell every rank
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
-        self._peers.meet(recipe.exchange, device, self.stats, describe, density, self.step)
+        meet = partial(self._peers.meet, recipe.exchange, device, self.stats, self._warm_up)
+        meet(describe, density, self.step)
+
+    def _warm_up(self) -> None:
+        find_unused, worker = self._binding.find_unused, self._peers.worker
+        warm_up(self._settings, self._parameters, find_unused, worker, self.step)
 
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""

@@ -15,7 +15,7 @@ from ddp_compress.message.entries import add_entries
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
 from ddp_compress.message.plan import MAX_NUMEL, Plan, plan_for
-from ddp_compress.ops.devices import record_stream
+from ddp_compress.ops.devices import record_stream, side_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.step.buckets import Buckets
@@ -63,7 +63,6 @@ class Transaction:
         self._comm = peers.comm
         self.world_size = peers.comm.world_size
         self._worker = peers.worker
-        self._side_stream = peers.side_stream
         self._step = step
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
         self._sent: list[_Sent] = []
@@ -142,10 +141,13 @@ class Transaction:
             else:
                 self._abort()
             for sent in self._sent:
-                with self._side_stream.on(sent.device):  # a future remembers the stream
+                with side_stream(sent.device).on():  # a future remembers the stream
                     for chunk in sent.chunks:
                         chunk.future.set_result(chunk.grad)
-            self._buckets.give_back(self._side_stream)
+            self._buckets.give_back()
+        except BaseException:
+            self._join()
+            raise
         finally:
             self._buckets.let_go()
         return finite
@@ -179,7 +181,7 @@ class Transaction:
         self.undo = Undo(self._chunks, self._comm.agreed)
         try:
             for sent in self._sent:
-                with self._side_stream.on(sent.device):
+                with side_stream(sent.device).on():
                     _commit_chunks(sent, self._settings.recipe.memory, self._momentum)
                 sent.channel.commit()
             for sent in self._sent:
@@ -193,7 +195,7 @@ class Transaction:
         """Leave memory alone, and say by the gradients that there are none."""
         self._comm.agreed.density = self._shared_density  # every rank knows that the step aborts
         for sent in self._sent:
-            with self._side_stream.on(sent.device):
+            with side_stream(sent.device).on():
                 for chunk in sent.chunks:
                     chunk.grad.fill_(torch.nan)
 
@@ -202,6 +204,12 @@ class Transaction:
         self._buckets.let_go()
         for sent in self._sent:
             sent.running.abandon()
+        self._join()
+
+    def _join(self) -> None:
+        """Where no future will: whoever goes on may let go of memory that is still worked on."""
+        for sent in self._sent:
+            side_stream(sent.device).join()
 
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
@@ -227,13 +235,13 @@ class Transaction:
             message = Message(chunks, plan, self._step, recipe.memory, self._momentum)
             must_share, digest = partial(_must_share, message, recipe), plan.layout_digest
             channel = Channel(self._comm, number, self._density, must_share, digest, self._step)
-            exchange: Phases[Deliveries] = recipe.exchange.run(message, recipe, channel)
+            exchange = _cut_writes(recipe.exchange.run(message, recipe, channel), message)
+            exchange = side_stream(message.device).drive(exchange)
         except Exception as error:
             channel = Channel.failing(self._comm, number, self._step)
             exchange = channel.report(error)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
-        running = self._launch(self._side_stream.drive(exchange, device), channel)
-        self._sent.append(_Sent(chunks, device, channel, running))
+        self._sent.append(_Sent(chunks, device, channel, self._launch(exchange, channel)))
 
     def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> Running:
         if self._worker is None:
@@ -241,6 +249,19 @@ class Transaction:
         before = self._sent[-1].running if self._sent else None
         after = before.future if isinstance(before, InOrder) else None
         return InOrder(self._worker.submit(exchange, channel, after))
+
+
+def _cut_writes(exchange: Phases[Deliveries], message: Message) -> Phases[Deliveries]:
+    """The same; what is to be written is cut by chunk where it runs, which may wait for a device.
+
+    To commit runs on DDP's own thread, which must not.
+    """
+    deliveries = yield from exchange
+    for delivery in deliveries or ():
+        for name, entries in delivery.writes.items():
+            for chunk, part in zip(message.chunks, message.cut(entries), strict=True):
+                chunk.writes.append((name, part))
+    return deliveries
 
 
 def _layouts(chunks: Sequence[Chunk]) -> tuple[Layout, ...]:
@@ -288,14 +309,13 @@ def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
     start = 0
     for chunk in sent.chunks:
         memory.retain(chunk, momentum)
-        numel = len(chunk.grad)
         for delivery in sent.running.outcome or ():
             for entries in delivery.sent:
                 memory.release(chunk, start, entries, delivery.uncompressed)
             add_entries(chunk.grad, start, delivery.received, delivery.scale)
-            for name, written in delivery.writes.items():
-                chunk.kept.overwrite(name, written.within(start, numel))
+        for name, written in chunk.writes:
+            chunk.kept.overwrite(name, written)
         if chunk.scale is not None:
             chunk.grad.mul_(chunk.scale)
             record_stream(chunk.scale)  # it is of the backward's stream
-        start += numel
+        start += len(chunk.grad)

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
+from ddp_compress.ops.devices import side_stream
 from ddp_compress.transport.agreed import Agreed
 
 
@@ -20,21 +23,22 @@ class Undo:
 
     def __init__(self, chunks: Sequence[Chunk], agreed: Agreed) -> None:
         self.sent: list[str] = []
-        self._arenas: list[Arena] = []
+        self._arenas: list[tuple[torch.device, Arena]] = []
         self._agreed = agreed
         self._committed = dict(agreed.committed)
         for chunk in chunks:
             self.sent += chunk.used
-            self._arenas.append(chunk.kept)
+            self._arenas.append((chunk.grad.device, chunk.kept))
 
     def take_back(self) -> None:
         """Bring memory back to before the step, bit for bit."""
-        for arena in self._arenas:
-            arena.undo()
+        for device, arena in self._arenas:
+            with side_stream(device).in_between():  # memory was written there, perhaps just now
+                arena.undo()
         # Not the agreed density: whether to go back is perhaps this rank's doing alone.
         self._agreed.committed = self._committed
 
     def settle(self) -> None:
         """Let go of what was before: the step stays."""
-        for arena in self._arenas:
+        for _, arena in self._arenas:
             arena.settle()

@@ -205,7 +205,7 @@ class Channel:
         """Copy what is built, unless something fails."""
         self.stats.payload_bits += 8 * value.nbytes
         if self._failure is None:
-            self.attempt(lambda: value.copy_(build()))
+            self.attempt(lambda: value.copy_(to_host(build())))
 
     def report(self, error: Exception) -> Phases[None]:
         """Take part in a message that this rank failed to build, and tell every rank why.

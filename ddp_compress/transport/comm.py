@@ -30,6 +30,7 @@ class Comm:
         stats: where to count.
         device: of the model.
         has_large_sender: see `recipe.Exchange`.
+        alone: whether to do without the others, as where there are none.
 
     Attributes:
         agreed: what all ranks know alike.
@@ -42,13 +43,14 @@ class Comm:
         stats: Stats,
         device: torch.device,
         has_large_sender: bool,
+        alone: bool = False,
     ) -> None:
         self.group = group
         self.stats = stats
-        self.rank, self.world_size = rank_and_size(group)
+        self._alone = alone or not dist.is_initialized()
+        self.rank, self.world_size = (0, 1) if self._alone else rank_and_size(group)
         self.agreed = Agreed()
         self.large_sender: int | None = None
-        self._alone = not dist.is_initialized()
         self._device = device
         self._world = dist.group.WORLD
         self._is_own = False  # whether the group is this state's own
@@ -67,20 +69,35 @@ class Comm:
         turn = self.agreed.step % self.world_size
         self.large_sender = turn if self._has_large_sender else None
 
-    def agree(self, describe: Callable[[], str], density: float, step: int) -> None:
+    def agree(
+        self,
+        describe: Callable[[], str],
+        density: float,
+        step: int,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
         """Before the first step, compare descriptions of the setting, density and step included.
+
+        Before that every rank prepares for the step by itself.
 
         From then on collectives run on a group of this state's own, from the host's memory: a
         thread beside the caller's may launch them, none of them is a kernel that others on a GPU
         may wait for, and to end it tells the other ranks where nothing else can (`close`).
 
         Raises:
-            PeerError: on every rank, where one differs, or failed to describe.
+            PeerError: on every rank, where one differs, or failed to prepare or describe.
         """
         self.agreed.density, self.agreed.step = density, step
-        if not self._alone:
-            name = self.compare(describe)
-            self.group, self._is_own = host_twin_of(self.group, name), True
+        if self._alone:
+            prepare()
+            return
+
+        def prepared() -> str:
+            prepare()
+            return describe()
+
+        name = self.compare(prepared)
+        self.group, self._is_own = host_twin_of(self.group, name), True
 
     def compare(self, describe: Callable[[], str]) -> str:
         """Compare descriptions by words.

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ddp_compress import CompressionState, compress_hook
+from ddp_compress import CompressionState, PeerError, compress_hook
 from ddp_compress.message.layout import Layout
+from ddp_compress.select import TopK
 from tests import pretend_cuda
 from tests.distributed.training import backward, descend, memory, small_model, weights, wrap
 from tests.table import ROWS, Row, every_family
@@ -36,6 +37,26 @@ def on_gpu(row: Row) -> Any:
 def test_ranks_agree_with_ranks_on_the_cpu(ranks, row, there):
     for ours, theirs in zip(ranks.run(3, there, row), ranks.run(3, on_cpu, row), strict=True):
         assert_same(ours, theirs)
+
+
+def without_a_kernel() -> str:
+    """On one rank the GPU cannot run what the recipe asks of it."""
+    with pretend_cuda.pretend(), pytest.MonkeyPatch.context() as patch:
+        state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)
+        given = {"a": torch.ones(600, device=pretend_cuda.CUDA)}
+        if dist.get_rank() == 1:
+            patch.setattr(TopK, "_arguments", lambda *_: 1 / 0)
+        with pytest.raises(PeerError) as error:
+            state.reduce(given)
+        patch.undo()
+        state.reduce(given)
+        state.close()
+    return str(error.value)
+
+
+def test_what_fails_before_ranks_have_met_is_told_to_all(ranks):
+    for message in ranks.run(2, without_a_kernel):
+        assert "rank 1: failed: ZeroDivisionError: division by zero" in message
 
 
 def patient_hook(state: CompressionState, bucket: dist.GradBucket) -> Any:

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-pytestmark = pytest.mark.needs_cuda
+from tests import emulation
+
+needs_cuda = pytest.mark.needs_cuda
 
 native = torch.ops.ddp_compress
 
@@ -18,59 +20,89 @@ NUMEL, K = 1_000_000, 10_000
 A_TENTH_OF_A_SECOND = 200_000_000  # clock cycles, about
 
 
-@pytest.fixture
-def given() -> SimpleNamespace:
-    """Arguments of the ops; tables are on the CPU."""
+def arguments(kernels: Any, numel: int, k: int, device: str) -> SimpleNamespace:
+    """Kernels and what to give them; tables are on the CPU."""
     torch.manual_seed(0)
-    numel, positions = NUMEL, torch.arange(0, NUMEL, NUMEL // K, dtype=torch.int32, device="cuda")
-    grad, memory = torch.randn(2, numel, device="cuda")
-    bounds = torch.tensor([0, numel // 3, numel])
-    bits, scales = native.sign_encode(grad, bounds, 1024)
+    positions = torch.arange(0, numel, numel // k, dtype=torch.int32, device=device)
+    grad, memory = torch.randn(2, numel, device=device)
+    bounds, salts = torch.tensor([0, numel // 3, numel]), torch.tensor([7, 8])
+    bits, scales = kernels.sign_encode(grad, bounds, 1024)
+    blocks, block_salts = torch.arange(0, numel + 1, 8), torch.arange(numel // 8)
+    codes, levels = kernels.uniform_encode(grad, blocks, block_salts, 4)
+    values = torch.randn(k, device=device)
+    bytes_of_positions = kernels.elias_fano_encode(positions, numel, k)
     return SimpleNamespace(
+        kernels=kernels,
+        numel=numel,
+        k=k,
         grad=grad,
         memory=memory,
         bounds=bounds,
         groups=torch.tensor([0, 1]),
-        ks=torch.tensor([K // 3, K - K // 3]),
-        salts=torch.tensor([7, 8]),
+        group_ends=torch.tensor([numel // 3, numel], dtype=torch.int32, device=device),
+        ks=torch.tensor([k // 3, k - k // 3]),
+        salts=salts,
         positions=positions,
-        values=torch.randn(K, device="cuda"),
-        counts=torch.tensor([K // 2, K // 2], device="cuda"),
-        bytes=native.elias_fano_encode(positions, numel, K),
+        values=values,
+        counts=torch.tensor([k // 2, k - k // 2], device=device),
+        bytes=bytes_of_positions,
+        body=torch.cat([bytes_of_positions, values.view(torch.uint8)]),
         votes=torch.ones_like(positions),
-        keys=torch.randint(-100, 100, (numel,), device="cuda"),
+        keys=torch.randint(-100, 100, (numel,), device=device),
         bits=bits,
         scales=scales,
+        blocks=blocks,
+        block_salts=block_salts,
+        codes=codes,
+        levels=levels,
     )
+
+
+@pytest.fixture
+def given() -> SimpleNamespace:
+    """What ops are given on a GPU."""
+    return arguments(native, NUMEL, K, "cuda")
 
 
 def accumulate(a: SimpleNamespace) -> tuple[Tensor, Tensor]:
     after, grad = torch.empty_like(a.memory), a.grad.clone()
-    native.accumulate(a.memory, grad, None, 0.0, after, None)
+    a.kernels.accumulate(a.memory, grad, None, 0.0, after, None)
     return after, grad
 
 
 def scatter_add(a: SimpleNamespace) -> Tensor:
     out = a.grad.clone()
-    native.scatter_add(out, 0, [a.positions] * 2, [a.values] * 2, 0.5)
+    a.kernels.scatter_add(out, 0, [a.positions] * 2, [a.values] * 2, 0.5)
     return out
 
 
+def hadamard(a: SimpleNamespace) -> Tensor:
+    values = a.grad.clone()
+    a.kernels.hadamard(values, a.blocks, a.block_salts, False)
+    return values
+
+
 CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
-    "topk": lambda a: native.topk(
+    "topk": lambda a: a.kernels.topk(
         [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, []
     ),
-    "segment_means": lambda a: native.segment_means(a.values, a.counts),
+    "segment_means": lambda a: a.kernels.segment_means(a.values, a.counts),
     "accumulate": accumulate,
     "scatter_add": scatter_add,
-    "elias_fano_encode": lambda a: native.elias_fano_encode(a.positions, NUMEL, K),
-    "elias_fano_decode": lambda a: native.elias_fano_decode(a.bytes, NUMEL, K),
-    "golomb_encode": lambda a: native.golomb_encode(a.positions, a.bounds),
-    "tally": lambda a: native.tally([a.positions, a.positions + 1]),
-    "vote_keys": lambda a: native.vote_keys(a.positions, a.votes, a.bounds, a.salts, 2, True),
-    "largest": lambda a: native.largest(a.keys, K),
-    "sign_encode": lambda a: native.sign_encode(a.grad, a.bounds, 1024),
-    "sign_decode": lambda a: native.sign_decode(a.bits, a.scales, a.bounds, 1024),
+    "elias_fano_encode": lambda a: a.kernels.elias_fano_encode(a.positions, a.numel, a.k),
+    "elias_fano_decode": lambda a: a.kernels.elias_fano_decode(a.bytes, a.numel, a.k),
+    "entries_decode": lambda a: a.kernels.entries_decode(
+        [a.body] * 3, a.group_ends, a.numel, a.k, torch.float32
+    ),
+    "golomb_encode": lambda a: a.kernels.golomb_encode(a.positions, a.bounds),
+    "tally": lambda a: a.kernels.tally([a.positions, a.positions + 1]),
+    "vote_keys": lambda a: a.kernels.vote_keys(a.positions, a.votes, a.bounds, a.salts, 2, True),
+    "largest": lambda a: a.kernels.largest(a.keys, a.k),
+    "sign_encode": lambda a: a.kernels.sign_encode(a.grad, a.bounds, 1024),
+    "sign_decode": lambda a: a.kernels.sign_decode(a.bits, a.scales, a.bounds, 1024),
+    "hadamard": hadamard,
+    "uniform_encode": lambda a: a.kernels.uniform_encode(a.grad, a.blocks, a.block_salts, 4),
+    "uniform_decode": lambda a: a.kernels.uniform_decode(a.codes, a.levels, a.blocks, 4),
 }
 
 
@@ -90,12 +122,21 @@ def warm_call(op: str, given: SimpleNamespace) -> list[Tensor]:
     return expected
 
 
-def test_every_op_is_in_the_table():
-    ops = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
-    prefix = "ddp_compress::"
+def test_every_kernel_is_in_the_table():
+    emulation.load()
+    ops = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+    prefix = "ddp_compress_emulated::"
     assert {op.removeprefix(prefix) for op in ops if op.startswith(prefix)} == set(CALLS)
 
 
+@pytest.mark.parametrize("op", CALLS)
+def test_every_call_is_right(op):
+    """On a GPU it would be too late to learn of it."""
+    emulation.load()
+    assert call(op, arguments(torch.ops.ddp_compress_emulated, numel=1200, k=12, device="cpu"))
+
+
+@needs_cuda
 @pytest.mark.parametrize("op", CALLS)
 def test_an_op_has_nothing_to_do_with_other_streams(op, given):
     stream, other = torch.cuda.Stream(), torch.cuda.default_stream()
@@ -108,6 +149,7 @@ def test_an_op_has_nothing_to_do_with_other_streams(op, given):
     assert not other.query(), "the op waited for the other stream"
 
 
+@needs_cuda
 @pytest.mark.parametrize("op", [op for op in CALLS if op != "golomb_encode"])
 def test_the_host_does_not_wait(op, given):
     expected = warm_call(op, given)
@@ -156,6 +198,7 @@ class Step:
         return [each.clone() for each in (*outputs, self.grad)]
 
 
+@needs_cuda
 def test_a_captured_step_replays():
     step = Step(numel=1_000_003, k=10_000, params=20, ranks=3)
     stream = torch.cuda.Stream()
@@ -174,6 +217,7 @@ def test_a_captured_step_replays():
         assert same(step.result(captured), expected)
 
 
+@needs_cuda
 def test_a_step_is_few_device_operations():
     step = Step(numel=6_500_000, k=65_000, params=20, ranks=4)
     step.start(seed=0)

@@ -1,0 +1,81 @@
+"""Before ranks meet, a GPU runs once what a recipe will ask of it."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ddp_compress.message.chunk import Chunk
+from ddp_compress.stats import Stats
+from ddp_compress.step.buckets import Buckets
+from ddp_compress.step.parameters import Parameters
+from ddp_compress.step.peers import Peers
+from ddp_compress.step.settings import Settings
+from ddp_compress.step.store import ParameterStore
+from ddp_compress.step.transaction import Transaction
+from ddp_compress.step.worker import Worker
+from ddp_compress.transport.comm import Comm, PeerError
+
+STEPS = 2  # the second finds what the first has kept
+NUMEL = 4096  # of a parameter: as many as kernels for many elements begin at, about
+
+
+def warm_up(
+    settings: Settings,
+    parameters: Parameters,
+    find_unused: bool,
+    worker: Worker | None,
+    step: int,
+) -> None:
+    """Take steps of a rank alone, and forget them; on the CPU nothing is done.
+
+    CUDA loads a kernel when it is first launched, and may wait for the whole device to do so; in
+    the middle of backward that is for collectives as well, which wait for other ranks. PyTorch's
+    first pinned memory waits, too. Nothing can load the kernels of PyTorch's operators but to run
+    them, so a recipe's parts run as they will: a throwaway gradient, of a few of the model's
+    parameters, goes all the way, to memory and back. What only several ranks do is not reached.
+
+    Args:
+        settings: the state's.
+        parameters: the model's.
+        find_unused: whether a parameter may be left out of a step.
+        worker: the state's.
+        step: the next.
+
+    Raises:
+        Exception: whatever the recipe's parts raise.
+    """
+    device = parameters.device
+    if device.type != "cuda":
+        return
+    peers = Peers(None)
+    large_sender = settings.recipe.exchange.has_large_sender
+    peers.comm = Comm(None, Stats(), device, large_sender, alone=True)
+    peers.worker = worker
+    store = ParameterStore(settings.recipe.tensors)
+    for _ in range(STEPS):
+        transaction = Transaction(settings, store, Buckets(), peers, step)
+        for chunk in _chunks(parameters, settings.min_numel, find_unused):
+            transaction.add(chunk)
+        try:
+            transaction.finish()
+        except PeerError as error:  # which this rank has told itself
+            raise error.__cause__ or error from None
+
+
+def _chunks(parameters: Parameters, min_numel: int, find_unused: bool) -> Iterator[Chunk]:
+    """A gradient for every dtype, with a parameter of every kind.
+
+    It is one of moderate size, if there is any: the smallest of `NUMEL` elements, else the largest.
+    """
+    device, kinds = parameters.device, dict[torch.dtype, dict[object, str]]()
+    trained = {n: p for n, p in parameters.named.items() if p.requires_grad and p.device == device}
+    for name, parameter in sorted(trained.items(), key=lambda each: -each[1].numel()):
+        numel, kernels = parameter.numel(), parameters.layout_of([name]).kernels
+        names = kinds.setdefault(parameter.dtype, {})
+        kind = numel < max(1, min_numel), kernels[0].numel > 1
+        if numel >= NUMEL or kind not in names:
+            names[kind] = name
+    for dtype, names in kinds.items():
+        layout = parameters.layout_of(list(names.values()))
+        grad = torch.linspace(-1.0, 1.0, layout.numel, dtype=dtype, device=device)
+        yield Chunk(grad, layout, may_be_unused=find_unused)
