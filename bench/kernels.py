@@ -96,9 +96,9 @@ class Bench:
         momentum: bool = False,
         heavier: bool = False,
         salts: Tensor = NO_SALTS,
-        topk: Callable[..., tuple[Tensor, Tensor, Tensor]] = ops.topk,
+        topk: Callable[..., tuple[Tensor, ...]] = ops.topk,
     ) -> tuple[Tensor, Tensor]:
-        indices, values, _ = topk(
+        indices, values, *_ = topk(
             [self.grad],
             [self.residual],
             [self.momentum] if momentum else [],

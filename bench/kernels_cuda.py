@@ -93,7 +93,7 @@ class Inputs:
         """As kernels give them: nothing waits to cut off unused slots."""
         kept = [self.sums] if sums else []
         tables = (self.bounds, self.groups, self.ks, NO_SALTS)
-        indices, values, _ = torch.ops.ddp_compress.topk(
+        indices, values, *_ = torch.ops.ddp_compress.topk(
             [self.grad], [self.residual], [], 0.0, *tables, heavier, kept
         )
         return indices, values

@@ -24,6 +24,8 @@ struct TopK {
   std::vector<int32_t> indices;  // ascending, in message coordinates
   std::vector<A> values;
   bool finite = true;
+  std::vector<int64_t> counts;  // of each group, as far as there are any
+  std::vector<float> means;     // of each group, where a side was looked for
 };
 
 // topk.cpp: salts may be null

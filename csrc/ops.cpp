@@ -42,7 +42,7 @@ Tensor scalar(T value, ScalarType dtype) {
   return to_tensor(std::vector<T>{value}, dtype);
 }
 
-using TopKResult = std::tuple<Tensor, Tensor, Tensor>;
+using TopKResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
@@ -59,8 +59,11 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
   dispatch(type, [&]<typename G, typename A>(G, A) {
     const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
     auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, s, heavier);
+    found.counts.resize(static_cast<size_t>(ks.numel()));
+    found.means.resize(static_cast<size_t>(heavier ? ks.numel() : 0));
     result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
-              scalar<bool>(found.finite, ScalarType::Bool)};
+              scalar<bool>(found.finite, ScalarType::Bool),
+              to_tensor(found.counts, ScalarType::Long), to_tensor(found.means, ScalarType::Float)};
   });
   return result;
 }

@@ -103,12 +103,10 @@ void dispatch_float(const Tensor& values, F f) {
   values.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
 }
 
-std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
-                                             std::vector<Tensor> residuals,
-                                             std::vector<Tensor> momenta, double momentum,
-                                             const Tensor& bounds, const Tensor& groups,
-                                             const Tensor& ks, const Tensor& salts, bool heavier,
-                                             std::vector<Tensor> sums) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> topk_cuda(
+    std::vector<Tensor> grads, std::vector<Tensor> residuals, std::vector<Tensor> momenta,
+    double momentum, const Tensor& bounds, const Tensor& groups, const Tensor& ks,
+    const Tensor& salts, bool heavier, std::vector<Tensor> sums) {
   check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check);
   const ScalarType type = grads[0].scalar_type();
   const int64_t* k = read<int64_t>(ks);
@@ -119,14 +117,17 @@ std::tuple<Tensor, Tensor, Tensor> topk_cuda(std::vector<Tensor> grads,
   Tensor indices = empty_like_of(grads[0], slots, ScalarType::Int);
   Tensor values = empty_like_of(grads[0], slots, memory_type(type));
   Tensor finite = empty_like_of(grads[0], 1, ScalarType::Bool);
+  Tensor counts = empty_like_of(grads[0], ks.numel(), ScalarType::Long);
+  Tensor means = empty_like_of(grads[0], heavier ? ks.numel() : 0, ScalarType::Float);
   dispatch(type, [&]<typename G, typename A>(G, A) {
     const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
     cuda::topk<G, A>(here, chunks, static_cast<A>(momentum), read<int64_t>(bounds),
                      read<int64_t>(groups), groups.numel(), k, ks.numel(),
                      salts.numel() ? read<int64_t>(salts) : nullptr, heavier,
-                     write<int32_t>(indices), write<A>(values), write<bool>(finite));
+                     {write<int32_t>(indices), write<A>(values), write<bool>(finite),
+                      write<int64_t>(counts), heavier ? write<float>(means) : nullptr});
   });
-  return {indices, values, finite};
+  return {indices, values, finite, counts, means};
 }
 
 Tensor segment_means_cuda(const Tensor& values, const Tensor& counts) {

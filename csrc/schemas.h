@@ -10,7 +10,7 @@ void define_ops(Library& m) {
   m.def(
       "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
       "Tensor groups, Tensor ks, Tensor salts, bool heavier, Tensor(a!)[] sums) -> "
-      "(Tensor, Tensor, Tensor)");
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
   m.def(
       "accumulate(Tensor residual, Tensor(a!) grad, Tensor? momentum, float mu, "

@@ -1,3 +1,5 @@
+#include <numeric>
+
 #include "../csrc/kernels.h"
 #include "gradients.h"
 
@@ -61,6 +63,10 @@ bool accepts(Input in) {
     for (size_t i = 0; i < grads.size(); ++i) EXPECT(same_bits(wide.sums[i], portable.sums[i]));
     EXPECT(ascend_within(wide.found.indices, total));
     EXPECT(std::ssize(wide.found.indices) <= asked);
+    EXPECT(wide.found.counts == portable.found.counts);
+    EXPECT(same_bits(wide.found.means, portable.found.means));
+    const auto& counts = wide.found.counts;
+    EXPECT(std::reduce(counts.begin(), counts.end()) == std::ssize(wide.found.indices));
   });
   return true;
 }

@@ -385,14 +385,17 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
     const int64_t k = *ks++;
     Search<A> search(k, {bounds, salts, params}, heavier);
     selector.find(group.pieces, group.numel, k, search);
-    if (!search.finite) return {{}, {}, false};
+    if (!search.finite) return {{}, {}, false, {}, {}};
 
     const Candidates<A>* chosen = &search.positive;
     if (heavier) {
       const double up = exact_mean(search.positive.values(), search.positive.count());
-      const double down = -exact_mean(search.negative.values(), search.negative.count());
-      if (!(up > down)) chosen = &search.negative;
+      const double down = exact_mean(search.negative.values(), search.negative.count());
+      const bool is_up = up > -down;
+      if (!is_up) chosen = &search.negative;
+      result.means.push_back(static_cast<float>(is_up ? up : down));
     }
+    result.counts.push_back(chosen->count());
     result.indices.insert(result.indices.end(), chosen->indices(),
                           chosen->indices() + chosen->count());
     result.values.insert(result.values.end(), chosen->values(), chosen->values() + chosen->count());

@@ -26,13 +26,21 @@ struct Device {
   }
 };
 
-// topk.cu: indices and values have a slot for each of sum(ks). Where something is not finite, all
-// slots are unused and sums have no meaning. host_salts may be null.
+// topk.cu: where something is not finite, all slots are unused and sums have no meaning.
+// host_salts may be null.
+template <typename A>
+struct Taken {
+  int32_t* indices;  // a slot for each of sum(ks)
+  A* values;
+  bool* finite;
+  int64_t* counts;  // of each group
+  float* means;     // of each group, where a side is looked for; else null
+};
 template <typename G, typename A>
 void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
           const int64_t* host_bounds, const int64_t* host_groups, int64_t params,
           const int64_t* host_ks, int64_t groups, const int64_t* host_salts, bool heavier,
-          int32_t* indices, A* values, bool* finite);
+          const Taken<A>& taken);
 
 // segment_means.cu: counts are clipped to the `count` values there are.
 template <typename A>

@@ -119,10 +119,8 @@ struct Job {
   Part* parts;         // [shares]
   int32_t* positions;  // of candidates
   A* values;
-  int32_t* indices;  // the answer
-  A* top;
-  int64_t slots;
-  bool* finite;
+  Taken<A> answer;
+  int64_t slots, groups;
 };
 
 // What the threads of a block share.
@@ -167,7 +165,7 @@ class Selector {
     const bool finite = !job_.progress->not_finite;
     if (finite && job_.heavier) turns.all([&](unsigned share) { weigh(share); });
     turns.last([&](unsigned share) {
-      if (share == 0 && thread_ == 0) *job_.finite = finite;
+      if (share == 0) summarize(finite);
       leave_unused(share, finite ? gather(share) : 0);
     });
   }
@@ -476,7 +474,7 @@ class Selector {
     for_groups(share, [&](Search& search, Span span) {
       if (!job_.heavier && span.end == search.end_tile) return;
       take_up(search);
-      Weight up{mean_of(search, 0)}, down{mean_of(search, 1)};
+      Weight up{scale_of(search, 0)}, down{scale_of(search, 1)};
       for_noted(span, [&](A value, int32_t position) {
         if (bin(value, position) < 0) return;
         if (side_of(value) == 0)
@@ -490,12 +488,12 @@ class Selector {
   }
 
   struct Weight {
-    ExactMean<A> mean;
+    ExactMean<A> scale;
     uint64_t sum = 0;
     unsigned count = 0;
 
     __device__ void add(A value) {
-      sum += mean.term(value);
+      sum += scale.term(value);
       ++count;
     }
   };
@@ -511,12 +509,14 @@ class Selector {
   // The side that is wanted; the negative one where both are of equal weight.
   __device__ int side_of(const Search& search) const {
     if (!job_.heavier) return 0;
-    const double up = mean_of(search, 0).mean(search.totals[0], search.cuts[0].taken);
-    const double down = -mean_of(search, 1).mean(search.totals[1], search.cuts[1].taken);
-    return up > down ? 0 : 1;
+    return mean_of(search, 0) > -mean_of(search, 1) ? 0 : 1;
   }
 
-  __device__ static ExactMean<A> mean_of(const Search& search, int side) {
+  __device__ static double mean_of(const Search& search, int side) {
+    return scale_of(search, side).mean(search.totals[side], search.cuts[side].taken);
+  }
+
+  __device__ static ExactMean<A> scale_of(const Search& search, int side) {
     return ExactMean<A>(static_cast<Magnitude<A>>(search.largest[side]));
   }
 
@@ -543,13 +543,25 @@ class Selector {
         unsigned count;
         const unsigned number = at + exclusive_sum<kThreads>(unsigned{taken}, count);
         if (taken) {
-          job_.indices[number] = position;
-          job_.top[number] = value;
+          job_.answer.indices[number] = position;
+          job_.answer.values[number] = value;
         }
         at += count;
       });
     });
     return sum_of_block<kThreads>(all);
+  }
+
+  // Says of every group how much of it is taken.
+  __device__ void summarize(bool finite) {
+    if (thread_ == 0) *job_.answer.finite = finite;
+    for (int64_t s = thread_; s < job_.groups; s += kThreads) {
+      const bool any = finite && s < job_.search_count;
+      const int side = any ? side_of(job_.searches[s]) : 0;
+      job_.answer.counts[s] = any ? job_.searches[s].cuts[side].taken : 0;
+      if (job_.heavier)
+        job_.answer.means[s] = any ? static_cast<float>(mean_of(job_.searches[s], side)) : 0.0f;
+    }
   }
 
   // What is taken of a group in earlier shares.
@@ -591,8 +603,8 @@ class Selector {
   __device__ void leave_unused(unsigned share, unsigned begin) {
     const Share unused(job_.slots - begin, share);
     for (int64_t i = begin + unused.begin + thread_; i < begin + unused.end; i += kThreads) {
-      job_.indices[i] = kUnused;
-      job_.top[i] = 0;
+      job_.answer.indices[i] = kUnused;
+      job_.answer.values[i] = 0;
     }
   }
 
@@ -708,7 +720,7 @@ template <typename G, typename A>
 void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
           const int64_t* host_bounds, const int64_t* host_groups, int64_t params,
           const int64_t* host_ks, int64_t groups, const int64_t* host_salts, bool heavier,
-          int32_t* indices, A* values, bool* finite) {
+          const Taken<A>& taken) {
   using S = Source<G, A>;
   Job<S> job{};
   std::vector<S> sources;
@@ -758,10 +770,9 @@ void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
   job.parts = device.array<Part>(blocks);
   job.positions = device.array<int32_t>(room);
   job.values = device.array<A>(room);
-  job.indices = indices;
-  job.top = values;
+  job.answer = taken;
   job.slots = std::accumulate(host_ks, host_ks + groups, int64_t{0});
-  job.finite = finite;
+  job.groups = groups;
   launch_in_turns(device, blocks, kThreads, select<S>, job);
 }
 

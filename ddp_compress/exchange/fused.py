@@ -17,6 +17,7 @@ from ddp_compress.ops.devices import OnItsWay, at_once_on_device, at_once_on_hos
 from ddp_compress.quantize import Means, Values
 from ddp_compress.recipe import Recipe
 from ddp_compress.select import HeavierSide, TopK
+from ddp_compress.select.top_k import Slots
 from ddp_compress.stats import Stats
 
 
@@ -66,13 +67,11 @@ class FusedLists:
         """What this rank sends, on the host; None where something is not finite."""
         message, recipe, plan = self._message, self._recipe, self._message.plan
         found = self._select.slots(message)
-        edges = torch.searchsorted(found.indices, plan.tables.on(message.device).edges)
-        context = Context(edges.diff()[:-1])
         parts = [
-            edges[-1:],
+            found.counts,
             found.finite,
             recipe.codec.encode(found.indices, plan),
-            recipe.quantize.encode(message.clamped(found.values), context),
+            self._values(found),
         ]
         if len(plan.uncompressed):
             uncompressed = message.uncompressed()
@@ -80,15 +79,23 @@ class FusedLists:
                 uncompressed.isfinite().all().view(1),
                 message.clamped(uncompressed).to(message.dtype).view(torch.uint8),
             ]
-        used, finite, positions, values, *uncompressed_parts = at_once_on_host(parts)
+        counts, finite, positions, values, *uncompressed_parts = at_once_on_host(parts)
         if not finite or not all(uncompressed_parts[:1]):
             return None
-        count = int(used)
+        count = int(counts.sum())
         if self._dtype is not None:
             values = values[: count * self._dtype.itemsize]
         self._stats.entry_list("individual", count, 8 * len(positions), 8 * len(values))
         self._stats.nonzeros += len(plan.uncompressed)
         return torch.cat([*uncompressed_parts[1:], positions, values])
+
+    def _values(self, found: Slots) -> Tensor:
+        """What they are worth, as bytes of all slots."""
+        message = self._message
+        if self._dtype is None and len(found.means) and message.limit is None:
+            return found.means.view(torch.uint8)
+        values = message.clamped(found.values)
+        return self._recipe.quantize.encode(values, Context(found.counts))
 
     def decode(self, every: Sequence[Tensor]) -> list[Entries]:
         """What every rank has selected, of bodies without uncompressed parameters.

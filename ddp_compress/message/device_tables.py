@@ -13,37 +13,25 @@ from ddp_compress.message.entries import spans
 if TYPE_CHECKING:
     from ddp_compress.message.plan import Tables
 
-BEHIND_ALL = 2**31 - 1  # every position, but not the one in an unused slot
-
 
 @dataclass(frozen=True)
 class DeviceTables:
     """Tables of a message that stay on its device.
 
     Args:
-        edges: 0, the position behind every group's last, and one behind all: [G + 2] int32. Of a
-            list of positions, ``searchsorted(positions, edges).diff()`` tells how many are in
-            every group, then how many are behind the last.
+        group_ends: the position behind every group's last parameter, [G] int32.
         uncompressed: the positions that always travel, [D] int32.
         places: the same, within each chunk, int64.
     """
 
-    edges: Tensor
+    group_ends: Tensor
     uncompressed: Tensor
     places: tuple[Tensor, ...]
-
-    @property
-    def group_ends(self) -> Tensor:
-        """The position behind every group's last parameter, [G] int32."""
-        return self.edges[1:-1]
 
     @classmethod
     def of(cls, tables: Tables, device: torch.device) -> DeviceTables:
         """Send them there, once."""
-        positions, ends = tables.uncompressed, tables.group_ends
-        edges = torch.cat([ends.new_zeros(1), ends, ends.new_tensor([BEHIND_ALL])])
-        starts = tables.starts
+        positions, starts = tables.uncompressed, tables.starts
         parts = zip(starts, spans(positions, starts), strict=True)
-        places = [positions[here].long() - start for start, here in parts]
-        sent = [each.to(device) for each in places]
-        return cls(edges.to(device), positions.to(device), tuple(sent))
+        places = [(positions[here].long() - start).to(device) for start, here in parts]
+        return cls(tables.group_ends.to(device), positions.to(device), tuple(places))

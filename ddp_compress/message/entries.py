@@ -71,8 +71,8 @@ class Entries:
         if self.indices is None:
             out.zero_()
         elif len(out):
-            here = (self.indices.long() - start).clamp(0, len(out) - 1)
-            add_entries(out, start, [Entries(self.indices, out[here])], -1.0)
+            here = (self.indices - start).clamp(0, len(out) - 1)
+            add_entries(out, start, [Entries(self.indices, out.index_select(0, here))], -1.0)
 
 
 def add_entries(out: Tensor, start: int, lists: Sequence[Entries], scale: float) -> None:

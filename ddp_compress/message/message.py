@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -156,12 +156,20 @@ class Message:
         """What its gradients were multiplied by, []; None for 1."""
         return self.chunks[0].scale
 
+    @cached_property
+    def limit(self) -> Tensor | float | None:
+        """The most of a value, so that it fits the gradients' dtype; None where all do."""
+        limit = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
+        if self.scale is not None:
+            return limit / self.scale
+        return None if limit >= torch.finfo(self.memory_dtype).max else limit
+
     def clamped(self, values: Tensor) -> Tensor:
         """Finite values [K] within what the gradients' dtype holds, so that no mean overflows.
 
         What is cut off stays in memory, because only what is sent leaves it.
         """
-        limit = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
-        if self.scale is not None:
-            return values.clamp(-limit / self.scale, limit / self.scale)
-        return values if limit >= torch.finfo(values.dtype).max else values.clamp(-limit, limit)
+        if self.limit is None:
+            return values
+        limit = cast(float, self.limit)  # what a tensor can be, too
+        return values.clamp(-limit, limit)

@@ -196,10 +196,10 @@ class Stream:
 def side_stream(device: torch.device) -> Stream:
     """The stream on which all states of a process work on a device, beside backward.
 
-    There is one, for kernels that need all their blocks on the GPU at once: two such, of two
-    states, would wait for each other's blocks for ever. Where two states are under way at the same
-    time, each finds its own work there in its own order, and some of the other's in between. So
-    nothing on it may wait for another rank, where the other state's work may have come first.
+    There is one, because states share what they keep there (`Tables.on`), and a second would take
+    no work off a GPU. Where two states are under way at the same time, each finds its own work
+    there in its own order, and some of the other's in between. So nothing on it may wait for
+    another rank, where the other state's work may have come first.
 
     Example:
         >>> side_stream(torch.device("cpu")) is side_stream(torch.device("cpu"))

@@ -49,8 +49,10 @@ class Values:
 
     def encode(self, values: Tensor, context: Context) -> Tensor:
         """The values [K], cast: uint8 [K * itemsize]."""
-        limit = torch.finfo(self.dtype).max
-        return values.clamp(-limit, limit).to(self.dtype).view(torch.uint8)
+        if values.dtype != self.dtype:
+            limit = torch.finfo(self.dtype).max
+            values = values.clamp(-limit, limit).to(self.dtype)
+        return values.view(torch.uint8)
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values [K], fp32."""

@@ -28,11 +28,15 @@ class Slots(NamedTuple):
             then ``2**31 - 1`` in unused ones.
         values: [S], 0 in unused slots.
         finite: [1] bool, see `Selection`.
+        counts: how many are of every group, [G] int64.
+        means: theirs where one side was selected, [G] fp32; else [0].
     """
 
     indices: Tensor
     values: Tensor
     finite: Tensor
+    counts: Tensor
+    means: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class TopK:
 
         The sums are left where memory wants them, so that it need not add again.
         """
-        indices, values, finite = ops.topk(*self._arguments(message))
+        indices, values, finite, *_ = ops.topk(*self._arguments(message))
         return Selection(Entries(indices, values), bool(finite))
 
     def slots(self, message: Message) -> Slots:

@@ -180,7 +180,7 @@ class Step:
             tensor.normal_()
 
     def run(self) -> list[Tensor]:
-        indices, values, finite = native.topk(
+        indices, values, finite, *_ = native.topk(
             *([self.grad], [self.residual], [self.momentum], 0.9),
             *(self.bounds, self.groups, self.ks, torch.empty(0, dtype=torch.int64), False, []),
         )

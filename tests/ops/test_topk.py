@@ -53,11 +53,12 @@ def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, salts, 
     sums, left = [[torch.empty_like(r) for r in residuals] for _ in range(2)]
     expected, found = reference.topk(*args, sums), native.topk(*args, left)
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
-    for name, ours, theirs in zip(("indices", "values", "finite"), found, expected, strict=True):
+    names = ("indices", "values", "finite", "counts", "means")
+    for name, ours, theirs in zip(names, found, expected, strict=True):
         assert ours.dtype == theirs.dtype, name
         assert torch.equal(ours, theirs), name
     assert all(torch.equal(*each) for each in zip(sums, left, strict=True))
-    return found
+    return found[:3]
 
 
 def check_one(grad: Tensor, k: int, heavier: bool, salts: Tensor = FIRST):
@@ -84,6 +85,8 @@ def check_device(device, on_device):
         assert torch.equal(found[0], torch.cat([expected[0], torch.full((unused,), UNUSED).int()]))
         assert torch.equal(found[1], torch.cat([expected[1], expected[1].new_zeros(unused)]))
         assert torch.equal(found[2], expected[2])
+        assert torch.equal(found[3], expected[3])
+        assert torch.equal(found[4], expected[4])
         if expected[2]:
             found = [each.cpu() for each in left]
             torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
@@ -282,7 +285,7 @@ def test_hash_ties_are_taken_evenly_from_everywhere(numel):
     grad, cells, rounds = torch.full((numel,), -1.5), 20, 200
     counts = torch.zeros(cells)
     for salt in range(rounds):
-        indices, _, _ = native.topk(
+        indices, *_ = native.topk(
             [grad], [torch.zeros(numel)], [], 0.0,
             *one_group(numel, numel // 50, torch.tensor([salt])), False, [],
         )  # fmt: skip

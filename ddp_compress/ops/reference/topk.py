@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddp_compress.ops import host
 from ddp_compress.ops.reference.random_words import hashes
-from ddp_compress.ops.reference.segment_means import exact_mean
+from ddp_compress.ops.reference.segment_means import exact_mean, segment_means
 
 
 def topk(
@@ -21,7 +21,7 @@ def topk(
     salts: Tensor,
     heavier: bool,
     sums: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Find the k largest entries of the accumulated gradient in every group.
 
     The accumulated gradient is ``a = residual + grad``, or ``residual + (momentum * momenta +
@@ -46,20 +46,21 @@ def topk(
             it unless it is not finite; or empty.
 
     Returns:
-        The positions [K] (int32, ascending in the message), the accumulated values [K], and a
-        bool [1]: whether every accumulated value of the groups is finite. Where it is not, the
-        selection has no meaning.
+        The positions [K] (int32, ascending in the message), the accumulated values [K]; a bool
+        [1]: whether every accumulated value of the groups is finite, or else the rest has no
+        meaning; how many are taken of every group, [G] int64; and with ``heavier`` their exact
+        means (see `segment_means`), [G] fp32, else [0].
 
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
     Example:
-        >>> indices, values, finite = topk(
+        >>> indices, values, finite, counts, _ = topk(
         ...     [torch.tensor([1.0, -3.0, 2.0])], [torch.zeros(3)], [], 0.0,
         ...     bounds=torch.tensor([0, 3]), groups=torch.tensor([0]), ks=torch.tensor([2]),
         ...     salts=torch.tensor([9]), heavier=False, sums=[])
-        >>> indices, values, finite
-        (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]))
+        >>> indices, values, finite, counts
+        (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]), tensor([2]))
     """
     accumulated = _accumulated(grads, residuals, momenta, momentum)
     for out, part in zip(sums, accumulated.split([g.numel() for g in grads]), strict=False):
@@ -76,7 +77,10 @@ def topk(
         chosen = pick(values, ranks, k)
         found.append(positions[chosen])
     indices = torch.cat(found) if found else host.empty(0, dtype=torch.int64)
-    return indices.int(), accumulated[indices], host.tensor([finite], dtype=torch.bool)
+    counts = host.tensor([len(each) for each in found], dtype=torch.int64)
+    values, flag = accumulated[indices], host.tensor([finite], dtype=torch.bool)
+    means = segment_means(values, counts) if heavier else host.empty(0, dtype=torch.float32)
+    return indices.int(), values, flag, counts, means
 
 
 def _accumulated(
