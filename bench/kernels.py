@@ -97,8 +97,8 @@ class Bench:
         heavier: bool = False,
         salts: Tensor = NO_SALTS,
         topk: Callable[..., tuple[Tensor, ...]] = ops.topk,
-    ) -> tuple[Tensor, Tensor]:
-        indices, values, *_ = topk(
+    ) -> tuple[Tensor, ...]:
+        return topk(
             [self.grad],
             [self.residual],
             [self.momentum] if momentum else [],
@@ -110,7 +110,6 @@ class Bench:
             heavier,
             [],
         )
-        return indices, values
 
     def select_equals(self) -> None:
         """Every entry is a tie that its hash has to break."""
@@ -132,9 +131,7 @@ class Bench:
 
     def sbc_step(self) -> None:
         """Select, encode; then retain, decode four ranks' messages and write the mean."""
-        indices, values = self.select(heavier=True)
-        counts = torch.tensor([len(indices)])
-        means = ops.segment_means(values, counts)
+        indices, *_, means = self.select(heavier=True)
         message = ops.elias_fano_encode(indices, self.numel, self.k)
         own = torch.cat([message, means.view(torch.uint8)])
         positions, worth, _ = self.decode([own, *self.bodies[1:]])

@@ -55,7 +55,6 @@ class Inputs:
         self.numel, self.k = numel, round(numel * density)
         self.bounds, self.groups = torch.tensor([0, numel]), torch.tensor([0])
         self.ks = torch.tensor([self.k])
-        self.counts = self.ks.to(CUDA)  # of what is selected: random values have as many of a sign
         self.fresh = [torch.randn(numel, device=CUDA) ** 3 for _ in range(2)]
         self.grad, self.residual = (each.clone() for each in self.fresh)
         self.sums = torch.empty_like(self.residual)
@@ -89,14 +88,14 @@ class Inputs:
                 setattr(twin, name, [each.cpu() for each in value])
         return twin
 
-    def select(self, heavier: bool = False, sums: bool = False) -> tuple[Tensor, Tensor]:
+    def select(self, heavier: bool = False, sums: bool = False) -> tuple[Tensor, ...]:
         """As kernels give them: nothing waits to cut off unused slots."""
         kept = [self.sums] if sums else []
         tables = (self.bounds, self.groups, self.ks, NO_SALTS)
-        indices, values, *_ = torch.ops.ddp_compress.topk(
+        found: tuple[Tensor, ...] = torch.ops.ddp_compress.topk(
             [self.grad], [self.residual], [], 0.0, *tables, heavier, kept
         )
-        return indices, values
+        return found
 
     def vote_keys(self) -> Tensor:
         return torch.ops.ddp_compress.vote_keys(
@@ -110,8 +109,7 @@ class Inputs:
             The message, the new residual, the mean.
         """
         kernels = torch.ops.ddp_compress
-        indices, values = self.select(heavier=True, sums=True)
-        mean = kernels.segment_means(values, self.counts)
+        indices, *_, mean = self.select(heavier=True, sums=True)
         positions = kernels.elias_fano_encode(indices, self.numel, self.k)
         message = torch.cat([positions, mean.view(torch.uint8)])
         found, worth, _ = self.decode([message, *self.bodies[1:]])
