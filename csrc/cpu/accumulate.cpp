@@ -51,8 +51,6 @@ DDP_COMPRESS_TARGET_AVX2 int64_t stream(const float* residual, float* grad, cons
   return i;
 }
 
-bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 32 == 0; }
-
 // The same loops in wider registers: a quarter faster.
 template <typename G, typename A>
 DDP_COMPRESS_TARGET_AVX2 void move_avx2(const A* residual, G* grad, const A* momentum, A mu,

@@ -246,12 +246,14 @@ struct Accumulated {
 #endif
 };
 
+// Scans leave the sums where these are wanted.
 template <typename Source, typename A>
-void scan_portable(const Source& source, int64_t begin, int64_t end, int64_t base,
+void scan_portable(const Source& source, A* sums, int64_t begin, int64_t end, int64_t base,
                    const Search<A>& search, Hits<A>& hits) {
   const A above = search.above(), below = search.below();
   for (int64_t i = begin; i < end; ++i) {
     const A value = source[i];
+    if (sums) sums[i] = value;
     if (!(value < above && value > below)) hits.push(static_cast<int32_t>(base + i), value);
   }
 }
@@ -266,10 +268,17 @@ constexpr auto kLanes = [] {
   return table;
 }();
 
-template <typename Source>
-DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int64_t end,
-                                        int64_t base, const Search<float>& search,
+// Sums go past the caches: nobody reads them soon, and to read first what they replace, as a cache
+// would, costs a quarter of the traffic.
+template <bool kSums, typename Source>
+DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, float* sums, int64_t begin,
+                                        int64_t end, int64_t base, const Search<float>& search,
                                         Hits<float>& hits) {
+  if constexpr (kSums) {
+    const int64_t aligned = std::min(end, (begin + 7) / 8 * 8);
+    scan_portable(source, sums, begin, aligned, base, search, hits);
+    begin = aligned;
+  }
   const __m256 above = _mm256_set1_ps(search.above()), below = _mm256_set1_ps(search.below());
   int32_t* indices = hits.indices.data();
   float* values = hits.values.data();
@@ -279,6 +288,7 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
 #pragma GCC unroll 4
   for (; i + 8 <= end; i += 8) {
     const __m256 value = source.load8(i);
+    if constexpr (kSums) _mm256_stream_ps(sums + i, value);
     const __m256 hit = _mm256_or_ps(_mm256_cmp_ps(value, above, _CMP_NLT_UQ),
                                     _mm256_cmp_ps(value, below, _CMP_NGT_UQ));
     const auto mask = static_cast<unsigned>(_mm256_movemask_ps(hit));
@@ -289,7 +299,7 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
     count += std::popcount(mask);
   }
   hits.count = count;
-  scan_portable(source, i, end, base, search, hits);
+  scan_portable(source, kSums ? sums : nullptr, i, end, base, search, hits);
 }
 #endif
 
@@ -299,13 +309,16 @@ class Selector {
   using Source = Accumulated<G, A, kMomentum>;
 
   Selector(const std::vector<Chunk<G, A>>& chunks, A mu) : avx2_(use_avx2()) {
-    for (const auto& c : chunks) sources_.push_back({c.grad, c.residual, c.momentum, mu});
+    for (const auto& c : chunks) {
+      sources_.push_back({c.grad, c.residual, c.momentum, mu});
+      sums_.push_back(c.sums);
+    }
   }
 
-  void leave_sums(const std::vector<Chunk<G, A>>& chunks) const {
-    for (size_t c = 0; c < chunks.size(); ++c)
-      if (chunks[c].sums)
-        for (int64_t i = 0; i < chunks[c].numel; ++i) chunks[c].sums[i] = sources_[c][i];
+  // Of what belongs to no group.
+  void leave_sums(const std::vector<Piece>& pieces) const {
+    for (const Piece& p : pieces)
+      for (int64_t i = p.begin; i < p.end; ++i) sums_[p.chunk][i] = sources_[p.chunk][i];
   }
 
   // Finds the group's candidates; keeps the k largest of each side.
@@ -355,22 +368,25 @@ class Selector {
       for (int64_t begin = p.begin; begin < p.end; begin += kBlock) {
         hits.count = 0;
         const int64_t end = std::min(begin + kBlock, p.end);
-        scan_block(sources_[p.chunk], begin, end, p.base, search, hits);
+        scan_block(sources_[p.chunk], sums_[p.chunk], begin, end, p.base, search, hits);
         if (hits.count) search.take(hits);
         if (!search.finite) return;
       }
   }
 
-  void scan_block(const Source& source, int64_t begin, int64_t end, int64_t base,
+  void scan_block(const Source& source, A* sums, int64_t begin, int64_t end, int64_t base,
                   const Search<A>& search, Hits<A>& hits) const {
 #ifdef DDP_COMPRESS_AVX2
-    if constexpr (std::is_same_v<A, float>)
-      if (avx2_) return scan_avx2(source, begin, end, base, search, hits);
+    if constexpr (std::is_same_v<A, float>) {
+      const auto scan = sums ? scan_avx2<true, Source> : scan_avx2<false, Source>;
+      if (avx2_ && is_aligned(sums)) return scan(source, sums, begin, end, base, search, hits);
+    }
 #endif
-    scan_portable(source, begin, end, base, search, hits);
+    scan_portable(source, sums, begin, end, base, search, hits);
   }
 
   std::vector<Source> sources_;
+  std::vector<A*> sums_;
   bool avx2_;
 };
 
@@ -379,7 +395,7 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
                   const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
                   bool heavier) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
-  selector.leave_sums(chunks);
+  if (chunks[0].sums) selector.leave_sums(left_out(chunks, bounds, groups, params));
   TopK<A> result;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
     const int64_t k = *ks++;
