@@ -198,6 +198,9 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         """It is in order."""
 
+    def wait_stream(self, stream: Stream) -> None:
+        """There is one."""
+
 
 class Event:
     """A place in the stream; of a bench's own, where nothing is ever under way, none."""

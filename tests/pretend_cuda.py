@@ -95,7 +95,7 @@ def on_either(func: Any, args: Any, kwargs: Any) -> Any:
         result = kernel(*to_host(args), **to_host(kwargs))
     returns = func._schema.returns
     if returns and returns[0].alias_info is not None and returns[0].alias_info.is_write:
-        return args[0]  # in place: the same tensor comes back
+        return kwargs.get("out", args[0])  # in place: the same tensor comes back
     return tree_map_only(Tensor, OnCuda, result) if here or made_there else result
 
 

@@ -211,8 +211,9 @@ def test_what_stays_on_a_pretended_gpu_goes_with_it():
     """A real one has the same name."""
     layout = Layout(("a",), (600,))
 
-    def kept() -> list[object]:
-        return [*tables_for((layout,), "tensor", 0)._on, *devices._side_streams]
+    def kept() -> list[torch.device]:
+        places = *tables_for((layout,), "tensor", 0)._on, *devices._side_streams
+        return [place for place in places if place.type == "cuda"]
 
     with pretend_cuda.pretend():
         state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)

@@ -21,7 +21,7 @@ from ddp_compress.transport.comm import Comm
 from ddp_compress.transport.phases import Phases
 from tests import pretend_cuda
 from tests.table import ROWS
-from tests.test_laws import Model, random_grads
+from tests.test_laws import SIZES, Model, random_grads
 
 LAYOUTS = [Layout(("a",), (600,)), Layout(("b",), (7,))]
 
@@ -219,3 +219,23 @@ def test_what_cannot_be_sent_leaves_backward_on_its_stream(log, monkeypatch):
     with pytest.raises(PeerError, match="its model on the CPU"):
         state.push(flats[1], LAYOUTS[1], last=True)
     assert torch.cuda.current_stream() is backward
+
+
+def test_what_a_warm_up_lets_go_of_is_no_longer_worked_on(log):
+    state = state_there()
+    state._connect()
+    assert log[-1] == ("waits for stream", made(log)[0])  # backward's does, whose memory it is
+    state.close()
+
+
+@pytest.mark.parametrize("place", [torch.device("cpu"), pretend_cuda.CUDA], ids=str)
+def test_a_gradient_that_a_failed_commit_has_overwritten_is_no_number(monkeypatch, place):
+    with pretend_cuda.pretend():
+        state = CompressionState(Model(device=place), ROWS["topk"].recipe)
+        state.reduce({name: grad.to(place) for name, grad in random_grads(0).items()})
+        flat = torch.ones(sum(SIZES.values())).to(place)
+        monkeypatch.setattr(Residual, "release", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            state.push(flat, Layout(tuple(SIZES), tuple(SIZES.values())), last=True)
+        state.close()
+    assert pretend_cuda.host_of(flat).isnan().all()

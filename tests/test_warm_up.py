@@ -44,15 +44,19 @@ def state_on(device: torch.device, row: Row) -> CompressionState:
 
 
 @every_family
-def test_steps_ask_nothing_of_a_gpu_that_it_was_not_asked_before(row):
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_steps_ask_nothing_of_a_gpu_that_it_was_not_asked_before(row, scale):
     with asked_of_a_gpu() as asked:
         state = state_on(pretend_cuda.CUDA, row)
+        multiplied_by = None if scale is None else torch.tensor(scale).to(pretend_cuda.CUDA)
+        state.loss_scale = lambda device: multiplied_by  # type: ignore[method-assign]
         flats = [torch.cat([*random_grads(i).values()]).to(pretend_cuda.CUDA) for i in range(3)]
         asked.clear()
         state._connect()
         before = asked.copy()
         for flat in flats:
-            state.push(flat, Layout(tuple(SIZES), tuple(SIZES.values())), last=True)
+            layout = Layout(tuple(SIZES), tuple(SIZES.values()))
+            state.push(flat, layout, last=True, scale=multiplied_by)
         state.close()
     assert before
     assert asked == before
@@ -93,14 +97,21 @@ def test_what_fails_in_it_is_raised_as_it_is(monkeypatch):
 
 def test_it_takes_a_few_parameters_of_moderate_size():
     model = torch.nn.Sequential(
-        *(torch.nn.Conv2d(8, width, 3) for width in (8, 64, 100)),
+        *(torch.nn.Conv2d(8, width, 3) for width in (8, 120, 200)),
         torch.nn.Linear(1000, 1000),
         torch.nn.Linear(64, 64, bias=False).half(),
         torch.nn.LayerNorm(2000).requires_grad_(False),
     )
     state = CompressionState(model, ROWS["topk"].recipe)
-    chunks = list(warm_up._chunks(state._parameters, min_numel=50, find_unused=True))
+    chunks = list(warm_up._chunks(state._parameters, 50, find_unused=True, scale=None))
     assert [chunk.layout.names for chunk in chunks] == [
-        ("3.weight", "1.weight", "0.bias"),
+        ("3.weight", "1.weight", "0.bias", "0.weight", "1.bias", "2.bias", "3.bias"),
         ("4.weight",),
     ]
+
+
+def test_it_takes_so_many_parameters_that_their_tables_are_long():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(30)))
+    parameters = CompressionState(model, ROWS["topk"].recipe)._parameters
+    (chunk,) = warm_up._chunks(parameters, 0, find_unused=False, scale=None)
+    assert len(set(chunk.layout.names)) == warm_up.PARAMETERS

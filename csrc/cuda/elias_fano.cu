@@ -81,14 +81,15 @@ constexpr int kEach = 16;                // upper bits a thread
 constexpr int kTile = kThreads * kEach;  // upper bits a block
 static_assert(kTile <= UINT16_MAX + 1);
 
-// The bits of bytes that start anywhere. They are read by aligned words, of which the first and
-// the last may hold bytes of others, too.
+// The bits of bytes that start anywhere. They are read by aligned words, of which the first may
+// hold bytes of others, too.
 class Bits {
  public:
-  __device__ explicit Bits(const uint8_t* data)
+  __device__ Bits(const uint8_t* data, int64_t size)
       : words_(
             reinterpret_cast<const unsigned*>(reinterpret_cast<uintptr_t>(data) & ~uintptr_t{3})),
-        skipped_(8 * static_cast<int>(reinterpret_cast<uintptr_t>(data) & 3)) {}
+        skipped_(8 * static_cast<int>(reinterpret_cast<uintptr_t>(data) & 3)),
+        end_(data + size) {}
 
   // The bits from `begin` to `end`, or the first 32 of them; 0 if there are none.
   __device__ unsigned between(int64_t begin, int64_t end) const {
@@ -96,14 +97,24 @@ class Bits {
     const int width = end - begin < 32 ? static_cast<int>(end - begin) : 32;
     const unsigned* word = words_ + ((begin + skipped_) >> 5);
     const int shift = static_cast<int>((begin + skipped_) & 31);
-    uint64_t bits = __ldg(word);
-    if (shift + width > 32) bits |= uint64_t{__ldg(word + 1)} << 32;
+    uint64_t bits = load(word);
+    if (shift + width > 32) bits |= uint64_t{load(word + 1)} << 32;
     return static_cast<unsigned>(bits >> shift & ((uint64_t{1} << width) - 1));
   }
 
  private:
+  // The memory behind the last byte may be nobody's.
+  __device__ unsigned load(const unsigned* word) const {
+    if (reinterpret_cast<const uint8_t*>(word + 1) <= end_) return __ldg(word);
+    const auto* const bytes = reinterpret_cast<const uint8_t*>(word);
+    unsigned bits = 0;
+    for (int b = 0; bytes + b < end_; ++b) bits |= unsigned{bytes[b]} << 8 * b;
+    return bits;
+  }
+
   const unsigned* words_;
   int skipped_;
+  const uint8_t* end_;
 };
 
 // What all messages have in common.
@@ -126,7 +137,7 @@ class Tile {
         number(blockIdx.x % shape.tiles),
         shape_(shape),
         at_(shape.at),
-        bits_(messages[message].data) {}
+        bits_(messages[message].data, messages[message].size) {}
 
   const int64_t message, number;
 

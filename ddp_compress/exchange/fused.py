@@ -13,6 +13,7 @@ from ddp_compress.exchange.bodies import Bodies
 from ddp_compress.message.context import Context
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
+from ddp_compress.ops import host
 from ddp_compress.ops.devices import OnItsWay, at_once_on_device, at_once_on_host
 from ddp_compress.quantize import Means, Values
 from ddp_compress.recipe import Recipe
@@ -67,27 +68,22 @@ class FusedLists:
         """What this rank sends, on the host; None where something is not finite."""
         message, recipe, plan = self._message, self._recipe, self._message.plan
         found = self._select.slots(message)
-        parts = [
-            found.counts,
-            found.finite,
-            recipe.codec.encode(found.indices, plan),
-            self._values(found),
-        ]
+        positions, values = recipe.codec.encode(found.indices, plan), self._values(found)
+        finite, uncompressed = found.finite, []
         if len(plan.uncompressed):
-            uncompressed = message.uncompressed()
-            parts += [
-                uncompressed.isfinite().all().view(1),
-                message.clamped(uncompressed).to(message.dtype).view(torch.uint8),
-            ]
-        counts, finite, positions, values, *uncompressed_parts = at_once_on_host(parts)
-        if not finite or not all(uncompressed_parts[:1]):
+            accumulated = message.uncompressed()
+            finite = finite & accumulated.isfinite().all()
+            uncompressed = [message.clamped(accumulated).to(message.dtype).view(torch.uint8)]
+        parts = [found.counts, finite, positions, values, *uncompressed]
+        counts, finite, positions, values, *uncompressed = at_once_on_host(parts)
+        if not finite:
             return None
         count = int(counts.sum())
         if self._dtype is not None:
             values = values[: count * self._dtype.itemsize]
         self._stats.entry_list("individual", count, 8 * len(positions), 8 * len(values))
         self._stats.nonzeros += len(plan.uncompressed)
-        return torch.cat([*uncompressed_parts[1:], positions, values])
+        return torch.cat([*uncompressed, positions, values])
 
     def _values(self, found: Slots) -> Tensor:
         """What they are worth, as bytes of all slots."""
@@ -123,12 +119,11 @@ class FusedLists:
     def _counts(self) -> list[int]:
         """How many entries every rank has sent."""
         words = self._words.get()
-        status = words[:, 0].clone()
-        words[:, 0] = 0  # no position lies before the first group
-        bad = (status < 0) | (words.diff(dim=1) > self._message.plan.ks).any(1)
+        edges = words.index_fill(1, host.arange(1), 0)  # no position lies before the first group
+        bad = (words[:, 0] < 0) | (edges.diff(dim=1) > self._message.plan.ks).any(1)
         if bad.any():
             self._refuse(int(bad.nonzero()[0]))
-        counts: list[int] = words[:, -1].tolist()
+        counts: list[int] = edges[:, -1].tolist()
         return counts
 
     def _refuse(self, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Tables of a message that stay on its device, lest every step send them anew."""
+"""What kernels ask of a plan, step after step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.entries import spans
+from ddp_compress.ops.devices import to_device
 
 if TYPE_CHECKING:
     from ddp_compress.message.plan import Tables
@@ -33,5 +34,5 @@ class DeviceTables:
         """Send them there, once."""
         positions, starts = tables.uncompressed, tables.starts
         parts = zip(starts, spans(positions, starts), strict=True)
-        places = [(positions[here].long() - start).to(device) for start, here in parts]
-        return cls(tables.group_ends.to(device), positions.to(device), tuple(places))
+        places = tuple(to_device(positions[here].long() - start, device) for start, here in parts)
+        return cls(to_device(tables.group_ends, device), to_device(positions, device), places)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddp_compress.ops import reference
 from ddp_compress.ops.devices import at_once_on_host, to_device_of, to_host
+from ddp_compress.ops.reference.entries import UNUSED
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +42,6 @@ def _load_native() -> bool:
 
 NATIVE = _load_native()
 CUDA = NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key("ddp_compress::topk", "CUDA")
-UNUSED = 2**31 - 1  # the position in an unused slot of a CUDA kernel's list
 
 
 def _kernel_of(twin: F) -> F:

@@ -108,8 +108,10 @@ def at_once_on_device(data: Sequence[Tensor], device: torch.device) -> list[Tens
     """
     if device.type != "cuda":
         return list(data)
-    sent = _pinned(torch.cat(list(data))).to(device, non_blocking=True)
-    return list(sent.split([len(each) for each in data]))
+    sizes = [len(each) for each in data]
+    pinned = torch.empty(sum(sizes), dtype=data[0].dtype, device="cpu", pin_memory=True)
+    torch.cat(list(data), out=pinned)
+    return list(pinned.to(device, non_blocking=True).split(sizes))
 
 
 def set_device(device: torch.device) -> None:
@@ -198,8 +200,8 @@ def side_stream(device: torch.device) -> Stream:
 
     There is one, because states share what they keep there (`Tables.on`), and a second would take
     no work off a GPU. Where two states are under way at the same time, each finds its own work
-    there in its own order, and some of the other's in between. So nothing on it may wait for
-    another rank, where the other state's work may have come first.
+    there in its own order, and some of the other's in between. So nothing of ours on it may wait
+    for another rank, where the other state's work may have come first.
 
     Example:
         >>> side_stream(torch.device("cpu")) is side_stream(torch.device("cpu"))

@@ -216,7 +216,8 @@ class CompressionState:
 
         Raises:
             PeerError: on every rank, where a rank failed or compresses otherwise.
-            ValueError: on every rank, where a message is corrupt.
+            ValueError: on every rank, where a message is corrupt. Where that is noticed late, as on
+                a GPU, gradients are NaN; memory is as before the step in any case.
         """
         return self._take(self._chunk(flat, layout, scale), last, self._buckets)
 
@@ -437,8 +438,9 @@ class CompressionState:
         meet(describe, density, self.step)
 
     def _warm_up(self) -> None:
-        find_unused, worker = self._binding.find_unused, self._peers.worker
-        warm_up(self._settings, self._parameters, find_unused, worker, self.step)
+        device, worker = self._parameters.device, self._peers.worker
+        find_unused, scale = self._binding.find_unused, self.loss_scale(device)
+        warm_up(self._settings, self._parameters, find_unused, scale, worker, self.step)
 
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""

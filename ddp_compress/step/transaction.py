@@ -189,11 +189,16 @@ class Transaction:
                     delivery.confirm()
         except BaseException:  # on this rank alone: the next step tells the others
             self.undo.take_back()
+            self._spoil_gradients()
             raise
 
     def _abort(self) -> None:
         """Leave memory alone, and say by the gradients that there are none."""
         self._comm.agreed.density = self._shared_density  # every rank knows that the step aborts
+        self._spoil_gradients()
+
+    def _spoil_gradients(self) -> None:
+        """Nobody is to apply them by mistake."""
         for sent in self._sent:
             with side_stream(sent.device).on():
                 for chunk in sent.chunks:

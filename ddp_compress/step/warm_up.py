@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from ddp_compress.message.chunk import Chunk
+from ddp_compress.ops.devices import side_stream
 from ddp_compress.stats import Stats
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.parameters import Parameters
@@ -16,13 +18,15 @@ from ddp_compress.step.worker import Worker
 from ddp_compress.transport.comm import Comm, PeerError
 
 STEPS = 2  # the second finds what the first has kept
-NUMEL = 4096  # of a parameter: as many as kernels for many elements begin at, about
+NUMEL = 8192  # of a parameter: as many as top-k takes a sample of
+PARAMETERS = 16  # of a dtype: so many that their tables are sent as a large model's are
 
 
 def warm_up(
     settings: Settings,
     parameters: Parameters,
     find_unused: bool,
+    scale: Tensor | None,
     worker: Worker | None,
     step: int,
 ) -> None:
@@ -32,12 +36,15 @@ def warm_up(
     the middle of backward that is for collectives as well, which wait for other ranks. PyTorch's
     first pinned memory waits, too. Nothing can load the kernels of PyTorch's operators but to run
     them, so a recipe's parts run as they will: a throwaway gradient, of a few of the model's
-    parameters, goes all the way, to memory and back. What only several ranks do is not reached.
+    parameters, goes all the way, to memory and back.
+
+    What only several ranks do is not reached, nor kernels that PyTorch chooses by a tensor's size.
 
     Args:
         settings: the state's.
         parameters: the model's.
         find_unused: whether a parameter may be left out of a step.
+        scale: [], of the loss; None for 1.
         worker: the state's.
         step: the next.
 
@@ -54,16 +61,20 @@ def warm_up(
     store = ParameterStore(settings.recipe.tensors)
     for _ in range(STEPS):
         transaction = Transaction(settings, store, Buckets(), peers, step)
-        for chunk in _chunks(parameters, settings.min_numel, find_unused):
+        for chunk in _chunks(parameters, settings.min_numel, find_unused, scale):
             transaction.add(chunk)
         try:
             transaction.finish()
         except PeerError as error:  # which this rank has told itself
             raise error.__cause__ or error from None
+        finally:
+            side_stream(device).join()  # no future does, and what is let go of was given by others
 
 
-def _chunks(parameters: Parameters, min_numel: int, find_unused: bool) -> Iterator[Chunk]:
-    """A gradient for every dtype, with a parameter of every kind.
+def _chunks(
+    parameters: Parameters, min_numel: int, find_unused: bool, scale: Tensor | None
+) -> Iterator[Chunk]:
+    """A gradient for every dtype, with a parameter of every kind, and some small ones more.
 
     It is one of moderate size, if there is any: the smallest of `NUMEL` elements, else the largest.
     """
@@ -75,7 +86,10 @@ def _chunks(parameters: Parameters, min_numel: int, find_unused: bool) -> Iterat
         kind = numel < max(1, min_numel), kernels[0].numel > 1
         if numel >= NUMEL or kind not in names:
             names[kind] = name
-    for dtype, names in kinds.items():
-        layout = parameters.layout_of(list(names.values()))
+    for dtype, by_kind in kinds.items():
+        chosen = list(by_kind.values())
+        small = [n for n, p in trained.items() if p.dtype == dtype and p.numel() < NUMEL]
+        chosen += [name for name in small if name not in chosen][: PARAMETERS - len(chosen)]
+        layout = parameters.layout_of(chosen)
         grad = torch.linspace(-1.0, 1.0, layout.numel, dtype=dtype, device=device)
-        yield Chunk(grad, layout, may_be_unused=find_unused)
+        yield Chunk(grad, layout, may_be_unused=find_unused, scale=scale)

@@ -12,7 +12,12 @@ from ddp_compress.ops.devices import to_host
 from ddp_compress.stats import Stats
 from ddp_compress.transport.agreed import Agreed
 from ddp_compress.transport.frame import body_text, text_body
-from ddp_compress.transport.groups import backends, host_twin_of, rank_and_size
+from ddp_compress.transport.groups import (
+    backends,
+    check_host_backend,
+    host_twin_of,
+    rank_and_size,
+)
 from ddp_compress.transport.lifetimes import KeptAlive
 from ddp_compress.transport.phases import Phases
 
@@ -93,11 +98,19 @@ class Comm:
             return
 
         def prepared() -> str:
+            check_host_backend(self.group)
             prepare()
             return describe()
 
         name = self.compare(prepared)
-        self.group, self._is_own = host_twin_of(self.group, name), True
+        try:
+            self.group, self._is_own = host_twin_of(self.group, name), True
+        except RuntimeError as error:
+            raise PeerError(
+                f"no way to the other ranks ({error}): they have ended, or Gloo looks for them on "
+                "the wrong network: export GLOO_SOCKET_IFNAME with the name of the interface "
+                "between hosts"
+            ) from error
 
     def compare(self, describe: Callable[[], str]) -> str:
         """Compare descriptions by words.

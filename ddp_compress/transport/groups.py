@@ -27,6 +27,15 @@ def backends(group: dist.ProcessGroup | None) -> dict[str, str]:
     return dict(pair.split(":", 1) for pair in pairs)
 
 
+def check_host_backend(group: dist.ProcessGroup | None) -> None:
+    """Raise a RuntimeError unless `host_twin_of` finds a backend for the host's memory."""
+    if "cpu" not in backends(group) and not dist.is_gloo_available():
+        raise RuntimeError(
+            "compressed gradients travel from the host's memory: the process group has no backend "
+            "for it, and this build of PyTorch has no Gloo"
+        )
+
+
 def host_twin_of(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
     """A new group of the same ranks and timeout, for tensors in the host's memory.
 
@@ -36,7 +45,7 @@ def host_twin_of(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGrou
     are in different groups, and comes again when groups go, with a rendezvous that is stale then.
 
     Raises:
-        RuntimeError: the ranks cannot reach one another.
+        RuntimeError: this rank finds no way to the others, who hear of it at the group's timeout.
     """
     c10d = dist.distributed_c10d
     world = c10d._get_default_group()
@@ -44,20 +53,14 @@ def host_twin_of(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGrou
     ranks, known = dist.get_process_group_ranks(parent), backends(parent)
     any_device = torch.device("cpu" if "cpu" in known else next(iter(known)))
     _, store = c10d._world.pg_map[world]
-    try:
-        twin, _ = c10d._new_process_group_helper(
-            len(ranks),
-            dist.get_rank(parent),
-            ranks,
-            dist.Backend(known.get("cpu", "gloo")),
-            store,
-            f"ddp_compress/{name}",  # type: ignore[arg-type]
-            timeout=parent._get_backend(any_device).options._timeout,
-        )
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"ranks cannot reach one another over TCP, which compressed gradients travel by "
-            f"({error}): export GLOO_SOCKET_IFNAME with the name of the interface between hosts"
-        ) from error
+    twin, _ = c10d._new_process_group_helper(
+        len(ranks),
+        dist.get_rank(parent),
+        ranks,
+        dist.Backend(known.get("cpu", "gloo")),
+        store,
+        f"ddp_compress/{name}",  # type: ignore[arg-type]
+        timeout=parent._get_backend(any_device).options._timeout,
+    )
     c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
     return twin
