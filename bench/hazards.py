@@ -52,9 +52,14 @@ class Rank:
 
         return end
 
-    def steps(self) -> list[Tensor]:
-        """The means of some steps."""
-        return [mean for _ in range(STEPS) for mean in self.begin()()]
+    def steps(self, between: Callable[[], object] = lambda: None) -> list[Tensor]:
+        """The means of some steps; between the halves of each something else may be done."""
+        means = list[Tensor]()
+        for _ in range(STEPS):
+            end = self.begin()
+            between()
+            means += end()
+        return means
 
 
 def alone(recipe: dc.Recipe, numel: int, seed: int) -> list[Tensor]:
@@ -130,17 +135,27 @@ def two_states(numel: int) -> str:
 
 
 def nccl_alone(numel: int) -> str:
-    """One rank over NCCL, whose collectives are kernels too."""
+    """A user's all-reduce in the middle of every step, in a group of NCCL alone.
+
+    It is a kernel there, beside which gradients go by a group of Gloo that the state has made.
+    """
     recipe = dc.recipes.sbc(0.001)
     expected = alone(recipe, numel, seed=0)
-    backend = "nccl" if torch.cuda.device_count() else "gloo"  # a pretence has no GPU to count
+    # What one rank has NCCL averages by a kernel, but sums by none. A pretence has no GPU to count.
+    over_nccl = "nccl", dist.ReduceOp.AVG
+    backend, op = over_nccl if torch.cuda.device_count() else ("gloo", dist.ReduceOp.SUM)
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    rank, given = Rank(recipe, numel, seed=0), torch.randn(numel).to(CUDA)
+    theirs = given.clone()
+    torch.cuda.synchronize()
     begin = time.perf_counter()
-    found = alone(recipe, numel, seed=0)
+    found = rank.steps(between=lambda: dist.all_reduce(theirs, op))
+    torch.cuda.synchronize()
     took = time.perf_counter() - begin
-    compare(found, expected)
+    compare([*found, theirs], [*expected, given])
+    rank.state.close()
     dist.destroy_process_group()
-    return f"{took / STEPS * 1e3:.1f} ms a step over {backend}"
+    return f"{took / STEPS * 1e3:.1f} ms a step, a user's all-reduce over {backend} in it"
 
 
 HAZARDS = {each.__name__: each for each in (beside_a_long_kernel, two_states, nccl_alone)}

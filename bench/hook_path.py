@@ -40,7 +40,11 @@ import device_work
 from gpu import CUDA, add_pretend, gpu
 from output import add_json, show, write_json
 
-RECIPES = {"sbc": dc.recipes.sbc(0.001), "topk": dc.recipes.topk(0.001, "tensor")}
+RECIPES = {
+    "sbc": dc.recipes.sbc(0.001),
+    "topk": dc.recipes.topk(0.001, "tensor"),
+    "dgc": dc.recipes.dgc(0.001),
+}
 WARM_UP = 4  # steps: sizes of frames are steady then, and kernels loaded
 
 

@@ -232,6 +232,7 @@ def pretended_gpu() -> Iterator[None]:
     counter = Counter()
     fakes: dict[str, Any] = {
         "is_available": lambda: True,
+        "device_count": lambda: 0,  # what a bench asks before it takes NCCL
         "get_device_name": lambda: "pretended GPU",
         "synchronize": lambda device=None: None,
         "current_stream": lambda device=None: counter.stream,

@@ -6,6 +6,7 @@ Kernels run alone, under sanitizers (see fuzz/target.h); `make fuzz` does so for
 import random
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -25,8 +26,10 @@ from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
+from ddp_compress.ops import UNUSED
 from ddp_compress.stats import Stats
 from ddp_compress.transport.frame import HEADER_BYTES, Header, padded, seal, unseal
+from tests import pretend_cuda
 from tests.make import ROOT, make
 from tests.table import OPTIONS, RECIPES, Row
 
@@ -182,22 +185,54 @@ def test_mutated_bodies_are_entries_or_refused(name, dtype):
         sent += bodies
     readers = [kind(messages[0], row.recipe, Stats(), rank=0) for kind in kinds]
     for data in many(sent, 2000):
-        told = {outcome(partial(decoded, data, messages[0], reader)) for reader in readers}
+        told = {outcome(partial(decoded, [data], messages[0], reader)) for reader in readers}
         assert len(told) == 1, told
 
 
-def decoded(data: bytes, message: Message, lists: Lists) -> list[bytes]:
-    """All that a body holds, or an error."""
-    rest, uncompressed = split_uncompressed([as_tensor(data)], message)
-    (selected,) = lists.decode(rest)
-    if selected.indices is not None:
-        check_counts(selected.indices, message.plan)
+@pytest.mark.parametrize(("name", "dtype"), [("topk", torch.float32), ("sbc", torch.float16)])
+def test_a_gpu_finds_in_mutated_bodies_what_the_cpu_does(name, dtype):
+    """Its host hears late of what is bad, in the same words."""
+    row = FUZZED[name]
+    here, *others = messages_of(row, dtype)
+    every = [FusedLists(each, row.recipe, Stats(), rank=0).encode() for each in others]
+    sent = [as_bytes(body) for body in every if body is not None]
+    with pretend_cuda.pretend():
+        moved = [replace(chunk, grad=chunk.grad.to(pretend_cuda.CUDA)) for chunk in here.chunks]
+        there, refused = replace(here, chunks=moved), 0
+        at_once = SeparateLists(here, row.recipe, Stats(), rank=0)
+        late = FusedLists(there, row.recipe, Stats(), rank=0)
+        for data in many(sent, 100):
+            bodies = [sent[0], data]
+            expected = outcome(partial(decoded, bodies, here, at_once))
+            assert outcome(partial(decoded, bodies, there, late)) == expected
+            refused += expected.startswith("rank 1: ")
+    assert 0 < refused < 100
+
+
+def decoded(bodies: Sequence[bytes], message: Message, lists: Lists) -> list[bytes]:
+    """All that bodies hold, or an error."""
+    rest, uncompressed = split_uncompressed(list(map(as_tensor, bodies)), message)
+    selected = [on_host(entries) for entries in lists.decode(rest)]
+    lists.confirm()
+    for entries in selected:
+        if entries.indices is not None:
+            check_counts(entries.indices, message.plan)
     found = []
-    for entries in (selected, *uncompressed):
+    for entries in (*selected, *uncompressed):
         assert_entries(entries, message.plan)
         parts = (entries.indices, entries.values)
         found += [as_bytes(each.view(torch.uint8)) for each in parts if each is not None]
     return found
+
+
+def on_host(entries: Entries) -> Entries:
+    """The same there, without slots that a GPU leaves unused."""
+    values = pretend_cuda.host_of(entries.values)
+    if entries.indices is None:
+        return Entries(None, values)
+    indices = pretend_cuda.host_of(entries.indices)
+    used = indices != UNUSED
+    return Entries(indices[used], values[used])
 
 
 def outcome(work: Callable[[], object]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddp_compress.ops import reference
 from ddp_compress.ops.devices import at_once_on_host, to_device_of, to_host
-from ddp_compress.ops.reference.entries import UNUSED
+from ddp_compress.ops.reference.entries import UNUSED as UNUSED
 
 F = TypeVar("F", bound=Callable[..., Any])
 

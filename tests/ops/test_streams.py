@@ -10,24 +10,26 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import ddp_compress  # noqa: F401 - loads the kernels
 from tests import emulation
 
 needs_cuda = pytest.mark.needs_cuda
 
 native = torch.ops.ddp_compress
 
-NUMEL, K = 1_000_000, 10_000
+BLOCK = 1024  # elements; tables of smaller blocks would take many launches to send
+NUMEL, K = 1024 * BLOCK, 8 * BLOCK
 A_TENTH_OF_A_SECOND = 200_000_000  # clock cycles, about
 
 
 def arguments(kernels: Any, numel: int, k: int, device: str) -> SimpleNamespace:
-    """Kernels and what to give them; tables are on the CPU."""
+    """Kernels and what to give them: lists of exactly k positions; tables are on the CPU."""
     torch.manual_seed(0)
     positions = torch.arange(0, numel, numel // k, dtype=torch.int32, device=device)
     grad, memory = torch.randn(2, numel, device=device)
     bounds, salts = torch.tensor([0, numel // 3, numel]), torch.tensor([7, 8])
     bits, scales = kernels.sign_encode(grad, bounds, 1024)
-    blocks, block_salts = torch.arange(0, numel + 1, 8), torch.arange(numel // 8)
+    blocks, block_salts = torch.arange(0, numel + 1, BLOCK), torch.arange(numel // BLOCK)
     codes, levels = kernels.uniform_encode(grad, blocks, block_salts, 4)
     values = torch.randn(k, device=device)
     bytes_of_positions = kernels.elias_fano_encode(positions, numel, k)
@@ -112,7 +114,11 @@ def call(op: str, given: SimpleNamespace) -> list[Tensor]:
 
 
 def same(found: list[Tensor], expected: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    """Whether they are, bit for bit."""
+    return all(
+        a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 def warm_call(op: str, given: SimpleNamespace) -> list[Tensor]:
@@ -133,7 +139,11 @@ def test_every_kernel_is_in_the_table():
 def test_every_call_is_right(op):
     """On a GPU it would be too late to learn of it."""
     emulation.load()
-    assert call(op, arguments(torch.ops.ddp_compress_emulated, numel=1200, k=12, device="cpu"))
+    found, expected = (
+        call(op, arguments(kernels, numel=4 * BLOCK, k=32, device="cpu"))
+        for kernels in (torch.ops.ddp_compress_emulated, native)
+    )
+    assert same(found, expected)
 
 
 @needs_cuda
