@@ -18,6 +18,7 @@
 #include "../kernels.h"
 #include "../pieces.h"
 #include "kth_largest.h"
+#include "scratch.h"
 #include "simd.h"
 #include "tie_hash.h"
 
@@ -78,8 +79,8 @@ class Candidates {
       : k_(k),
         ties_(ties),
         capacity_(2 * k + kBlock),
-        indices_(new int32_t[static_cast<size_t>(capacity_ + kBlock)]),
-        values_(new A[static_cast<size_t>(capacity_ + kBlock)]) {}
+        indices_(capacity_ + kBlock),
+        values_(capacity_ + kBlock) {}
 
   Key<A> floor() const { return floor_; }
   A threshold() const { return std::bit_cast<A>(floor_); }
@@ -113,7 +114,7 @@ class Candidates {
   // Keeps the k largest and raises the threshold to what can still outdo them.
   void keep_largest() {
     if (count_ <= k_) return;
-    const std::unique_ptr<Key<A>[]> keys(new Key<A>[static_cast<size_t>(count_)]);
+    const Scratch<Key<A>> keys(count_);
     std::transform(values(), values() + count_, keys.get(), magnitude<A>);
     const Key<A> kth = kth_largest(keys.get(), count_, k_);
     int64_t ties = k_;  // to be kept
@@ -177,8 +178,8 @@ class Candidates {
   Key<A> floor_ = 1;
   uint32_t bar_ = 0;  // what the hash of a key at the floor must exceed; 0 where all are admitted
   int64_t count_ = 0;
-  std::unique_ptr<int32_t[]> indices_;  // left uninitialized: most of it is never touched
-  std::unique_ptr<A[]> values_;
+  Scratch<int32_t> indices_;
+  Scratch<A> values_;
 };
 
 // What one scan looks for: the k largest magnitudes, or the k largest on either side of zero.
@@ -391,17 +392,23 @@ class Selector {
 };
 
 template <typename G, typename A, bool kMomentum>
-TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-                  const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
-                  bool heavier) {
+int64_t topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
+                  const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
+                  const int64_t* salts, bool heavier, const Taken<A>& taken) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
   if (chunks[0].sums) selector.leave_sums(left_out(chunks, bounds, groups, params));
-  TopK<A> result;
+  std::fill(taken.counts, taken.counts + group_count, 0);
+  if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
+  int64_t total = 0, g = 0;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
-    const int64_t k = *ks++;
-    Search<A> search(k, {bounds, salts, params}, heavier);
-    selector.find(group.pieces, group.numel, k, search);
-    if (!search.finite) return {{}, {}, false, {}, {}};
+    Search<A> search(ks[g], {bounds, salts, params}, heavier);
+    selector.find(group.pieces, group.numel, ks[g], search);
+    *taken.finite = search.finite;
+    if (!search.finite) {
+      std::fill(taken.counts, taken.counts + group_count, 0);
+      if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
+      return 0;
+    }
 
     const Candidates<A>* chosen = &search.positive;
     if (heavier) {
@@ -409,34 +416,30 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
       const double down = exact_mean(search.negative.values(), search.negative.count());
       const bool is_up = up > -down;
       if (!is_up) chosen = &search.negative;
-      result.means.push_back(static_cast<float>(is_up ? up : down));
+      taken.means[g] = static_cast<float>(is_up ? up : down);
     }
-    result.counts.push_back(chosen->count());
-    result.indices.insert(result.indices.end(), chosen->indices(),
-                          chosen->indices() + chosen->count());
-    result.values.insert(result.values.end(), chosen->values(), chosen->values() + chosen->count());
+    const int64_t count = taken.counts[g++] = chosen->count();
+    std::copy(chosen->indices(), chosen->indices() + count, taken.indices + total);
+    std::copy(chosen->values(), chosen->values() + count, taken.values + total);
+    total += count;
   }
-  return result;
+  return total;
 }
 
 }  // namespace
 
 template <typename G, typename A>
-TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-             const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
-             bool heavier) {
-  return chunks[0].momentum
-             ? topk_impl<G, A, true>(chunks, mu, bounds, groups, params, ks, salts, heavier)
-             : topk_impl<G, A, false>(chunks, mu, bounds, groups, params, ks, salts, heavier);
+int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
+             const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
+             const int64_t* salts, bool heavier, const Taken<A>& taken) {
+  return (chunks[0].momentum ? topk_impl<G, A, true>
+                             : topk_impl<G, A, false>)(chunks, mu, bounds, groups, params, ks,
+                                                       group_count, salts, heavier, taken);
 }
 
-#define INSTANTIATE(G, A)                                                                   \
-  template TopK<A> topk(const std::vector<Chunk<G, A>>&, A, const int64_t*, const int64_t*, \
-                        int64_t, const int64_t*, const int64_t*, bool);
-INSTANTIATE(float, float)
-INSTANTIATE(BFloat16, float)
-INSTANTIATE(Half, float)
-INSTANTIATE(double, double)
-#undef INSTANTIATE
+template decltype(topk<float, float>) topk<float, float>;
+template decltype(topk<BFloat16, float>) topk<BFloat16, float>;
+template decltype(topk<Half, float>) topk<Half, float>;
+template decltype(topk<double, double>) topk<double, double>;
 
 }  // namespace ddp_compress
