@@ -118,6 +118,7 @@ class Cases:
         yield Case("scatter_add", "W = 4", partial(self.scatter_add, dtype=torch.float32, start=0))
         part = partial(self.scatter_add, dtype=torch.float16, start=self.numel // 3)
         yield Case("scatter_add", "fp16, a part", part)
+        yield Case("scatter_add", "afresh", partial(part, afresh=True))
 
     def accumulate(self, move: Move) -> Sequence[Tensor]:
         grad, residual = move(self.grad), move(self.residual)
@@ -135,10 +136,12 @@ class Cases:
         ops.accumulate(residual, grad, momentum, 0.9, *after)
         return grad, *after
 
-    def scatter_add(self, move: Move, dtype: torch.dtype, start: int) -> Sequence[Tensor]:
+    def scatter_add(
+        self, move: Move, dtype: torch.dtype, start: int, afresh: bool = False
+    ) -> Sequence[Tensor]:
         out = move(self.grad[start:].to(dtype))
         lists, values = [*map(move, self.lists)], [*map(move, self.values)]
-        ops.scatter_add(out, start, lists, values, 1 / WORLD_SIZE)
+        ops.scatter_add(out, start, lists, values, 1 / WORLD_SIZE, afresh)
         return [out]
 
     # -------------------------------------------------------------------------------- positions

@@ -95,6 +95,7 @@ class Bench:
         self,
         momentum: bool = False,
         heavier: bool = False,
+        sums: bool = False,
         salts: Tensor = NO_SALTS,
         topk: Callable[..., tuple[Tensor, ...]] = ops.topk,
     ) -> tuple[Tensor, ...]:
@@ -108,7 +109,7 @@ class Bench:
             self.ks,
             salts,
             heavier,
-            [],
+            [self.next_residual] if sums else [],
         )
 
     def select_equals(self) -> None:
@@ -130,21 +131,24 @@ class Bench:
         (self.residual + self.grad).abs().topk(self.k)
 
     def sbc_step(self) -> None:
-        """Select, encode; then retain, decode four ranks' messages and write the mean."""
-        indices, *_, means = self.select(heavier=True)
+        """Select and leave the sums, encode; then decode four ranks' messages, write the mean."""
+        indices, *_, means = self.select(heavier=True, sums=True)
         message = ops.elias_fano_encode(indices, self.numel, self.k)
         own = torch.cat([message, means.view(torch.uint8)])
         positions, worth, _ = self.decode([own, *self.bodies[1:]])
-        self.accumulate()
+        self.residual, self.next_residual = self.next_residual, self.residual
         count = len(indices)
         sent = [positions[0][:count]], [worth[0][:count]]
         ops.scatter_add(self.residual, 0, *sent, -1.0)
         lists = [*sent[0], *positions[1:]], [*sent[1], *worth[1:]]
-        ops.scatter_add(self.grad, 0, *lists, 1 / WORLD_SIZE)
+        ops.scatter_add(self.grad, 0, *lists, 1 / WORLD_SIZE, afresh=True)
 
     def decode(self, bodies: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The lists of all ranks at once."""
         return ops.entries_decode(bodies, self.ends, self.numel, self.k, None)
+
+    def scatter_add(self, afresh: bool) -> None:
+        ops.scatter_add(self.out, 0, self.positions, self.values, 1 / WORLD_SIZE, afresh)
 
     def accumulate(self) -> None:
         """Into the memory that the step before has left free."""
@@ -161,13 +165,15 @@ class Bench:
             "select top-k, hash ties": ("add", lambda: self.select(salts=self.salts)),
             "select top-k, all equal": ("add", self.select_equals),
             "select heavier side": ("add", lambda: self.select(heavier=True)),
+            "select heavier side, sums left": (
+                "add",
+                lambda: self.select(heavier=True, sums=True),
+            ),
             "accumulate": ("add", self.accumulate),
             "torch.topk(|r+g|)": ("add", self.torch_topk),
             "select, plain PyTorch": ("add", lambda: self.select(topk=reference.topk)),
-            "scatter_add, W=4": (
-                "zero",
-                lambda: ops.scatter_add(self.out, 0, self.positions, self.values, 0.25),
-            ),
+            "scatter_add, W=4": ("zero", lambda: self.scatter_add(afresh=False)),
+            "scatter_add afresh, W=4": ("zero", lambda: self.scatter_add(afresh=True)),
             "elias_fano_encode": (
                 "add",
                 lambda: ops.elias_fano_encode(self.positions[0], self.numel, self.k),

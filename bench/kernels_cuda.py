@@ -113,9 +113,8 @@ class Inputs:
         positions = kernels.elias_fano_encode(indices, self.numel, self.k)
         message = torch.cat([positions, mean.view(torch.uint8)])
         found, worth, _ = self.decode([message, *self.bodies[1:]])
-        self.grad.zero_()
         kernels.scatter_add(self.sums, 0, [found[0]], [worth[0]], -1.0)
-        kernels.scatter_add(self.grad, 0, [*found], [*worth], 1 / WORLD_SIZE)
+        kernels.scatter_add(self.grad, 0, [*found], [*worth], 1 / WORLD_SIZE, True)
         return message, self.sums, self.grad
 
     def decode(self, bodies: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

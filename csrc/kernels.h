@@ -19,20 +19,21 @@ struct Chunk {
   A* sums;  // where the accumulated gradient is left; null where nobody wants it
 };
 
+// What top-k takes.
 template <typename A>
-struct TopK {
-  std::vector<int32_t> indices;  // ascending, in message coordinates
-  std::vector<A> values;
-  bool finite = true;
-  std::vector<int64_t> counts;  // of each group, as far as there are any
-  std::vector<float> means;     // of each group, where a side was looked for
+struct Taken {
+  int32_t* indices;  // room for sum(ks), ascending, in message coordinates
+  A* values;
+  bool* finite;
+  int64_t* counts;  // of each group
+  float* means;     // of each group, where a side is looked for; else null
 };
 
-// topk.cpp: salts may be null
+// topk.cpp: salts may be null. Returns how many are taken.
 template <typename G, typename A>
-TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-             const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
-             bool heavier);
+int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
+             const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
+             const int64_t* salts, bool heavier, const Taken<A>& taken);
 
 // segment_means.cpp
 template <typename A>
@@ -42,7 +43,7 @@ void segment_means(const A* values, const int64_t* counts, int64_t segments, flo
 
 // accumulate.cpp
 template <typename G, typename A>
-void accumulate(const A* residual, G* grad, const A* momentum, A mu, A* next_residual,
+void accumulate(const A* residual, const G* grad, const A* momentum, A mu, A* next_residual,
                 A* next_momentum, int64_t numel);
 
 // scatter_add.cpp
@@ -54,7 +55,7 @@ struct Entries {
 };
 template <typename G, typename A>
 void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries<A>>& ranks,
-                 A scale);
+                 A scale, bool afresh);
 
 // elias_fano.cpp
 void elias_fano_encode(const int32_t* indices, int64_t count, int64_t numel, int64_t k,

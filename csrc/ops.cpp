@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -50,22 +51,24 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> sums) {
   check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check);
   const ScalarType type = grads[0].scalar_type();
-  const int64_t* b = read<int64_t>(bounds);
-  const int64_t* g = read<int64_t>(groups);
   const int64_t* k = read<int64_t>(ks);
-  const int64_t params = groups.numel();
-  const int64_t* s = salts.numel() ? read<int64_t>(salts) : nullptr;
-  TopKResult result;
+  const int64_t slots = std::accumulate(k, k + ks.numel(), int64_t{0});
+  Tensor indices = empty_cpu(slots, ScalarType::Int);
+  Tensor values = empty_cpu(slots, memory_type(type));
+  Tensor finite = scalar<bool>(true, ScalarType::Bool);
+  Tensor counts = empty_cpu(ks.numel(), ScalarType::Long);
+  Tensor means = empty_cpu(heavier ? ks.numel() : 0, ScalarType::Float);
+  int64_t count = 0;
   dispatch(type, [&]<typename G, typename A>(G, A) {
     const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
-    auto found = topk<G, A>(chunks, static_cast<A>(momentum), b, g, params, k, s, heavier);
-    found.counts.resize(static_cast<size_t>(ks.numel()));
-    found.means.resize(static_cast<size_t>(heavier ? ks.numel() : 0));
-    result = {to_tensor(found.indices, ScalarType::Int), to_tensor(found.values, memory_type(type)),
-              scalar<bool>(found.finite, ScalarType::Bool),
-              to_tensor(found.counts, ScalarType::Long), to_tensor(found.means, ScalarType::Float)};
+    count = topk<G, A>(chunks, static_cast<A>(momentum), read<int64_t>(bounds),
+                       read<int64_t>(groups), groups.numel(), k, ks.numel(),
+                       salts.numel() ? read<int64_t>(salts) : nullptr, heavier,
+                       {write<int32_t>(indices), write<A>(values), write<bool>(finite),
+                        write<int64_t>(counts), write<float>(means)});
   });
-  return result;
+  return {torch::stable::narrow(indices, 0, 0, count), torch::stable::narrow(values, 0, 0, count),
+          finite, counts, means};
 }
 
 Tensor segment_means_cpu(const Tensor& values, const Tensor& counts) {
@@ -92,7 +95,7 @@ void accumulate_cpu(Tensor residual, Tensor grad, std::optional<Tensor> momentum
                     Tensor next_residual, std::optional<Tensor> next_momentum) {
   check_accumulate(residual, grad, momentum, next_residual, next_momentum, check);
   dispatch(grad.scalar_type(), [&]<typename G, typename A>(G, A) {
-    accumulate<G, A>(read<A>(residual), write<G>(grad), momentum ? read<A>(*momentum) : nullptr,
+    accumulate<G, A>(read<A>(residual), read<G>(grad), momentum ? read<A>(*momentum) : nullptr,
                      static_cast<A>(mu), write<A>(next_residual),
                      next_momentum ? write<A>(*next_momentum) : nullptr, grad.numel());
   });
@@ -106,14 +109,14 @@ bool ascending(const int32_t* p, int64_t count) {
 }
 
 void scatter_add_cpu(Tensor out, int64_t start, std::vector<Tensor> indices,
-                     std::vector<Tensor> values, double scale) {
+                     std::vector<Tensor> values, double scale, bool afresh) {
   check_scatter_add(out, indices, values, check);
   for (size_t i = 0; i < indices.size(); ++i)
     STD_TORCH_CHECK(ascending(read<int32_t>(indices[i]), indices[i].numel()), "indices[", i,
                     "] must ascend strictly from 0 or more");
   dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
     const auto ranks = entries_of<A>(indices, values);
-    scatter_add<G, A>(write<G>(out), start, out.numel(), ranks, static_cast<A>(scale));
+    scatter_add<G, A>(write<G>(out), start, out.numel(), ranks, static_cast<A>(scale), afresh);
   });
 }
 

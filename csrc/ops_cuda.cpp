@@ -150,7 +150,7 @@ void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentu
                next_momentum.value_or(grad));
   const Here here(grad);
   dispatch(grad.scalar_type(), [&]<typename G, typename A>(G, A) {
-    cuda::accumulate<G, A>(here, read<A>(residual), write<G>(grad),
+    cuda::accumulate<G, A>(here, read<A>(residual), read<G>(grad),
                            momentum ? read<A>(*momentum) : nullptr, static_cast<A>(mu),
                            write<A>(next_residual),
                            next_momentum ? write<A>(*next_momentum) : nullptr, grad.numel());
@@ -158,13 +158,14 @@ void accumulate_cuda(Tensor residual, Tensor grad, std::optional<Tensor> momentu
 }
 
 void scatter_add_cuda(Tensor out, int64_t start, std::vector<Tensor> indices,
-                      std::vector<Tensor> values, double scale) {
+                      std::vector<Tensor> values, double scale, bool afresh) {
   check_scatter_add(out, indices, values, check);
   for (size_t i = 0; i < indices.size(); ++i) check_beside(out, indices[i], values[i]);
   const Here here(out);
   dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
     const auto ranks = entries_of<A>(indices, values);
-    cuda::scatter_add<G, A>(here, write<G>(out), start, out.numel(), ranks, static_cast<A>(scale));
+    cuda::scatter_add<G, A>(here, write<G>(out), start, out.numel(), ranks, static_cast<A>(scale),
+                            afresh);
   });
 }
 

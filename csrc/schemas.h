@@ -13,11 +13,11 @@ void define_ops(Library& m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
   m.def(
-      "accumulate(Tensor residual, Tensor(a!) grad, Tensor? momentum, float mu, "
-      "Tensor(b!) next_residual, Tensor(c!)? next_momentum) -> ()");
+      "accumulate(Tensor residual, Tensor grad, Tensor? momentum, float mu, "
+      "Tensor(a!) next_residual, Tensor(b!)? next_momentum) -> ()");
   m.def(
-      "scatter_add(Tensor(a!) out, int start, Tensor[] indices, Tensor[] values, float scale) -> "
-      "()");
+      "scatter_add(Tensor(a!) out, int start, Tensor[] indices, Tensor[] values, float scale, bool "
+      "afresh=False) -> ()");
   m.def("elias_fano_encode(Tensor indices, int numel, int k) -> Tensor");
   m.def("elias_fano_decode(Tensor data, int numel, int k) -> (Tensor, Tensor)");
   m.def(

@@ -59,7 +59,7 @@ class Memory(Protocol):
         """Where a selection is to leave the accumulated gradient [N]; None for nowhere."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
-        """Move the gradient [N] into memory, leaving zeros."""
+        """Take the gradient [N] into memory."""
 
     def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
         """Take out what was sent, entries of the message in which the chunk begins at ``start``.

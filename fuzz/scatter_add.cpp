@@ -18,8 +18,15 @@ bool accepts(Input in) {
       values.push_back(numbers<A>(random, std::ssize(indices.back())));
       ranks.push_back({indices.back().data(), values.back().data(), std::ssize(values.back())});
     }
-    auto out = numbers<G>(random, numel);
-    ddp_compress::scatter_add(out.data(), start, numel, ranks, A(0.25));
+    const auto before = numbers<G>(random, numel);
+    for (const bool afresh : {false, true}) {
+      const auto run = [&] {
+        auto out = before;
+        ddp_compress::scatter_add(out.data(), start, numel, ranks, A(0.25), afresh);
+        return out;
+      };
+      EXPECT(same_bits(portably(false, run), portably(true, run)));
+    }
   });
   return true;
 }

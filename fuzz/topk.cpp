@@ -42,7 +42,11 @@ bool accepts(Input in) {
     const bool heavier = random.one_in(2);
     const auto run = [&] {
       struct {
-        TopK<A> found;
+        std::vector<int32_t> indices;
+        std::vector<A> values;
+        bool finite = true;
+        std::vector<int64_t> counts;
+        std::vector<float> means;
         std::vector<std::vector<A>> sums;
       } result;
       std::vector<Chunk<G, A>> chunks;
@@ -52,21 +56,30 @@ bool accepts(Input in) {
                           has_momentum ? momenta[i].data() : nullptr, std::ssize(grads[i]),
                           has_sums ? result.sums.back().data() : nullptr});
       }
-      result.found = topk<G, A>(chunks, A(0.9), bounds.data(), groups.data(), std::ssize(groups),
-                                ks.data(), salts.empty() ? nullptr : salts.data(), heavier);
+      result.indices.resize(static_cast<size_t>(asked));
+      result.values.resize(static_cast<size_t>(asked));
+      result.counts.resize(ks.size());
+      result.means.resize(heavier ? ks.size() : 0);
+      const int64_t count =
+          topk<G, A>(chunks, A(0.9), bounds.data(), groups.data(), std::ssize(groups), ks.data(),
+                     std::ssize(ks), salts.empty() ? nullptr : salts.data(), heavier,
+                     {result.indices.data(), result.values.data(), &result.finite,
+                      result.counts.data(), result.means.data()});
+      result.indices.resize(static_cast<size_t>(count));
+      result.values.resize(static_cast<size_t>(count));
       return result;
     };
     const auto wide = portably(false, run), portable = portably(true, run);
-    EXPECT(wide.found.finite == portable.found.finite);
-    EXPECT(wide.found.indices == portable.found.indices);
-    EXPECT(same_bits(wide.found.values, portable.found.values));
+    EXPECT(wide.finite == portable.finite);
+    EXPECT(wide.indices == portable.indices);
+    EXPECT(same_bits(wide.values, portable.values));
     for (size_t i = 0; i < grads.size(); ++i) EXPECT(same_bits(wide.sums[i], portable.sums[i]));
-    EXPECT(ascend_within(wide.found.indices, total));
-    EXPECT(std::ssize(wide.found.indices) <= asked);
-    EXPECT(wide.found.counts == portable.found.counts);
-    EXPECT(same_bits(wide.found.means, portable.found.means));
-    const auto& counts = wide.found.counts;
-    EXPECT(std::reduce(counts.begin(), counts.end()) == std::ssize(wide.found.indices));
+    EXPECT(ascend_within(wide.indices, total));
+    EXPECT(std::ssize(wide.indices) <= asked);
+    EXPECT(wide.counts == portable.counts);
+    EXPECT(same_bits(wide.means, portable.means));
+    const auto& counts = wide.counts;
+    EXPECT(std::reduce(counts.begin(), counts.end()) == std::ssize(wide.indices));
   });
   return true;
 }

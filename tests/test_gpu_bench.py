@@ -78,10 +78,10 @@ def test_what_is_asked_of_a_pretended_gpu_is_counted(work, expected):
 
 # Of one message: what stands in bench/RESULTS.md, and must not grow unnoticed.
 COUNTS = {
-    ("sbc", 4): (2, 10, 1, 2, 0, 32),
-    ("sbc", 16): (2, 13, 1, 2, 0, 32),
-    ("topk", 4): (2, 10, 1, 2, 0, 33),
-    ("topk", 16): (2, 13, 1, 2, 0, 33),
+    ("sbc", 4): (2, 9, 1, 2, 0, 31),
+    ("sbc", 16): (2, 12, 1, 2, 0, 31),
+    ("topk", 4): (2, 9, 1, 2, 0, 32),
+    ("topk", 16): (2, 12, 1, 2, 0, 32),
     ("dgc", 4): (2, 14, 1, 2, 0, 37),
     ("dgc", 16): (2, 17, 1, 2, 0, 37),
 }

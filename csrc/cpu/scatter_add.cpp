@@ -5,11 +5,14 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "simd.h"
 
 namespace ddp_compress {
 namespace {
 
-constexpr int64_t kTile = 16384;  // elements: a tile of fp32 stays in the L2 cache for all ranks
+// Elements: a tile of fp32 stays in the L2 cache for all ranks, in the L1 cache where it is made
+// before it is written.
+constexpr int64_t kTile = 16384, kMade = 4096;
 
 // Adds every rank's entries within [begin, end) of the message, rank after rank.
 template <typename A>
@@ -24,35 +27,67 @@ void add_tile(A* tile, int64_t begin, int64_t end, const std::vector<Entries<A>>
   }
 }
 
+#ifdef DDP_COMPRESS_AVX2
+// Past the caches, where nobody will read it soon: else memory would be read before it is written.
+DDP_COMPRESS_TARGET_AVX2 void write_past(const float* from, float* to, int64_t numel) {
+  int64_t i = 0;
+  for (; i + 8 <= numel; i += 8) _mm256_stream_ps(to + i, _mm256_load_ps(from + i));
+  _mm_sfence();
+  std::copy(from + i, from + numel, to + i);
+}
+#endif
+
+template <typename G, typename A>
+void write(const A* from, G* to, int64_t numel) {
+#ifdef DDP_COMPRESS_AVX2
+  if constexpr (std::is_same_v<G, float>)
+    if (use_avx2() && is_aligned(to)) return write_past(from, to, numel);
+#endif
+  std::transform(from, from + numel, to, [](A value) { return static_cast<G>(value); });
+}
+
 }  // namespace
 
 // out += scale * (the sum over ranks of their sparse entries), out being positions
-// [start, start + numel) of the message. Half types are summed in fp32 and rounded once.
+// [start, start + numel) of the message; `afresh`, as if out were zero before. Half types are
+// summed in fp32 and rounded once.
 template <typename G, typename A>
 void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries<A>>& ranks,
-                 A scale) {
+                 A scale, bool afresh) {
   std::vector<int64_t> cursors;
   for (const Entries<A>& r : ranks)
     cursors.push_back(std::lower_bound(r.indices, r.indices + r.count, start) - r.indices);
-  A wide[std::is_same_v<G, A> ? 1 : kTile];
-  for (int64_t begin = 0; begin < numel; begin += kTile) {
-    const int64_t end = std::min(begin + kTile, numel);
+  const auto add = [&](A* tile, int64_t begin, int64_t end) {
+    add_tile(tile, start + begin, start + end, ranks, cursors, scale);
+  };
+  const bool in_place = std::is_same_v<G, A> && !afresh;
+  const int64_t size = in_place ? kTile : kMade;
+  alignas(32) A made[kMade];
+  for (int64_t begin = 0; begin < numel; begin += size) {
+    const int64_t end = std::min(begin + size, numel);
     if constexpr (std::is_same_v<G, A>) {
-      add_tile(out + begin, start + begin, start + end, ranks, cursors, scale);
-    } else {
-      std::copy(out + begin, out + end, wide);
-      add_tile(wide, start + begin, start + end, ranks, cursors, scale);
-      std::transform(wide, wide + (end - begin), out + begin,
-                     [](A value) { return static_cast<G>(value); });
+      if (in_place) {
+        add(out + begin, begin, end);
+        continue;
+      }
     }
+    if (afresh)
+      std::fill(made, made + (end - begin), A(0));
+    else
+      std::copy(out + begin, out + end, made);
+    add(made, begin, end);
+    write(made, out + begin, end - begin);
   }
 }
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-template void scatter_add(float*, int64_t, int64_t, const std::vector<Entries<float>>&, float);
-template void scatter_add(BFloat16*, int64_t, int64_t, const std::vector<Entries<float>>&, float);
-template void scatter_add(Half*, int64_t, int64_t, const std::vector<Entries<float>>&, float);
-template void scatter_add(double*, int64_t, int64_t, const std::vector<Entries<double>>&, double);
+template void scatter_add(float*, int64_t, int64_t, const std::vector<Entries<float>>&, float,
+                          bool);
+template void scatter_add(BFloat16*, int64_t, int64_t, const std::vector<Entries<float>>&, float,
+                          bool);
+template void scatter_add(Half*, int64_t, int64_t, const std::vector<Entries<float>>&, float, bool);
+template void scatter_add(double*, int64_t, int64_t, const std::vector<Entries<double>>&, double,
+                          bool);
 
 }  // namespace ddp_compress

@@ -1,6 +1,7 @@
 // Run-time choice of AVX2: baseline builds run anywhere, and use the wide registers where they are.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 
 #if (defined(__x86_64__) || defined(_M_X64)) && defined(__GNUC__)
@@ -26,6 +27,9 @@ inline bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 #endif
+
+// Whether a wide register can be stored there past the caches.
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 32 == 0; }
 
 // False on other machines, and where DDP_COMPRESS_PORTABLE is set (the tests compare both paths).
 inline bool use_avx2() {

@@ -18,6 +18,7 @@
 #include "../kernels.h"
 #include "../pieces.h"
 #include "kth_largest.h"
+#include "scratch.h"
 #include "simd.h"
 #include "tie_hash.h"
 
@@ -78,8 +79,8 @@ class Candidates {
       : k_(k),
         ties_(ties),
         capacity_(2 * k + kBlock),
-        indices_(new int32_t[static_cast<size_t>(capacity_ + kBlock)]),
-        values_(new A[static_cast<size_t>(capacity_ + kBlock)]) {}
+        indices_(capacity_ + kBlock),
+        values_(capacity_ + kBlock) {}
 
   Key<A> floor() const { return floor_; }
   A threshold() const { return std::bit_cast<A>(floor_); }
@@ -113,7 +114,7 @@ class Candidates {
   // Keeps the k largest and raises the threshold to what can still outdo them.
   void keep_largest() {
     if (count_ <= k_) return;
-    const std::unique_ptr<Key<A>[]> keys(new Key<A>[static_cast<size_t>(count_)]);
+    const Scratch<Key<A>> keys(count_);
     std::transform(values(), values() + count_, keys.get(), magnitude<A>);
     const Key<A> kth = kth_largest(keys.get(), count_, k_);
     int64_t ties = k_;  // to be kept
@@ -177,8 +178,8 @@ class Candidates {
   Key<A> floor_ = 1;
   uint32_t bar_ = 0;  // what the hash of a key at the floor must exceed; 0 where all are admitted
   int64_t count_ = 0;
-  std::unique_ptr<int32_t[]> indices_;  // left uninitialized: most of it is never touched
-  std::unique_ptr<A[]> values_;
+  Scratch<int32_t> indices_;
+  Scratch<A> values_;
 };
 
 // What one scan looks for: the k largest magnitudes, or the k largest on either side of zero.
@@ -246,12 +247,14 @@ struct Accumulated {
 #endif
 };
 
+// Scans leave the sums where these are wanted.
 template <typename Source, typename A>
-void scan_portable(const Source& source, int64_t begin, int64_t end, int64_t base,
+void scan_portable(const Source& source, A* sums, int64_t begin, int64_t end, int64_t base,
                    const Search<A>& search, Hits<A>& hits) {
   const A above = search.above(), below = search.below();
   for (int64_t i = begin; i < end; ++i) {
     const A value = source[i];
+    if (sums) sums[i] = value;
     if (!(value < above && value > below)) hits.push(static_cast<int32_t>(base + i), value);
   }
 }
@@ -266,10 +269,17 @@ constexpr auto kLanes = [] {
   return table;
 }();
 
-template <typename Source>
-DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int64_t end,
-                                        int64_t base, const Search<float>& search,
+// Sums go past the caches: nobody reads them soon, and to read first what they replace, as a cache
+// would, costs a quarter of the traffic.
+template <bool kSums, typename Source>
+DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, float* sums, int64_t begin,
+                                        int64_t end, int64_t base, const Search<float>& search,
                                         Hits<float>& hits) {
+  if constexpr (kSums) {
+    const int64_t aligned = std::min(end, (begin + 7) / 8 * 8);
+    scan_portable(source, sums, begin, aligned, base, search, hits);
+    begin = aligned;
+  }
   const __m256 above = _mm256_set1_ps(search.above()), below = _mm256_set1_ps(search.below());
   int32_t* indices = hits.indices.data();
   float* values = hits.values.data();
@@ -279,6 +289,7 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
 #pragma GCC unroll 4
   for (; i + 8 <= end; i += 8) {
     const __m256 value = source.load8(i);
+    if constexpr (kSums) _mm256_stream_ps(sums + i, value);
     const __m256 hit = _mm256_or_ps(_mm256_cmp_ps(value, above, _CMP_NLT_UQ),
                                     _mm256_cmp_ps(value, below, _CMP_NGT_UQ));
     const auto mask = static_cast<unsigned>(_mm256_movemask_ps(hit));
@@ -289,7 +300,7 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
     count += std::popcount(mask);
   }
   hits.count = count;
-  scan_portable(source, i, end, base, search, hits);
+  scan_portable(source, kSums ? sums : nullptr, i, end, base, search, hits);
 }
 #endif
 
@@ -299,13 +310,16 @@ class Selector {
   using Source = Accumulated<G, A, kMomentum>;
 
   Selector(const std::vector<Chunk<G, A>>& chunks, A mu) : avx2_(use_avx2()) {
-    for (const auto& c : chunks) sources_.push_back({c.grad, c.residual, c.momentum, mu});
+    for (const auto& c : chunks) {
+      sources_.push_back({c.grad, c.residual, c.momentum, mu});
+      sums_.push_back(c.sums);
+    }
   }
 
-  void leave_sums(const std::vector<Chunk<G, A>>& chunks) const {
-    for (size_t c = 0; c < chunks.size(); ++c)
-      if (chunks[c].sums)
-        for (int64_t i = 0; i < chunks[c].numel; ++i) chunks[c].sums[i] = sources_[c][i];
+  // Of what belongs to no group.
+  void leave_sums(const std::vector<Piece>& pieces) const {
+    for (const Piece& p : pieces)
+      for (int64_t i = p.begin; i < p.end; ++i) sums_[p.chunk][i] = sources_[p.chunk][i];
   }
 
   // Finds the group's candidates; keeps the k largest of each side.
@@ -355,37 +369,46 @@ class Selector {
       for (int64_t begin = p.begin; begin < p.end; begin += kBlock) {
         hits.count = 0;
         const int64_t end = std::min(begin + kBlock, p.end);
-        scan_block(sources_[p.chunk], begin, end, p.base, search, hits);
+        scan_block(sources_[p.chunk], sums_[p.chunk], begin, end, p.base, search, hits);
         if (hits.count) search.take(hits);
         if (!search.finite) return;
       }
   }
 
-  void scan_block(const Source& source, int64_t begin, int64_t end, int64_t base,
+  void scan_block(const Source& source, A* sums, int64_t begin, int64_t end, int64_t base,
                   const Search<A>& search, Hits<A>& hits) const {
 #ifdef DDP_COMPRESS_AVX2
-    if constexpr (std::is_same_v<A, float>)
-      if (avx2_) return scan_avx2(source, begin, end, base, search, hits);
+    if constexpr (std::is_same_v<A, float>) {
+      const auto scan = sums ? scan_avx2<true, Source> : scan_avx2<false, Source>;
+      if (avx2_ && is_aligned(sums)) return scan(source, sums, begin, end, base, search, hits);
+    }
 #endif
-    scan_portable(source, begin, end, base, search, hits);
+    scan_portable(source, sums, begin, end, base, search, hits);
   }
 
   std::vector<Source> sources_;
+  std::vector<A*> sums_;
   bool avx2_;
 };
 
 template <typename G, typename A, bool kMomentum>
-TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-                  const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
-                  bool heavier) {
+int64_t topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
+                  const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
+                  const int64_t* salts, bool heavier, const Taken<A>& taken) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
-  selector.leave_sums(chunks);
-  TopK<A> result;
+  if (chunks[0].sums) selector.leave_sums(left_out(chunks, bounds, groups, params));
+  std::fill(taken.counts, taken.counts + group_count, 0);
+  if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
+  int64_t total = 0, g = 0;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
-    const int64_t k = *ks++;
-    Search<A> search(k, {bounds, salts, params}, heavier);
-    selector.find(group.pieces, group.numel, k, search);
-    if (!search.finite) return {{}, {}, false, {}, {}};
+    Search<A> search(ks[g], {bounds, salts, params}, heavier);
+    selector.find(group.pieces, group.numel, ks[g], search);
+    *taken.finite = search.finite;
+    if (!search.finite) {
+      std::fill(taken.counts, taken.counts + group_count, 0);
+      if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
+      return 0;
+    }
 
     const Candidates<A>* chosen = &search.positive;
     if (heavier) {
@@ -393,34 +416,30 @@ TopK<A> topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
       const double down = exact_mean(search.negative.values(), search.negative.count());
       const bool is_up = up > -down;
       if (!is_up) chosen = &search.negative;
-      result.means.push_back(static_cast<float>(is_up ? up : down));
+      taken.means[g] = static_cast<float>(is_up ? up : down);
     }
-    result.counts.push_back(chosen->count());
-    result.indices.insert(result.indices.end(), chosen->indices(),
-                          chosen->indices() + chosen->count());
-    result.values.insert(result.values.end(), chosen->values(), chosen->values() + chosen->count());
+    const int64_t count = taken.counts[g++] = chosen->count();
+    std::copy(chosen->indices(), chosen->indices() + count, taken.indices + total);
+    std::copy(chosen->values(), chosen->values() + count, taken.values + total);
+    total += count;
   }
-  return result;
+  return total;
 }
 
 }  // namespace
 
 template <typename G, typename A>
-TopK<A> topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
-             const int64_t* groups, int64_t params, const int64_t* ks, const int64_t* salts,
-             bool heavier) {
-  return chunks[0].momentum
-             ? topk_impl<G, A, true>(chunks, mu, bounds, groups, params, ks, salts, heavier)
-             : topk_impl<G, A, false>(chunks, mu, bounds, groups, params, ks, salts, heavier);
+int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
+             const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
+             const int64_t* salts, bool heavier, const Taken<A>& taken) {
+  return (chunks[0].momentum ? topk_impl<G, A, true>
+                             : topk_impl<G, A, false>)(chunks, mu, bounds, groups, params, ks,
+                                                       group_count, salts, heavier, taken);
 }
 
-#define INSTANTIATE(G, A)                                                                   \
-  template TopK<A> topk(const std::vector<Chunk<G, A>>&, A, const int64_t*, const int64_t*, \
-                        int64_t, const int64_t*, const int64_t*, bool);
-INSTANTIATE(float, float)
-INSTANTIATE(BFloat16, float)
-INSTANTIATE(Half, float)
-INSTANTIATE(double, double)
-#undef INSTANTIATE
+template decltype(topk<float, float>) topk<float, float>;
+template decltype(topk<BFloat16, float>) topk<BFloat16, float>;
+template decltype(topk<Half, float>) topk<Half, float>;
+template decltype(topk<double, double>) topk<double, double>;
 
 }  // namespace ddp_compress

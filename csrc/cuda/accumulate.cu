@@ -9,8 +9,8 @@ namespace {
 constexpr int kThreads = 256;
 
 template <int kPack, bool kMomentum, typename G, typename A>
-__device__ void move_pack(const A* residual, G* grad, const A* momentum, A mu, A* next_residual,
-                          A* next_momentum) {
+__device__ void move_pack(const A* residual, const G* grad, const A* momentum, A mu,
+                          A* next_residual, A* next_momentum) {
   const Pack<G, kPack> g = pack<kPack>(grad);
   Pack<A, kPack> r = pack<kPack>(residual), m;
   if constexpr (kMomentum) m = pack<kPack>(momentum);
@@ -22,12 +22,11 @@ __device__ void move_pack(const A* residual, G* grad, const A* momentum, A mu, A
   }
   pack<kPack>(next_residual) = r;
   if constexpr (kMomentum) pack<kPack>(next_momentum) = m;
-  pack<kPack>(grad) = {};
 }
 
 // A pack a thread; the last one may hold fewer.
 template <int kPack, bool kMomentum, typename G, typename A>
-__global__ void move(const A* residual, G* grad, const A* momentum, A mu, A* next_residual,
+__global__ void move(const A* residual, const G* grad, const A* momentum, A mu, A* next_residual,
                      A* next_momentum, int64_t numel) {
   int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kPack;
   if (at + kPack <= numel)
@@ -40,7 +39,7 @@ __global__ void move(const A* residual, G* grad, const A* momentum, A mu, A* nex
 }
 
 template <int kPack, typename G, typename A>
-void move_packs(const Device& device, const A* residual, G* grad, const A* momentum, A mu,
+void move_packs(const Device& device, const A* residual, const G* grad, const A* momentum, A mu,
                 A* next_residual, A* next_momentum, int64_t numel) {
   launch(device, ceil_div(numel, kThreads * kPack), kThreads,
          momentum ? move<kPack, true, G, A> : move<kPack, false, G, A>, residual, grad, momentum,
@@ -50,7 +49,7 @@ void move_packs(const Device& device, const A* residual, G* grad, const A* momen
 }  // namespace
 
 template <typename G, typename A>
-void accumulate(const Device& device, const A* residual, G* grad, const A* momentum, A mu,
+void accumulate(const Device& device, const A* residual, const G* grad, const A* momentum, A mu,
                 A* next_residual, A* next_momentum, int64_t numel) {
   constexpr int kPack = 16 / sizeof(G);
   const bool aligned = is_aligned(residual) && is_aligned(grad) && is_aligned(momentum) &&
@@ -61,13 +60,13 @@ void accumulate(const Device& device, const A* residual, G* grad, const A* momen
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-template void accumulate(const Device&, const float*, float*, const float*, float, float*, float*,
-                         int64_t);
-template void accumulate(const Device&, const float*, BFloat16*, const float*, float, float*,
+template void accumulate(const Device&, const float*, const float*, const float*, float, float*,
                          float*, int64_t);
-template void accumulate(const Device&, const float*, Half*, const float*, float, float*, float*,
-                         int64_t);
-template void accumulate(const Device&, const double*, double*, const double*, double, double*,
-                         double*, int64_t);
+template void accumulate(const Device&, const float*, const BFloat16*, const float*, float, float*,
+                         float*, int64_t);
+template void accumulate(const Device&, const float*, const Half*, const float*, float, float*,
+                         float*, int64_t);
+template void accumulate(const Device&, const double*, const double*, const double*, double,
+                         double*, double*, int64_t);
 
 }  // namespace ddp_compress::cuda

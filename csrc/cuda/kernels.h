@@ -26,16 +26,8 @@ struct Device {
   }
 };
 
-// topk.cu: where something is not finite, all slots are unused and sums have no meaning.
-// host_salts may be null.
-template <typename A>
-struct Taken {
-  int32_t* indices;  // a slot for each of sum(ks)
-  A* values;
-  bool* finite;
-  int64_t* counts;  // of each group
-  float* means;     // of each group, where a side is looked for; else null
-};
+// topk.cu: all of sum(ks) slots are written. Where something is not finite, all are unused and sums
+// have no meaning. host_salts may be null.
 template <typename G, typename A>
 void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
           const int64_t* host_bounds, const int64_t* host_groups, int64_t params,
@@ -49,13 +41,13 @@ void segment_means(const Device& device, const A* values, int64_t count, const i
 
 // accumulate.cu
 template <typename G, typename A>
-void accumulate(const Device& device, const A* residual, G* grad, const A* momentum, A mu,
+void accumulate(const Device& device, const A* residual, const G* grad, const A* momentum, A mu,
                 A* next_residual, A* next_momentum, int64_t numel);
 
 // scatter_add.cu
 template <typename G, typename A>
 void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
-                 const std::vector<Entries<A>>& ranks, A scale);
+                 const std::vector<Entries<A>>& ranks, A scale, bool afresh);
 
 // elias_fano.cu: `count` slots are read, k are written.
 void elias_fano_encode(const Device& device, const int32_t* indices, int64_t count, int64_t numel,

@@ -73,8 +73,15 @@ __device__ void convert(From* from, To* to, int count) {
   if (i < count) to[i] = static_cast<To>(from[i]);
 }
 
+template <typename T>
+__device__ void clear(T* tile, int64_t count) {
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) tile[i] = T(0);
+  __syncthreads();
+}
+
 template <int kPack, typename G, typename A>
-__global__ void add_entries(G* out, int64_t start, int64_t numel, Ranks<A> ranks, A scale) {
+__global__ void add_entries(G* out, int64_t start, int64_t numel, Ranks<A> ranks, A scale,
+                            bool afresh) {
   constexpr int64_t kMost = kTile<G, A>;
   const int64_t first = blockIdx.x * kMost;
   const int64_t count = numel - first < kMost ? numel - first : kMost;
@@ -82,10 +89,14 @@ __global__ void add_entries(G* out, int64_t start, int64_t numel, Ranks<A> ranks
   G* const tile = out + first;
   if constexpr (kWide<G, A>) {
     alignas(16) __shared__ A sums[kMost];
-    convert<kPack>(tile, sums, static_cast<int>(count));
+    if (afresh)
+      clear(sums, count);
+    else
+      convert<kPack>(tile, sums, static_cast<int>(count));
     add_tile(sums, begin, end, ranks, scale);
     convert<kPack>(sums, tile, static_cast<int>(count));
   } else {
+    if (afresh) clear(tile, count);
     add_tile(tile, begin, end, ranks, scale);
   }
 }
@@ -94,23 +105,23 @@ __global__ void add_entries(G* out, int64_t start, int64_t numel, Ranks<A> ranks
 
 template <typename G, typename A>
 void scatter_add(const Device& device, G* out, int64_t start, int64_t numel,
-                 const std::vector<Entries<A>>& ranks, A scale) {
-  if (ranks.empty()) return;
+                 const std::vector<Entries<A>>& ranks, A scale, bool afresh) {
+  if (ranks.empty() && !afresh) return;
   constexpr int kPack = kWide<G, A> ? 16 / sizeof(G) : 1;
   launch(device, ceil_div(numel, kTile<G, A>), kThreads,
          is_aligned(out) ? add_entries<kPack, G, A> : add_entries<1, G, A>, out, start, numel,
-         several(device, ranks), scale);
+         several(device, ranks), scale, afresh);
 }
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 template void scatter_add(const Device&, float*, int64_t, int64_t,
-                          const std::vector<Entries<float>>&, float);
+                          const std::vector<Entries<float>>&, float, bool);
 template void scatter_add(const Device&, BFloat16*, int64_t, int64_t,
-                          const std::vector<Entries<float>>&, float);
+                          const std::vector<Entries<float>>&, float, bool);
 template void scatter_add(const Device&, Half*, int64_t, int64_t,
-                          const std::vector<Entries<float>>&, float);
+                          const std::vector<Entries<float>>&, float, bool);
 template void scatter_add(const Device&, double*, int64_t, int64_t,
-                          const std::vector<Entries<double>>&, double);
+                          const std::vector<Entries<double>>&, double, bool);
 
 }  // namespace ddp_compress::cuda

@@ -60,7 +60,7 @@ class MomentumCorrection:
         """Sums are not kept: the momentum must be written too."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
-        """Move the gradient into momentum and residual, leaving zeros."""
+        """Take the gradient into momentum and residual."""
         kept = chunk.kept
         after = {slot: kept.next(slot) for slot in self.tensors}
         before = kept["residual"], chunk.grad, kept["momentum"]

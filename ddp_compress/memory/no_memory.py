@@ -35,8 +35,7 @@ class NoMemory:
         """Sums are not kept."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
-        """Leave zeros in the gradient's place."""
-        chunk.grad.zero_()
+        """Nothing is kept."""
 
     def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
         """Nothing is kept."""

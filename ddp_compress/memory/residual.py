@@ -36,22 +36,18 @@ class Residual:
         """The residual."""
         return Addends(chunk.kept["residual"])
 
-    def place_for_sums(self, chunk: Chunk) -> Tensor | None:
-        """The next residual, on a GPU: two thirds of the traffic that adding anew would cost.
-
-        On the host, where memory is not as fast, sums are cheaper made twice than written twice.
-        """
-        return chunk.kept.next("residual") if chunk.grad.is_cuda else None
+    def place_for_sums(self, chunk: Chunk) -> Tensor:
+        """The next residual: two thirds of the traffic that adding anew would cost."""
+        return chunk.kept.next("residual")
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
-        """Move the gradient into the residual: ``r = r + g``, ``g = 0``."""
+        """Take the gradient into the residual: ``r = r + g``."""
         kept = chunk.kept
         if chunk.sums is None:
             after = kept.next("residual")
             ops.accumulate(kept["residual"], chunk.grad, None, 0.0, after, None)
         else:
             after = chunk.sums
-            chunk.grad.zero_()
         kept.replace("residual", after)
 
     def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:

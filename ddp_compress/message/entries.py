@@ -75,7 +75,9 @@ class Entries:
             add_entries(out, start, [Entries(self.indices, out.index_select(0, here))], -1.0)
 
 
-def add_entries(out: Tensor, start: int, lists: Sequence[Entries], scale: float) -> None:
+def add_entries(
+    out: Tensor, start: int, lists: Sequence[Entries], scale: float, afresh: bool = False
+) -> None:
     """``out += scale * entries`` for list after list.
 
     Args:
@@ -84,6 +86,7 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Entries], scale: float)
         start: see ``out``.
         lists: entries of the whole message, all with positions or all without.
         scale: factor of every value.
+        afresh: whether ``out`` counts as zero before, whatever it holds.
 
     Example:
         >>> out = torch.zeros(3)
@@ -94,8 +97,11 @@ def add_entries(out: Tensor, start: int, lists: Sequence[Entries], scale: float)
     """
     positions = [entries.indices for entries in lists if entries.indices is not None]
     if positions or not lists:
-        ops.scatter_add(out, start, positions, [entries.values for entries in lists], scale)
+        values = [entries.values for entries in lists]
+        ops.scatter_add(out, start, positions, values, scale, afresh)
         return
+    if afresh:
+        out.zero_()
     wide = out.to(lists[0].values.dtype)
     for entries in lists:
         # Not add_(alpha=scale), which rounds once or twice as the machine likes.

@@ -310,14 +310,16 @@ class _Sent:
 
 
 def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
-    """Write memory, and the averaged gradients in the place of this rank's own."""
+    """Write memory, and the averaged gradients."""
     start = 0
     for chunk in sent.chunks:
         memory.retain(chunk, momentum)
-        for delivery in sent.running.outcome or ():
+        for number, delivery in enumerate(sent.running.outcome or ()):
             for entries in delivery.sent:
                 memory.release(chunk, start, entries, delivery.uncompressed)
-            add_entries(chunk.grad, start, delivery.received, delivery.scale)
+            # In the place of this rank's own gradient, which memory has.
+            received, scale = delivery.received, delivery.scale
+            add_entries(chunk.grad, start, received, scale, afresh=number == 0)
         for name, written in chunk.writes:
             chunk.kept.overwrite(name, written)
         if chunk.scale is not None:

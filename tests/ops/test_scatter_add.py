@@ -26,14 +26,34 @@ def entries(
 
 
 @every_dtype
+@pytest.mark.parametrize("afresh", [False, True])
 @pytest.mark.parametrize("numel", [0, 1, 100, 16_384, 16_385, 50_000])
-def test_twins_agree_over_tiles(dtype, numel):
+def test_twins_agree_over_tiles(dtype, numel, afresh):
     indices, values = entries(numel, dtype)
     ours = torch.linspace(-1, 1, numel).to(dtype)
     theirs = ours.clone()
-    native.scatter_add(ours, 0, indices, values, 1 / 3)
-    reference.scatter_add(theirs, 0, indices, values, 1 / 3)
+    native.scatter_add(ours, 0, indices, values, 1 / 3, afresh)
+    reference.scatter_add(theirs, 0, indices, values, 1 / 3, afresh)
     assert torch.equal(ours, theirs)
+
+
+@every_dtype
+@pytest.mark.parametrize("offset", [0, 1, 8])
+@pytest.mark.parametrize("path", ["wide", "portable"])
+def test_what_is_written_afresh_is_as_if_added_to_zeros(dtype, offset, path, monkeypatch):
+    """Wherever it begins, and nothing beside it is touched."""
+    if path == "portable":
+        monkeypatch.setenv("DDP_COMPRESS_PORTABLE", "1")
+    indices, values = entries(20_003, dtype)
+    around = torch.full((20_003 + offset + 9,), torch.nan, dtype=dtype)
+    added = torch.zeros(20_003, dtype=dtype)
+    native.scatter_add(around[offset:-9], 0, indices, values, 1 / 3, True)
+    native.scatter_add(added, 0, indices, values, 1 / 3)
+    assert torch.equal(around[offset:-9], added)
+    assert around[:offset].isnan().all()
+    assert around[-9:].isnan().all()
+    native.scatter_add(added, 0, [], [], 1.0, True)
+    assert not added.any()
 
 
 @every_dtype
@@ -99,9 +119,11 @@ class Piece:
             self.around = self.around.cuda()
         self.out = self.around[offset : offset + len(out)]
 
-    def add(self, indices: list[Tensor], values: list[Tensor], scale: float) -> Tensor:
+    def add(
+        self, indices: list[Tensor], values: list[Tensor], scale: float, afresh: bool = False
+    ) -> Tensor:
         """Returns what the piece then holds; around it nothing may change."""
-        self.on_device("scatter_add", self.out, self.start, indices, values, scale)
+        self.on_device("scatter_add", self.out, self.start, indices, values, scale, afresh)
         around = self.around.cpu()
         assert (around[: self.offset] == 7.0).all()
         assert (around[-9:] == 7.0).all()
@@ -121,15 +143,16 @@ def with_unused(
 @every_dtype
 @pytest.mark.parametrize("numel", [0, 1, 100, 8192, 8193, 16_384, 16_385, 50_000])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_the_device_agrees_over_tiles(on_device, device, dtype, numel, offset):
+@pytest.mark.parametrize("afresh", [False, True])
+def test_the_device_agrees_over_tiles(on_device, device, dtype, numel, offset, afresh):
     indices, values = entries(numel, dtype)
     for number, every in zip((float("inf"), float("nan"), -0.0, 6e4), (53, 57, 2, 3), strict=True):
         values[1][every::97] = number
     expected = torch.linspace(-1, 1, numel).to(dtype)
     expected[::5] = -0.0
     piece = Piece(on_device, device, 0, expected, offset)
-    native.scatter_add(expected, 0, indices, values, 1 / 3)
-    found = piece.add(*with_unused(indices, values), 1 / 3)
+    native.scatter_add(expected, 0, indices, values, 1 / 3, afresh)
+    found = piece.add(*with_unused(indices, values), 1 / 3, afresh)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     numbers = ~expected.isnan()
     assert torch.equal(found.signbit() & numbers, expected.signbit() & numbers)
@@ -155,6 +178,7 @@ def test_the_device_adds_many_ranks_in_order(on_device, device, dtype, world_siz
     piece = Piece(on_device, device, 0, expected)
     native.scatter_add(expected, 0, indices, values, 1.0)
     assert torch.equal(piece.add(*with_unused(indices, values, 3), 1.0), expected)
+    assert torch.equal(piece.add(*with_unused(indices, values, 3), 1.0, afresh=True), expected)
 
 
 def test_the_device_rounds_half_types_once(on_device, device):

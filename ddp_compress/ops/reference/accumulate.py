@@ -11,10 +11,10 @@ def accumulate(
     next_residual: Tensor,
     next_momentum: Tensor | None,
 ) -> None:
-    """Move a gradient into other memory than before, and leave zeros behind.
+    """Take a gradient into memory: into another than it was in before.
 
-    ``next_momentum = mu * momentum + grad; next_residual = residual + next_momentum; grad = 0``;
-    without a momentum tensor the gradient itself is added. What was there before stays as it is.
+    ``next_momentum = mu * momentum + grad; next_residual = residual + next_momentum``; without a
+    momentum tensor the gradient itself is added. What was there before stays as it is.
 
     Args:
         residual: [N], fp32 (fp64 for an fp64 gradient).
@@ -29,11 +29,10 @@ def accumulate(
         >>> residual, grad = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
         >>> after = torch.empty(2)
         >>> accumulate(residual, grad, None, 0.0, after, None)
-        >>> residual, grad, after
-        (tensor([1., 2.]), tensor([0., 0.]), tensor([1.5000, 2.5000]))
+        >>> residual, after
+        (tensor([1., 2.]), tensor([1.5000, 2.5000]))
     """
     moved = grad.to(residual.dtype)
     if momentum is not None and next_momentum is not None:
         moved = next_momentum.copy_(momentum).mul_(mu).add_(moved)
     next_residual.copy_(residual).add_(moved)
-    grad.zero_()

@@ -9,7 +9,12 @@ from ddp_compress.ops import host
 
 
 def scatter_add(
-    out: Tensor, start: int, indices: Sequence[Tensor], values: Sequence[Tensor], scale: float
+    out: Tensor,
+    start: int,
+    indices: Sequence[Tensor],
+    values: Sequence[Tensor],
+    scale: float,
+    afresh: bool = False,
 ) -> None:
     """Add the sparse entries of W ranks to a piece of the message, in rank order.
 
@@ -23,6 +28,7 @@ def scatter_add(
         indices: W tensors [K_r], int32, strictly ascending positions in the message.
         values: W tensors [K_r], fp32 (fp64 for fp64 ``out``).
         scale: factor of every value, 1/W for a mean.
+        afresh: whether ``out`` counts as zero before, whatever it holds.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, or positions do not ascend.
@@ -35,7 +41,7 @@ def scatter_add(
         tensor([0.0000, 1.5000, 0.0000, 0.0000])
     """
     wide = torch.float64 if out.dtype == torch.float64 else torch.float32
-    total = out.to(wide)
+    total = torch.zeros_like(out, dtype=wide) if afresh else out.to(wide)
     for positions, entries in zip(indices, values, strict=True):
         if (positions[1:] <= positions[:-1]).any() or (positions[:1] < 0).any():
             raise RuntimeError("indices must ascend strictly from 0 or more")
