@@ -42,7 +42,7 @@ DDP_COMPRESS_TARGET_AVX2 int64_t stream(const float* residual, const float* grad
     }
     _mm256_stream_ps(next_residual + i, _mm256_add_ps(_mm256_loadu_ps(residual + i), moved));
   }
-  _mm_sfence();
+  end_streams();
   return i;
 }
 

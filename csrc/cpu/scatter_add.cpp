@@ -32,7 +32,7 @@ void add_tile(A* tile, int64_t begin, int64_t end, const std::vector<Entries<A>>
 DDP_COMPRESS_TARGET_AVX2 void write_past(const float* from, float* to, int64_t numel) {
   int64_t i = 0;
   for (; i + 8 <= numel; i += 8) _mm256_stream_ps(to + i, _mm256_load_ps(from + i));
-  _mm_sfence();
+  end_streams();
   std::copy(from + i, from + numel, to + i);
 }
 #endif

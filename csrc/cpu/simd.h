@@ -31,6 +31,13 @@ inline bool has_f16c() {
 // Whether a wide register can be stored there past the caches.
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 32 == 0; }
 
+// What was stored past the caches is there before anything that is stored from now on.
+inline void end_streams() {
+#ifdef DDP_COMPRESS_AVX2
+  _mm_sfence();
+#endif
+}
+
 // False on other machines, and where DDP_COMPRESS_PORTABLE is set (the tests compare both paths).
 inline bool use_avx2() {
 #ifdef DDP_COMPRESS_AVX2

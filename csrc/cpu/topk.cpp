@@ -432,9 +432,11 @@ template <typename G, typename A>
 int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
              const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
              const int64_t* salts, bool heavier, const Taken<A>& taken) {
-  return (chunks[0].momentum ? topk_impl<G, A, true>
-                             : topk_impl<G, A, false>)(chunks, mu, bounds, groups, params, ks,
-                                                       group_count, salts, heavier, taken);
+  const auto take = chunks[0].momentum ? topk_impl<G, A, true> : topk_impl<G, A, false>;
+  const int64_t count =
+      take(chunks, mu, bounds, groups, params, ks, group_count, salts, heavier, taken);
+  if (chunks[0].sums) end_streams();  // another thread may read them
+  return count;
 }
 
 template decltype(topk<float, float>) topk<float, float>;
