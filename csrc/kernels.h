@@ -29,7 +29,8 @@ struct Taken {
   float* means;     // of each group, where a side is looked for; else null
 };
 
-// topk.cpp: salts may be null. Returns how many are taken.
+// topk.cpp: salts may be null. Returns how many are taken. Where something is not finite, it is
+// none, and sums have no meaning.
 template <typename G, typename A>
 int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
              const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,

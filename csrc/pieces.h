@@ -22,6 +22,17 @@ struct Group {
   int64_t numel = 0;
 };
 
+// Whether sums are wanted, and a momentum is kept. An empty chunk's pointers are null anyway.
+template <typename G, typename A>
+bool wants_sums(const std::vector<Chunk<G, A>>& chunks) {
+  return std::any_of(chunks.begin(), chunks.end(), [](const auto& chunk) { return chunk.sums; });
+}
+template <typename G, typename A>
+bool has_momentum(const std::vector<Chunk<G, A>>& chunks) {
+  return std::any_of(chunks.begin(), chunks.end(),
+                     [](const auto& chunk) { return chunk.momentum; });
+}
+
 // Cuts the message into groups of pieces; neighbouring parameters of one group become one piece.
 template <typename G, typename A>
 std::vector<Group> cut(const std::vector<Chunk<G, A>>& chunks, const int64_t* bounds,

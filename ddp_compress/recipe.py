@@ -56,7 +56,7 @@ class Memory(Protocol):
         """What is added to the gradient, before anything is selected of it."""
 
     def place_for_sums(self, chunk: Chunk) -> Tensor | None:
-        """Where a selection is to leave the accumulated gradient [N]; None for nowhere."""
+        """Where a selection may leave the accumulated gradient [N]; None for nowhere."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Take the gradient [N] into memory."""

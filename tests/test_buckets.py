@@ -144,7 +144,7 @@ def test_a_step_that_failed_changes_nothing(monkeypatch):
     state, resumed = pair()
     before = kept(resumed)
     with monkeypatch.context() as patch:
-        patch.setattr(type(ROW.recipe.select), "_arguments", lambda *_: 1 / 0)
+        patch.setattr(type(ROW.recipe.select), "_take", lambda *_: 1 / 0)
         with pytest.raises(PeerError, match="rank 0 failed: ZeroDivisionError"):
             step(resumed, random_grads(3), FIRST)
     assert_same(kept(resumed), before)

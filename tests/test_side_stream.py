@@ -184,7 +184,7 @@ def test_whoever_goes_on_without_results_does_so_behind_it(log, monkeypatch):
     state.reduce(there(random_grads(0)))
     (side,) = made(log)
     with monkeypatch.context() as patch:
-        patch.setattr(TopK, "_arguments", lambda *_: 1 / 0)
+        patch.setattr(TopK, "_take", lambda *_: 1 / 0)
         with pytest.raises(PeerError):
             state.reduce(there(random_grads(0)))
     assert log[-1] == ("waits for stream", side)

@@ -4,7 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, Layout, Recipe, recipes
 from ddp_compress.memory import MomentumCorrection
+from ddp_compress.message.delivery import Deliveries
+from ddp_compress.message.message import Message
+from ddp_compress.recipe import Tensors
 from ddp_compress.select import TopK
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.phases import Phases
 
 
 def grads(step: int = 0) -> dict[str, Tensor]:
@@ -92,3 +97,27 @@ def test_a_checkpoint_can_be_looked_at_where_the_group_is_gone(group):
     saved = CompressionState(ddp, recipes.topk(0.5)).state_dict()
     dist.destroy_process_group()
     CompressionState(ddp, recipes.topk(0.5)).load_state_dict(saved)
+
+
+@dataclass(frozen=True)
+class BringsNothing:
+    """An exchange that sends nothing."""
+
+    many_phase: ClassVar[bool] = False
+    has_large_sender: ClassVar[bool] = False
+    tensors: ClassVar[Tensors] = {}
+
+    def check(self, recipe: Recipe) -> None:
+        pass
+
+    def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
+        yield from channel.share(lambda: torch.empty(0, dtype=torch.uint8))
+        return []
+
+
+def test_where_nothing_is_brought_the_mean_is_zero_and_memory_has_the_gradient():
+    recipe = replace(recipes.topk(0.5), exchange=BringsNothing())
+    state = CompressionState(nn.Linear(2, 1, bias=False), recipe)
+    mean = state.reduce({"weight": torch.tensor([[1.0, 2.0]])})
+    assert mean["weight"].tolist() == [[0.0, 0.0]]
+    assert state.memory()["residual"]["weight"].tolist() == [1.0, 2.0]

@@ -84,7 +84,7 @@ def test_what_fails_in_it_is_raised_as_it_is(monkeypatch):
     with pretend_cuda.pretend():
         state = state_on(pretend_cuda.CUDA, ROWS["topk"])
         with monkeypatch.context() as patch:
-            patch.setattr(TopK, "_arguments", lambda *_: 1 / 0)
+            patch.setattr(TopK, "_take", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 state._connect()
         grads = {name: grad.to(pretend_cuda.CUDA) for name, grad in random_grads(0).items()}

@@ -26,7 +26,7 @@ DDP_COMPRESS_INLINE void move(const A* __restrict residual, const G* __restrict 
 
 #ifdef DDP_COMPRESS_AVX2
 // The commonest case, written past the caches: what is written there is not read again in this
-// pass, and to read it first, as a cache would, costs a fifth of the traffic. Returns how far it
+// pass, and to read it first, as a cache would, costs a quarter of the traffic. Returns how far it
 // came.
 template <bool kMomentum>
 DDP_COMPRESS_TARGET_AVX2 int64_t stream(const float* residual, const float* grad,

@@ -12,7 +12,7 @@ namespace {
 
 // Elements: a tile of fp32 stays in the L2 cache for all ranks, in the L1 cache where it is made
 // before it is written.
-constexpr int64_t kTile = 16384, kMade = 4096;
+constexpr int64_t kTile = 16384, kMade = 4096, kStreamed = 1 << 18;
 
 // Adds every rank's entries within [begin, end) of the message, rank after rank.
 template <typename A>
@@ -29,21 +29,26 @@ void add_tile(A* tile, int64_t begin, int64_t end, const std::vector<Entries<A>>
 
 #ifdef DDP_COMPRESS_AVX2
 // Past the caches, where nobody will read it soon: else memory would be read before it is written.
-DDP_COMPRESS_TARGET_AVX2 void write_past(const float* from, float* to, int64_t numel) {
+DDP_COMPRESS_TARGET_AVX2 void stream(const float* from, float* to, int64_t numel) {
   int64_t i = 0;
   for (; i + 8 <= numel; i += 8) _mm256_stream_ps(to + i, _mm256_load_ps(from + i));
-  end_streams();
   std::copy(from + i, from + numel, to + i);
 }
 #endif
 
 template <typename G, typename A>
 void write(const A* from, G* to, int64_t numel) {
+  std::transform(from, from + numel, to, [](A value) { return static_cast<G>(value); });
+}
+
+// How so many elements are written. What fits into the caches stays there, for an optimizer.
+template <typename G, typename A>
+auto writer_to(const G* out, int64_t numel) {
 #ifdef DDP_COMPRESS_AVX2
   if constexpr (std::is_same_v<G, float>)
-    if (use_avx2() && is_aligned(to)) return write_past(from, to, numel);
+    if (numel >= kStreamed && use_avx2() && is_aligned(out)) return stream;
 #endif
-  std::transform(from, from + numel, to, [](A value) { return static_cast<G>(value); });
+  return write<G, A>;
 }
 
 }  // namespace
@@ -62,6 +67,7 @@ void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries
   };
   const bool in_place = std::is_same_v<G, A> && !afresh;
   const int64_t size = in_place ? kTile : kMade;
+  const auto put = writer_to<G, A>(out, numel);
   alignas(32) A made[kMade];
   for (int64_t begin = 0; begin < numel; begin += size) {
     const int64_t end = std::min(begin + size, numel);
@@ -76,8 +82,9 @@ void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries
     else
       std::copy(out + begin, out + end, made);
     add(made, begin, end);
-    write(made, out + begin, end - begin);
+    put(made, out + begin, end - begin);
   }
+  end_streams();
 }
 
 using torch::headeronly::BFloat16;

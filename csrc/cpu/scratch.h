@@ -13,13 +13,16 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t size) {
+    if (kept().capacity() < kBlocks) kept().reserve(kBlocks);  // to give back must not fail
     if (!kept().empty()) {
       block_ = std::move(kept().back());
       kept().pop_back();
     }
     if (block_.size < size) block_ = {std::unique_ptr<T[]>(new T[static_cast<size_t>(size)]), size};
   }
-  ~Scratch() { kept().push_back(std::move(block_)); }
+  ~Scratch() {
+    if (block_.size <= kMost) kept().push_back(std::move(block_));
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -27,6 +30,10 @@ class Scratch {
   T& operator[](int64_t i) const { return block_.data[static_cast<size_t>(i)]; }
 
  private:
+  // More is given back: a density that warms up is large once.
+  static constexpr int64_t kMost = int64_t{1} << 22;
+  static constexpr size_t kBlocks = 16;  // at once in a thread; there are four
+
   struct Block {
     std::unique_ptr<T[]> data;
     int64_t size = 0;

@@ -2,8 +2,9 @@
 //
 // A sample guesses a threshold a little below the k-th largest value. One scan then reads the
 // gradient and its memory, adds them in registers and keeps the few positions above the threshold;
-// the k largest of those are the answer. Nothing is written but the answer. The guess decides the
-// speed alone: too many candidates raise the threshold on the way, too few cost a second scan.
+// the k largest of those are the answer. Nothing is written but the answer, and the sums where they
+// are wanted. The guess decides the speed alone: too many candidates raise the threshold on the
+// way, too few cost a second scan.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -396,7 +397,7 @@ int64_t topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
                   const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
                   const int64_t* salts, bool heavier, const Taken<A>& taken) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
-  if (chunks[0].sums) selector.leave_sums(left_out(chunks, bounds, groups, params));
+  if (wants_sums(chunks)) selector.leave_sums(left_out(chunks, bounds, groups, params));
   std::fill(taken.counts, taken.counts + group_count, 0);
   if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
   int64_t total = 0, g = 0;
@@ -432,10 +433,10 @@ template <typename G, typename A>
 int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
              const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
              const int64_t* salts, bool heavier, const Taken<A>& taken) {
-  const auto take = chunks[0].momentum ? topk_impl<G, A, true> : topk_impl<G, A, false>;
+  const auto take = has_momentum(chunks) ? topk_impl<G, A, true> : topk_impl<G, A, false>;
   const int64_t count =
       take(chunks, mu, bounds, groups, params, ks, group_count, salts, heavier, taken);
-  if (chunks[0].sums) end_streams();  // another thread may read them
+  if (wants_sums(chunks)) end_streams();  // another thread may read them
   return count;
 }
 

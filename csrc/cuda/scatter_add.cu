@@ -13,9 +13,10 @@ namespace {
 constexpr int kThreads = 256;
 
 // A block owns a tile of positions, so ranks are added in order without waiting for other blocks.
-// Sums of fp32 and fp64 stand in `out` itself, and what has no entries is not touched. Those of
-// half types stand in shared memory, in fp32, until all ranks are in. There a tile is read and
-// written whole: 4 bytes an element, in wide words, and no search for what was touched.
+// Sums of fp32 and fp64 stand in `out` itself, and what has no entries is not touched unless all is
+// written afresh. Those of half types stand in shared memory, in fp32, until all ranks are in.
+// There a tile is read and written whole: 4 bytes an element, in wide words, and no search for what
+// was touched.
 template <typename G, typename A>
 constexpr bool kWide = !std::is_same_v<G, A>;
 template <typename G, typename A>

@@ -743,7 +743,7 @@ void topk(const Device& device, const std::vector<Chunk<G, A>>& chunks, A mu,
     ++job.search_count;
   }
   job.source_count = static_cast<int>(sources.size());
-  if (chunks[0].sums)
+  if (wants_sums(chunks))
     for (const Piece& piece : left_out(chunks, host_bounds, host_groups, params))
       sources.push_back(cut_out(chunks[piece.chunk], piece, mu, job.left_out));
   job.all_sources = static_cast<int>(sources.size());

@@ -1,8 +1,8 @@
 """Send the entries of largest magnitude."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,27 +80,35 @@ class TopK:
 
         The sums are left where memory wants them, so that it need not add again.
         """
-        indices, values, finite, *_ = ops.topk(*self._arguments(message))
+        indices, values, finite, *_ = self._take(ops.topk, message)
         return Selection(Entries(indices, values), bool(finite))
 
     def slots(self, message: Message) -> Slots:
         """The same, of which a GPU's host has not heard yet."""
-        return Slots(*ops.topk_slots(*self._arguments(message)))
+        return Slots(*self._take(ops.topk_slots, message))
 
-    def _arguments(self, message: Message) -> tuple[Any, ...]:
-        plan, memory = message.plan, message.memory
-        grads, residuals, momenta, sums = [], [], [], []
-        for chunk in message.chunks:
+    def _take(self, kernel: Callable[..., Sequence[Tensor]], message: Message) -> Sequence[Tensor]:
+        plan, memory, chunks = message.plan, message.memory, message.chunks
+        residuals, momenta = [], []
+        for chunk in chunks:
             residual, momentum = memory.addends(chunk)
             if residual is None:
                 residual = torch.zeros_like(chunk.grad, dtype=message.memory_dtype)
-            chunk.sums = memory.place_for_sums(chunk)
-            grads.append(chunk.grad)
             residuals.append(residual)
             momenta += [] if momentum is None else [momentum]
-            sums += [] if chunk.sums is None else [chunk.sums]
-        tables = plan.bounds, message.groups, plan.ks, self._salts(message)
-        return grads, residuals, momenta, message.momentum, *tables, self.heavier, sums
+        places = [memory.place_for_sums(chunk) for chunk in chunks]
+        found = kernel(
+            [chunk.grad for chunk in chunks],
+            residuals,
+            momenta,
+            message.momentum,
+            *(plan.bounds, message.groups, plan.ks, self._salts(message)),
+            self.heavier,
+            [place for place in places if place is not None],
+        )
+        for chunk, place in zip(chunks, places, strict=True):
+            chunk.sums = place
+        return found
 
     def _salts(self, message: Message) -> Tensor:
         if self.seed is None:

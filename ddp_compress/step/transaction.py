@@ -314,7 +314,10 @@ def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
     start = 0
     for chunk in sent.chunks:
         memory.retain(chunk, momentum)
-        for number, delivery in enumerate(sent.running.outcome or ()):
+        deliveries = sent.running.outcome or ()
+        if not deliveries:
+            chunk.grad.zero_()
+        for number, delivery in enumerate(deliveries):
             for entries in delivery.sent:
                 memory.release(chunk, start, entries, delivery.uncompressed)
             # In the place of this rank's own gradient, which memory has.

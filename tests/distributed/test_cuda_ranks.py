@@ -45,7 +45,7 @@ def without_a_kernel() -> str:
         state = CompressionState(Model(device=pretend_cuda.CUDA), ROWS["topk"].recipe)
         given = {"a": torch.ones(600, device=pretend_cuda.CUDA)}
         if dist.get_rank() == 1:
-            patch.setattr(TopK, "_arguments", lambda *_: 1 / 0)
+            patch.setattr(TopK, "_take", lambda *_: 1 / 0)
         with pytest.raises(PeerError) as error:
             state.reduce(given)
         patch.undo()

@@ -220,7 +220,7 @@ def with_an_exception(row: Row, flush_bytes: int, call: int) -> str:
     """Selection raises on one rank, at its first message or a later one."""
     ddp, state = wrap(small_model(), row, flush_bytes=flush_bytes, bucket_cap_mb=MANY_BUCKETS)
     train(ddp, range(3))
-    real, calls = TopK._arguments, []
+    real, calls = TopK._take, []
 
     def failing(self, *args):
         calls.append(1)
@@ -229,7 +229,7 @@ def with_an_exception(row: Row, flush_bytes: int, call: int) -> str:
         return real(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TopK, "_arguments", failing)
+        patch.setattr(TopK, "_take", failing)
         message = failed_step(ddp, state, 3)
     still_in_step()
     return message
@@ -281,7 +281,7 @@ def dies() -> None:
     ddp, _ = wrap(small_model(), ROWS["sbc"], flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
     train(ddp, range(3))
     calls = []
-    real = TopK._arguments
+    real = TopK._take
 
     def deadly(self, *args):
         calls.append(1)
@@ -289,7 +289,7 @@ def dies() -> None:
             os._exit(3)
         return real(self, *args)
 
-    TopK._arguments = deadly  # type: ignore[method-assign]
+    TopK._take = deadly  # type: ignore[method-assign]
     backward(ddp, 3)
 
 
@@ -524,7 +524,7 @@ def recovers(row: Row) -> None:
         return wrapped
 
     select = type(row.recipe.select)
-    selects = (select, "_arguments" if issubclass(select, TopK) else "__call__")
+    selects = (select, "_take" if issubclass(select, TopK) else "__call__")
 
     for tensors in given:
         with pytest.MonkeyPatch.context() as patch:

@@ -58,7 +58,26 @@ def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, salts, 
         assert ours.dtype == theirs.dtype, name
         assert torch.equal(ours, theirs), name
     assert all(torch.equal(*each) for each in zip(sums, left, strict=True))
+    # A scan is another one where no sums are wanted, and where they cannot be streamed.
+    shifted = [torch.empty(len(r) + 1, dtype=r.dtype)[1:] for r in residuals]
+    for wanted in ([], shifted):
+        again = native.topk(*args, wanted)
+        assert all(torch.equal(*each) for each in zip(again, expected, strict=True))
+    assert all(torch.equal(*each) for each in zip(sums, shifted, strict=True))
     return found[:3]
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_an_empty_chunk_comes_first(check_device, momentum):
+    """It has no memory to tell by what is kept, or wanted."""
+    grads = [torch.empty(0), torch.tensor([1.0, 2.0, 9.0, 4.0, 3.0])]
+    momenta = [torch.empty(0), torch.tensor([0.0, 0.0, 0.0, 0.0, 50.0])] if momentum else []
+    tables = torch.tensor([0, 0, 2, 5]), torch.tensor([-1, -1, 0]), torch.tensor([1]), FIRST
+    case = grads, [torch.zeros_like(g) for g in grads], momenta, momentum or 0.0, *tables
+    indices, _, _ = check_twins(*case, heavier=False)
+    assert indices.tolist() == [4 if momentum else 2]
+    for _ in range(2):
+        check_device(*case, heavier=False)
 
 
 def check_one(grad: Tensor, k: int, heavier: bool, salts: Tensor = FIRST):
