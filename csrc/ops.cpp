@@ -139,8 +139,7 @@ Tensor elias_fano_encode_cpu(const Tensor& indices, int64_t numel, int64_t k) {
 
 std::tuple<Tensor, Tensor> elias_fano_decode_cpu(const Tensor& data, int64_t numel, int64_t k) {
   check(data, "data", ScalarType::Byte);
-  STD_TORCH_CHECK(numel >= 0 && numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
-                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+  check_slots(numel, k);
   std::vector<int32_t> indices(static_cast<size_t>(k));
   const int64_t count =
       elias_fano_decode(read<uint8_t>(data), data.numel(), numel, k, indices.data());

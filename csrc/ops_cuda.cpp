@@ -171,8 +171,7 @@ void scatter_add_cuda(Tensor out, int64_t start, std::vector<Tensor> indices,
 
 Tensor elias_fano_encode_cuda(const Tensor& indices, int64_t numel, int64_t k) {
   check(indices, "indices", ScalarType::Int);
-  STD_TORCH_CHECK(numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
-                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+  check_slots(numel, k);
   const Here here(indices);
   Tensor out = empty_like_of(indices, elias_fano_size(numel, k), ScalarType::Byte);
   cuda::elias_fano_encode(here, read<int32_t>(indices), indices.numel(), numel, k,
@@ -182,8 +181,7 @@ Tensor elias_fano_encode_cuda(const Tensor& indices, int64_t numel, int64_t k) {
 
 std::tuple<Tensor, Tensor> elias_fano_decode_cuda(const Tensor& data, int64_t numel, int64_t k) {
   check(data, "data", ScalarType::Byte);
-  STD_TORCH_CHECK(numel >= 0 && numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
-                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+  check_slots(numel, k);
   const Here here(data);
   Tensor indices = empty_like_of(data, k, ScalarType::Int);
   Tensor status = empty_like_of(data, 1, ScalarType::Long);

@@ -249,14 +249,19 @@ inline void check_hadamard(const Tensor& values, const Tensor& bounds, const Ten
   }
 }
 
+// Of a list of positions below `numel`.
+inline void check_slots(int64_t numel, int64_t k) {
+  STD_TORCH_CHECK(numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
+                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+}
+
 // check_data(tensor, name, dtype) says where bytes must be.
 template <typename CheckData>
 void check_entries(const std::vector<Tensor>& bodies, const Tensor& group_ends, int64_t numel,
                    int64_t k, CheckData check_data) {
   for (const Tensor& body : bodies) check_data(body, "bodies", ScalarType::Byte);
   check_data(group_ends, "group_ends", ScalarType::Int);
-  STD_TORCH_CHECK(numel >= 0 && numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
-                  " must lie within [0, numel = ", numel, "], and numel below 2**31");
+  check_slots(numel, k);
   STD_TORCH_CHECK(group_ends.numel() <= k, "group_ends has ", group_ends.numel(),
                   " entries, expected at most k = ", k);
 }

@@ -7,27 +7,14 @@
 #include "../elias_fano_layout.h"
 #include "../kernels.h"
 #include "../wire_format.h"
+#include "../wire_values.h"
 
 namespace ddp_compress {
 namespace {
 
-// Values on the wire, which stand anywhere: the i-th is 0 where the bytes end before it.
-template <typename V>
-struct Values {
-  const uint8_t* data;
-  int64_t size;
-
-  float operator[](int64_t i) const {
-    if ((i + 1) * static_cast<int64_t>(sizeof(V)) > size) return 0;
-    V value;
-    std::memcpy(&value, data + i * sizeof(V), sizeof(V));
-    return static_cast<float>(value);
-  }
-};
-
 // Returns whether all are finite.
 template <typename V>
-bool spread(const Values<V>& means, const int64_t* edges, int64_t groups, float* values) {
+bool spread(const WireValues<V>& means, const int64_t* edges, int64_t groups, float* values) {
   bool finite = true;
   int64_t begin = 0;
   for (int64_t g = 0; g < groups; begin = edges[g++]) {
@@ -39,7 +26,7 @@ bool spread(const Values<V>& means, const int64_t* edges, int64_t groups, float*
 }
 
 template <typename V>
-bool convert(const Values<V>& from, int64_t count, float* values) {
+bool convert(const WireValues<V>& from, int64_t count, float* values) {
   bool finite = true;
   for (int64_t i = 0; i < count; ++i) {
     values[i] = from[i];
@@ -66,7 +53,7 @@ void entries_decode(const uint8_t* data, int64_t size, Groups groups, int64_t nu
   words[0] = found < 0 ? found : bytes;
   if (found < 0) return;
 
-  const Values<V> given{data + bytes, size - bytes};
+  const WireValues<V> given{data + bytes, size - bytes};
   const bool finite =
       means ? spread(given, edges, groups.count, values) : convert(given, count, values);
   const auto wanted = (means ? groups.count : count) * static_cast<int64_t>(sizeof(V));

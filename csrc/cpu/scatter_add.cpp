@@ -11,7 +11,7 @@ namespace ddp_compress {
 namespace {
 
 // Elements: a tile of fp32 stays in the L2 cache for all ranks, in the L1 cache where it is made
-// before it is written.
+// before it is written; so many are too many for the caches of an optimizer.
 constexpr int64_t kTile = 16384, kMade = 4096, kStreamed = 1 << 18;
 
 // Adds every rank's entries within [begin, end) of the message, rank after rank.

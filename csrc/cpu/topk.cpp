@@ -398,18 +398,17 @@ int64_t topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
                   const int64_t* salts, bool heavier, const Taken<A>& taken) {
   const Selector<G, A, kMomentum> selector(chunks, mu);
   if (wants_sums(chunks)) selector.leave_sums(left_out(chunks, bounds, groups, params));
-  std::fill(taken.counts, taken.counts + group_count, 0);
-  if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
-  int64_t total = 0, g = 0;
+  const auto take_nothing = [&] {
+    std::fill(taken.counts, taken.counts + group_count, 0);
+    if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
+    return int64_t{0};
+  };
+  int64_t total = take_nothing(), g = 0;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
     Search<A> search(ks[g], {bounds, salts, params}, heavier);
     selector.find(group.pieces, group.numel, ks[g], search);
     *taken.finite = search.finite;
-    if (!search.finite) {
-      std::fill(taken.counts, taken.counts + group_count, 0);
-      if (heavier) std::fill(taken.means, taken.means + group_count, 0.0f);
-      return 0;
-    }
+    if (!search.finite) return take_nothing();
 
     const Candidates<A>* chosen = &search.positive;
     if (heavier) {

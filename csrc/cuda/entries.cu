@@ -5,6 +5,7 @@
 
 #include "../elias_fano_layout.h"
 #include "../wire_format.h"
+#include "../wire_values.h"
 #include "search.cuh"
 #include "several.cuh"
 
@@ -12,22 +13,6 @@ namespace ddp_compress::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// Values on the wire, which stand anywhere: the i-th is 0 where the bytes end before it.
-template <typename V>
-struct Values {
-  const uint8_t* data;
-  int64_t size;
-
-  __device__ float operator[](int64_t i) const {
-    if ((i + 1) * static_cast<int64_t>(sizeof(V)) > size) return 0;
-    uint8_t bytes[sizeof(V)];
-    for (size_t b = 0; b < sizeof(V); ++b) bytes[b] = data[i * sizeof(V) + b];
-    V value;
-    memcpy(&value, bytes, sizeof(V));
-    return static_cast<float>(value);
-  }
-};
 
 constexpr float kLargest = std::numeric_limits<float>::max();
 __device__ bool is_finite(float value) { return fabs(value) <= kLargest; }
@@ -53,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t g = 0; g < group; ++g) words[1 + g] = 0;
   for (int64_t g = group; g < end; ++g) words[1 + g] = i + 1;
 
-  const Values<V> given{ranks[rank].data + skipped, ranks[rank].size - skipped};
+  const WireValues<V> given{ranks[rank].data + skipped, ranks[rank].size - skipped};
   const bool used = own != kUnused, inside = group < groups.count;
   const float value = used && (inside || !means) ? given[means ? group : i] : 0.0f;
   if (i < k) values[rank * k + i] = value;

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddp_compress.checks import named
 from ddp_compress.exchange.bodies import Bodies
 from ddp_compress.exchange.fused import FusedLists, can_fuse
 from ddp_compress.exchange.uncompressed import split_uncompressed
@@ -98,10 +99,8 @@ class SeparateLists:
         """
         selected = []
         for rank, body in enumerate(every):
-            try:
+            with named(f"rank {rank}"):
                 selected.append(self._bodies.decode(body, self._message.plan))
-            except ValueError as error:
-                raise ValueError(f"rank {rank}: {error}") from None
         return selected
 
     def confirm(self) -> None:

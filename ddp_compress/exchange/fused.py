@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.body import Listed
+from ddp_compress.checks import named
 from ddp_compress.codec import EliasFano
 from ddp_compress.exchange.bodies import Bodies
 from ddp_compress.message.context import Context
@@ -129,8 +130,6 @@ class FusedLists:
     def _refuse(self, rank: int) -> None:
         """Say what is wrong with a list, as its parts do by themselves."""
         bodies = Bodies(self._message, self._recipe, self._stats, self._rank)
-        try:
+        with named(f"rank {rank}"):
             bodies.decode(self._received[rank], self._message.plan)
-        except ValueError as error:
-            raise ValueError(f"rank {rank}: {error}") from None
-        raise ValueError(f"rank {rank}: damaged on its way to {self._message.device}")
+            raise ValueError(f"damaged on its way to {self._message.device}")
