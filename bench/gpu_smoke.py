@@ -212,6 +212,7 @@ class Cases:
         yield Case("sign_encode", "", partial(self.signs, values=self.grad))
         yield Case("sign_encode", "NaN", partial(self.signs, values=spoilt))
         yield Case("sign_decode", "", self.values_of_signs)
+        yield Case("sign_add", "W = 4", self.mean_of_signs)
         yield Case("hadamard", "", partial(self.hadamard, inverse=False))
         yield Case("hadamard", "inverse", partial(self.hadamard, inverse=True))
         yield Case("uniform_encode", "4 bits", self.codes)
@@ -227,6 +228,12 @@ class Cases:
     def values_of_signs(self, move: Move) -> Sequence[Tensor]:
         bits, scales = map(move, self.signs(Tensor.clone, self.grad))
         return [ops.sign_decode(bits, scales, self.three, BLOCK)]
+
+    def mean_of_signs(self, move: Move) -> Sequence[Tensor]:
+        bits, scales = map(move, self.signs(Tensor.clone, self.grad))
+        mean, every = move(self.grad), ([bits] * WORLD_SIZE, [scales] * WORLD_SIZE)
+        ops.sign_add(mean, *every, self.three, BLOCK, 1 / WORLD_SIZE, True)
+        return [mean]
 
     def hadamard(self, move: Move, inverse: bool) -> Sequence[Tensor]:
         values = move(self.whole)

@@ -121,6 +121,10 @@ class Bench:
     def vote_keys(self, random: bool) -> Tensor:
         return ops.vote_keys(*self.tally, self.bounds, self.salts, WORLD_SIZE, random)
 
+    def add_signs(self, ranks: int) -> None:
+        bits, scales = ([part] * ranks for part in self.signs)
+        ops.sign_add(self.out, bits, scales, self.bounds, 4096, 1 / ranks, True)
+
     def hadamard(self, inverse: bool) -> None:
         ops.hadamard(self.turned, self.blocks, self.block_salts, inverse)
 
@@ -195,6 +199,7 @@ class Bench:
                 "zero",
                 lambda: ops.sign_decode(*self.signs, self.bounds, 4096),
             ),
+            "sign_add, mean of W=4 afresh": ("zero", lambda: self.add_signs(WORLD_SIZE)),
             "out.copy_(x)": ("copy", lambda: self.out.copy_(self.grad)),
             "hadamard": ("copy", lambda: self.hadamard(inverse=False)),
             "hadamard, inverse": ("copy", lambda: self.hadamard(inverse=True)),

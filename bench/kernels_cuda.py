@@ -148,6 +148,9 @@ class Inputs:
             "entries_decode, W=4": lambda: self.decode(self.bodies),
             "sign_encode": lambda: kernels.sign_encode(self.grad, bounds, 4096),
             "sign_decode": lambda: kernels.sign_decode(*self.signs, bounds, 4096),
+            "sign_add, W=4": lambda: kernels.sign_add(
+                self.sums, *[[part] * WORLD_SIZE for part in self.signs], bounds, 4096, 0.25, True
+            ),
             "tally, W=4": lambda: kernels.tally(self.positions),
             "vote_keys": self.vote_keys,
             "largest": lambda: kernels.largest(self.keys, k),

@@ -38,7 +38,7 @@ int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds
 
 // segment_means.cpp
 template <typename A>
-double exact_mean(const A* values, int64_t count, bool magnitudes = false);
+double exact_mean(const A* values, int64_t count);
 template <typename A>
 void segment_means(const A* values, const int64_t* counts, int64_t segments, float* means);
 
@@ -103,6 +103,14 @@ int64_t rans_decode(const uint8_t* data, int64_t size, int64_t count, int alphab
 template <typename A>
 void sign_encode(const A* values, const int64_t* bounds, int64_t segments, int64_t block,
                  uint8_t* bits, float* scales);
+// out += scale * (the sum over ranks of what they stand for); `afresh`, as if out were zero before.
+struct SignList {
+  const uint8_t* bits;
+  const float* scales;
+};
+template <typename G, typename A>
+void sign_add(G* out, const std::vector<SignList>& ranks, const int64_t* bounds, int64_t segments,
+              int64_t block, A scale, bool afresh);
 void sign_decode(const uint8_t* bits, const float* scales, const int64_t* bounds, int64_t segments,
                  int64_t block, float* values);
 

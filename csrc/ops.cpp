@@ -294,6 +294,15 @@ Tensor sign_decode_cpu(const Tensor& bits, const Tensor& scales, const Tensor& b
   return values;
 }
 
+void sign_add_cpu(Tensor out, std::vector<Tensor> bits, std::vector<Tensor> scales,
+                  const Tensor& bounds, int64_t block, double scale, bool afresh) {
+  check_sign_add(out, bits, scales, bounds, block, check);
+  dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
+    sign_add<G, A>(write<G>(out), sign_lists(bits, scales), read<int64_t>(bounds),
+                   bounds.numel() - 1, block, static_cast<A>(scale), afresh);
+  });
+}
+
 void hadamard_cpu(Tensor values, const Tensor& bounds, const Tensor& salts, bool inverse) {
   check(values, "values", ScalarType::Float);
   check_hadamard(values, bounds, salts);
@@ -349,6 +358,7 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cpu));
+  m.impl("sign_add", TORCH_BOX(&sign_add_cpu));
   m.impl("hadamard", TORCH_BOX(&hadamard_cpu));
   m.impl("uniform_encode", TORCH_BOX(&uniform_encode_cpu));
   m.impl("uniform_decode", TORCH_BOX(&uniform_decode_cpu));

@@ -304,6 +304,17 @@ Tensor sign_decode_cuda(const Tensor& bits, const Tensor& scales, const Tensor& 
   return values;
 }
 
+void sign_add_cuda(Tensor out, std::vector<Tensor> bits, std::vector<Tensor> scales,
+                   const Tensor& bounds, int64_t block, double scale, bool afresh) {
+  check_sign_add(out, bits, scales, bounds, block, check);
+  for (size_t i = 0; i < bits.size(); ++i) check_beside(out, bits[i], scales[i]);
+  const Here here(out);
+  dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
+    cuda::sign_add<G, A>(here, write<G>(out), sign_lists(bits, scales), read<int64_t>(bounds),
+                         bounds.numel() - 1, block, static_cast<A>(scale), afresh);
+  });
+}
+
 void hadamard_cuda(Tensor values, const Tensor& bounds, const Tensor& salts, bool inverse) {
   check(values, "values", ScalarType::Float);
   check_hadamard(values, bounds, salts);
@@ -358,6 +369,7 @@ void implement_ops(Library& m) {
   m.impl("largest", TORCH_BOX(&largest_cuda));
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cuda));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cuda));
+  m.impl("sign_add", TORCH_BOX(&sign_add_cuda));
   m.impl("hadamard", TORCH_BOX(&hadamard_cuda));
   m.impl("uniform_encode", TORCH_BOX(&uniform_encode_cuda));
   m.impl("uniform_decode", TORCH_BOX(&uniform_decode_cuda));

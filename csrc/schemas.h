@@ -34,6 +34,9 @@ void define_ops(Library& m) {
   m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
   m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");
   m.def("sign_decode(Tensor bits, Tensor scales, Tensor bounds, int block) -> Tensor");
+  m.def(
+      "sign_add(Tensor(a!) out, Tensor[] bits, Tensor[] scales, Tensor bounds, int block, float "
+      "scale, bool afresh=False) -> ()");
   m.def("hadamard(Tensor(a!) values, Tensor bounds, Tensor salts, bool inverse) -> ()");
   m.def("uniform_encode(Tensor values, Tensor bounds, Tensor salts, int bits) -> (Tensor, Tensor)");
   m.def("uniform_decode(Tensor codes, Tensor levels, Tensor bounds, int bits) -> Tensor");

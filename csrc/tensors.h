@@ -227,6 +227,35 @@ inline SignSizes sign_sizes(const Tensor& bounds, int64_t block) {
   return sizes;
 }
 
+// check_data(tensor, name, dtype) says where results and bytes must be.
+template <typename CheckData>
+void check_sign_add(const Tensor& out, const std::vector<Tensor>& bits,
+                    const std::vector<Tensor>& scales, const Tensor& bounds, int64_t block,
+                    CheckData check_data) {
+  check_data(out, "out", out.scalar_type());
+  const SignSizes sizes = sign_sizes(bounds, block);
+  STD_TORCH_CHECK(out.numel() == sizes.numel, "out has ", out.numel(),
+                  " elements, expected the last of bounds, ", sizes.numel);
+  STD_TORCH_CHECK(bits.size() == scales.size(), "scales has ", scales.size(), " tensors, expected ",
+                  bits.size());
+  for (size_t i = 0; i < bits.size(); ++i) {
+    check_data(bits[i], "bits", ScalarType::Byte);
+    check_data(scales[i], "scales", ScalarType::Float);
+    STD_TORCH_CHECK(bits[i].numel() == sizes.bits, "bits[", i, "] has ", bits[i].numel(),
+                    " bytes, expected ", sizes.bits);
+    STD_TORCH_CHECK(scales[i].numel() == sizes.scales, "scales[", i, "] has ", scales[i].numel(),
+                    " entries, expected ", sizes.scales);
+  }
+}
+
+inline std::vector<SignList> sign_lists(const std::vector<Tensor>& bits,
+                                        const std::vector<Tensor>& scales) {
+  std::vector<SignList> ranks;
+  for (size_t i = 0; i < bits.size(); ++i)
+    ranks.push_back({read<uint8_t>(bits[i]), read<float>(scales[i])});
+  return ranks;
+}
+
 inline void check_numel(const Tensor& t, const char* name, int64_t numel) {
   STD_TORCH_CHECK(t.numel() == numel, name, " has ", t.numel(), " elements, expected ", numel);
 }

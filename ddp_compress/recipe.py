@@ -5,7 +5,7 @@ gradient ─► memory + select ─► body (codec, quantize) ─► exchange �
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -17,10 +17,12 @@ from ddp_compress.body.listed import Listed
 from ddp_compress.checks import check_part
 from ddp_compress.memory.addends import Addends
 from ddp_compress.message.context import Context
-from ddp_compress.message.entries import Entries
+from ddp_compress.message.encoded import Encoded
+from ddp_compress.message.entries import AnyEntries, Entries
 from ddp_compress.message.layout import Scope
 from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.runs import Run
 from ddp_compress.message.universe import Universe
 from ddp_compress.schedules import Schedule, check_density
 
@@ -61,7 +63,7 @@ class Memory(Protocol):
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Take the gradient [N] into memory."""
 
-    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: AnyEntries, uncompressed: bool) -> None:
         """Take out what was sent, entries of the message in which the chunk begins at ``start``.
 
         ``uncompressed`` entries are those that travel at every step.
@@ -108,6 +110,29 @@ class Quantize(Protocol):
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values [K] again, fp32; ValueError where the bytes do not fit the context."""
+
+
+@runtime_checkable
+class QuantizeRuns(Quantize, Protocol):
+    """A quantizer that reads and adds all entries where they lie, none of them decoded first."""
+
+    def encode_runs(
+        self, values: Sequence[Tensor], runs: Sequence[Run], context: Context
+    ) -> Tensor | None:
+        """The bytes of `encode`, of the values of every run; None where one is not finite."""
+
+    def read_runs(
+        self,
+        data: Tensor,
+        runs: Sequence[Run],
+        context: Context,
+        clamped: Callable[[Tensor], Tensor],
+    ) -> Sequence[Encoded]:
+        """What the bytes hold of every run, values cut off as ``clamped`` does.
+
+        Raises:
+            ValueError: the bytes do not fit the context.
+        """
 
 
 @runtime_checkable

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from ddp_compress import codec
 from ddp_compress.exchange import ballot
-from ddp_compress.exchange.all_gather import SeparateLists
+from ddp_compress.exchange.all_entries import AllEntries, can_add
 from ddp_compress.exchange.bodies import Bodies, check_counts
 from ddp_compress.exchange.fused import FusedLists, can_fuse
+from ddp_compress.exchange.separate import SeparateLists
 from ddp_compress.exchange.uncompressed import split_uncompressed
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.context import Context
-from ddp_compress.message.entries import Entries
+from ddp_compress.message.encoded import EncodedEntries
+from ddp_compress.message.entries import AnyEntries, Entries, add_entries
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
 from ddp_compress.message.plan import Plan
@@ -175,8 +177,9 @@ def assert_entries(found: Entries, plan: Plan) -> None:
 def test_mutated_bodies_are_entries_or_refused(name, dtype):
     row = FUZZED[name]
     messages = list(messages_of(row, dtype))
-    kinds: list[type[Lists]] = [SeparateLists, FusedLists]
-    kinds = kinds if can_fuse(row.recipe) else kinds[:1]
+    kinds: list[type[Lists]] = [SeparateLists]
+    kinds += [FusedLists] if can_fuse(row.recipe) else []
+    kinds += [AllEntries] if can_add(row.recipe) else []
     sent: list[bytes] = []
     for message in messages:
         each = [kind(message, row.recipe, Stats(), rank=0).encode() for kind in kinds]
@@ -212,7 +215,7 @@ def test_a_gpu_finds_in_mutated_bodies_what_the_cpu_does(name, dtype):
 def decoded(bodies: Sequence[bytes], message: Message, lists: Lists) -> list[bytes]:
     """All that bodies hold, or an error."""
     rest, uncompressed = split_uncompressed(list(map(as_tensor, bodies)), message)
-    selected = [on_host(entries) for entries in lists.decode(rest)]
+    selected = [on_host(entries, message.plan) for entries in lists.decode(rest)]
     lists.confirm()
     for entries in selected:
         if entries.indices is not None:
@@ -225,8 +228,13 @@ def decoded(bodies: Sequence[bytes], message: Message, lists: Lists) -> list[byt
     return found
 
 
-def on_host(entries: Entries) -> Entries:
-    """The same there, without slots that a GPU leaves unused."""
+def on_host(entries: AnyEntries, plan: Plan) -> Entries:
+    """The same there, decoded, and without slots that a GPU leaves unused."""
+    if isinstance(entries, EncodedEntries):
+        values = torch.zeros(plan.numel)
+        add_entries(values, 0, [entries], 1.0)
+        positions = plan.all_positions
+        return Entries(positions, values if positions is None else values[positions.long()])
     values = pretend_cuda.host_of(entries.values)
     if entries.indices is None:
         return Entries(None, values)

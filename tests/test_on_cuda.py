@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, PeerError, ops
 from ddp_compress.exchange import AllGather
-from ddp_compress.exchange.all_gather import SeparateLists
 from ddp_compress.exchange.fused import FusedLists, can_fuse
+from ddp_compress.exchange.separate import SeparateLists
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message

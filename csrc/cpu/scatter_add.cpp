@@ -5,14 +5,12 @@
 #include <type_traits>
 
 #include "../kernels.h"
-#include "simd.h"
+#include "write.h"
 
 namespace ddp_compress {
 namespace {
 
-// Elements: a tile of fp32 stays in the L2 cache for all ranks, in the L1 cache where it is made
-// before it is written; so many are too many for the caches of an optimizer.
-constexpr int64_t kTile = 16384, kMade = 4096, kStreamed = 1 << 18;
+constexpr int64_t kTile = 16384;  // elements: so much fp32 stays in the L2 cache for all ranks
 
 // Adds every rank's entries within [begin, end) of the message, rank after rank.
 template <typename A>
@@ -25,30 +23,6 @@ void add_tile(A* tile, int64_t begin, int64_t end, const std::vector<Entries<A>>
       tile[entries.indices[i] - begin] += entries.values[i] * scale;
     cursors[r] = i;
   }
-}
-
-#ifdef DDP_COMPRESS_AVX2
-// Past the caches, where nobody will read it soon: else memory would be read before it is written.
-DDP_COMPRESS_TARGET_AVX2 void stream(const float* from, float* to, int64_t numel) {
-  int64_t i = 0;
-  for (; i + 8 <= numel; i += 8) _mm256_stream_ps(to + i, _mm256_load_ps(from + i));
-  std::copy(from + i, from + numel, to + i);
-}
-#endif
-
-template <typename G, typename A>
-void write(const A* from, G* to, int64_t numel) {
-  std::transform(from, from + numel, to, [](A value) { return static_cast<G>(value); });
-}
-
-// How so many elements are written. What fits into the caches stays there, for an optimizer.
-template <typename G, typename A>
-auto writer_to(const G* out, int64_t numel) {
-#ifdef DDP_COMPRESS_AVX2
-  if constexpr (std::is_same_v<G, float>)
-    if (numel >= kStreamed && use_avx2() && is_aligned(out)) return stream;
-#endif
-  return write<G, A>;
 }
 
 }  // namespace
@@ -67,7 +41,7 @@ void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries
   };
   const bool in_place = std::is_same_v<G, A> && !afresh;
   const int64_t size = in_place ? kTile : kMade;
-  const auto put = writer_to<G, A>(out, numel);
+  const auto put = writer<G, A>(numel);
   alignas(32) A made[kMade];
   for (int64_t begin = 0; begin < numel; begin += size) {
     const int64_t end = std::min(begin + size, numel);

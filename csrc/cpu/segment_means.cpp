@@ -1,20 +1,30 @@
-#include <algorithm>
-
-#include "../exact_mean.h"
 #include "../kernels.h"
+#include "exact_mean_of.h"
 
 namespace ddp_compress {
+namespace {
+
+#ifdef DDP_COMPRESS_AVX2
+template <typename A>
+DDP_COMPRESS_TARGET_AVX2 double exact_mean_avx2(const A* values, int64_t count) {
+  return exact_mean_of(values, count, false);
+}
+#endif
 
 template <typename A>
-double exact_mean(const A* values, int64_t count, bool magnitudes) {
-  Magnitude<A> largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude(values[i]));
-  const ExactMean<A> scale(largest);
-  const Magnitude<A> mask = magnitudes ? kMagnitude<A> : -1;
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i)
-    sum += scale.term(__builtin_bit_cast(A, __builtin_bit_cast(Magnitude<A>, values[i]) & mask));
-  return scale.mean(sum, count);
+double exact_mean_portable(const A* values, int64_t count) {
+  return exact_mean_of(values, count, false);
+}
+
+}  // namespace
+
+template <typename A>
+double exact_mean(const A* values, int64_t count) {
+  auto mean = exact_mean_portable<A>;
+#ifdef DDP_COMPRESS_AVX2
+  if (use_avx2()) mean = exact_mean_avx2<A>;
+#endif
+  return mean(values, count);
 }
 
 template <typename A>
@@ -25,8 +35,8 @@ void segment_means(const A* values, const int64_t* counts, int64_t segments, flo
   }
 }
 
-template double exact_mean(const float*, int64_t, bool);
-template double exact_mean(const double*, int64_t, bool);
+template double exact_mean(const float*, int64_t);
+template double exact_mean(const double*, int64_t);
 template void segment_means(const float*, const int64_t*, int64_t, float*);
 template void segment_means(const double*, const int64_t*, int64_t, float*);
 

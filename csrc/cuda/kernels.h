@@ -89,6 +89,9 @@ void largest(const Device& device, const int64_t* keys, int64_t count, int64_t k
 template <typename A>
 void sign_encode(const Device& device, const A* values, const int64_t* host_bounds,
                  int64_t segments, int64_t block, uint8_t* bits, float* scales);
+template <typename G, typename A>
+void sign_add(const Device& device, G* out, const std::vector<SignList>& ranks,
+              const int64_t* host_bounds, int64_t segments, int64_t block, A scale, bool afresh);
 void sign_decode(const Device& device, const uint8_t* bits, const float* scales,
                  const int64_t* host_bounds, int64_t segments, int64_t block, float* values);
 

@@ -1,5 +1,9 @@
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include "../exact_mean.h"
 #include "search.cuh"
+#include "several.cuh"
 #include "warp.cuh"
 
 namespace ddp_compress::cuda {
@@ -129,6 +133,38 @@ __global__ void decode(const uint8_t* __restrict__ bits, const float* __restrict
   });
 }
 
+// Sums stay in registers for all ranks.
+template <typename G, typename A>
+__global__ void add(G* __restrict__ out, Several<SignList> ranks, Table table, A scale,
+                    bool afresh) {
+  constexpr int kTop = 8 * sizeof(A) - 1;
+  const int lane = threadIdx.x % kWarp;
+  for_each_tile(table, [&](const Tile& tile) {
+    A sums[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = i * kWarp + lane;
+      sums[i] = !afresh && at < tile.count ? static_cast<A>(out[tile.value + at]) : A(0);
+    }
+    for (int64_t rank = 0; rank < ranks.count; ++rank) {
+      const A number = static_cast<A>(ranks[rank].scales[tile.scale]) * scale;
+      const auto positive = __builtin_bit_cast(Magnitude<A>, number);
+      const uint8_t* const bits = ranks[rank].bits + tile.byte;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = i * kWarp + lane;
+        const auto byte = static_cast<Magnitude<A>>(at < tile.count ? bits[at / 8] : 0);
+        sums[i] += __builtin_bit_cast(A, positive ^ (byte >> at % 8) << kTop);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = i * kWarp + lane;
+      if (at < tile.count) out[tile.value + at] = static_cast<G>(sums[i]);
+    }
+  });
+}
+
 // A message of signs, cut into blocks and tiles.
 class Signs {
  public:
@@ -193,6 +229,27 @@ void sign_decode(const Device& device, const uint8_t* bits, const float* scales,
   if (signs.numel() == 0) return;
   launch(device, signs.cuda_blocks(), kThreads, decode, bits, scales, signs.table(device), values);
 }
+
+template <typename G, typename A>
+void sign_add(const Device& device, G* out, const std::vector<SignList>& ranks,
+              const int64_t* host_bounds, int64_t segments, int64_t block, A scale, bool afresh) {
+  const Signs signs(host_bounds, segments, block);
+  if (signs.numel() == 0) return;
+  launch(device, signs.cuda_blocks(), kThreads, add<G, A>, out, several(device, ranks),
+         signs.table(device), scale, afresh);
+}
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using Lists = std::vector<SignList>;
+template void sign_add(const Device&, float*, const Lists&, const int64_t*, int64_t, int64_t, float,
+                       bool);
+template void sign_add(const Device&, BFloat16*, const Lists&, const int64_t*, int64_t, int64_t,
+                       float, bool);
+template void sign_add(const Device&, Half*, const Lists&, const int64_t*, int64_t, int64_t, float,
+                       bool);
+template void sign_add(const Device&, double*, const Lists&, const int64_t*, int64_t, int64_t,
+                       double, bool);
 
 template void sign_encode(const Device&, const float*, const int64_t*, int64_t, int64_t, uint8_t*,
                           float*);

@@ -1,21 +1,15 @@
 """Every rank sends its own selection to every other."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from ddp_compress.checks import named
-from ddp_compress.exchange.bodies import Bodies
+from ddp_compress.exchange.all_entries import AllEntries, can_add
 from ddp_compress.exchange.fused import FusedLists, can_fuse
+from ddp_compress.exchange.separate import SeparateLists
 from ddp_compress.exchange.uncompressed import split_uncompressed
 from ddp_compress.message.delivery import Deliveries, Delivery
-from ddp_compress.message.entries import Entries
 from ddp_compress.message.message import Message
 from ddp_compress.recipe import Recipe, Tensors
-from ddp_compress.stats import Stats
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
 
@@ -42,8 +36,7 @@ class AllGather:
 
     def run(self, message: Message, recipe: Recipe, channel: Channel) -> Phases[Deliveries]:
         """See `recipe.Exchange.run`."""
-        kind = FusedLists if can_fuse(recipe) else SeparateLists
-        lists = kind(message, recipe, channel.stats, channel.rank)
+        lists = _kind(recipe)(message, recipe, channel.stats, channel.rank)
         every = yield from channel.share(lists.encode)
         if every is None:
             return None
@@ -57,51 +50,8 @@ class AllGather:
         return deliveries
 
 
-class SeparateLists:
-    """What ranks send of a message, one after another, by whatever parts.
-
-    Args:
-        message: on its way.
-        recipe: its parts.
-        stats: where to count.
-        rank: this one.
-
-    Attributes:
-        writes: see `Selection`.
-    """
-
-    def __init__(self, message: Message, recipe: Recipe, stats: Stats, rank: int) -> None:
-        self.writes: dict[str, Entries] = {}
-        self._message = message
-        self._select = recipe.select
-        self._stats = stats
-        self._bodies = Bodies(message, recipe, stats, rank)
-
-    def encode(self) -> Tensor | None:
-        """What this rank sends; None where something is not finite."""
-        message = self._message
-        selection = message.select(self._select)
-        if not selection.finite:
-            return None
-        self.writes.update(selection.writes)
-        selected = self._bodies.encode(selection.entries, message.plan)
-        if not len(message.plan.uncompressed):
-            return selected
-        uncompressed = message.clamped(message.uncompressed()).to(message.dtype)
-        self._stats.nonzeros += len(uncompressed)
-        return torch.cat([uncompressed.view(torch.uint8), selected])
-
-    def decode(self, every: Sequence[Tensor]) -> list[Entries]:
-        """What every rank has selected, of bodies without uncompressed parameters.
-
-        Raises:
-            ValueError: bytes do not fit the plan.
-        """
-        selected = []
-        for rank, body in enumerate(every):
-            with named(f"rank {rank}"):
-                selected.append(self._bodies.decode(body, self._message.plan))
-        return selected
-
-    def confirm(self) -> None:
-        """All was known to be good when it was decoded."""
+def _kind(recipe: Recipe) -> type[FusedLists | SeparateLists]:
+    """The fastest way to write and read a recipe's messages."""
+    if can_fuse(recipe):
+        return FusedLists
+    return AllEntries if can_add(recipe) else SeparateLists

@@ -10,7 +10,7 @@ from ddp_compress import ops
 from ddp_compress.memory.addends import Addends
 from ddp_compress.memory.clip import check_clip
 from ddp_compress.message.chunk import Chunk
-from ddp_compress.message.entries import Entries, add_entries
+from ddp_compress.message.entries import AnyEntries, add_entries
 from ddp_compress.schedules import Schedule, check_momentum, momentum_at
 
 
@@ -68,7 +68,7 @@ class MomentumCorrection:
         for slot, tensor in after.items():
             kept.replace(slot, tensor)
 
-    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: AnyEntries, uncompressed: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is uncompressed."""
         add_entries(chunk.kept["residual"], start, [sent], -1.0)
         if not uncompressed:

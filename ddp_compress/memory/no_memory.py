@@ -8,7 +8,7 @@ import torch
 
 from ddp_compress.memory.addends import Addends
 from ddp_compress.message.chunk import Chunk
-from ddp_compress.message.entries import Entries
+from ddp_compress.message.entries import AnyEntries
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ class NoMemory:
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Nothing is kept."""
 
-    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: AnyEntries, uncompressed: bool) -> None:
         """Nothing is kept."""

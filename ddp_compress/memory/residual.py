@@ -10,7 +10,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.memory.addends import Addends
 from ddp_compress.message.chunk import Chunk
-from ddp_compress.message.entries import Entries, add_entries
+from ddp_compress.message.entries import AnyEntries, add_entries
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ class Residual:
             after = chunk.sums
         kept.replace("residual", after)
 
-    def release(self, chunk: Chunk, start: int, sent: Entries, uncompressed: bool) -> None:
+    def release(self, chunk: Chunk, start: int, sent: AnyEntries, uncompressed: bool) -> None:
         """Take out what was sent. What quantization lost stays."""
         add_entries(chunk.kept["residual"], start, [sent], -1.0)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ddp_compress.message.entries import Entries
+from ddp_compress.message.entries import AnyEntries, Entries
 
 
 def _nothing() -> None:
@@ -24,8 +24,8 @@ class Delivery:
             It is called once all is written, and what has raised takes that back.
     """
 
-    sent: Sequence[Entries]
-    received: Sequence[Entries]
+    sent: Sequence[AnyEntries]
+    received: Sequence[AnyEntries]
     scale: float
     uncompressed: bool = False
     writes: Mapping[str, Entries] = field(default_factory=dict)

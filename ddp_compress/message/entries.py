@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress import ops
+from ddp_compress.message.encoded import EncodedEntries, add_encoded
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 
@@ -75,8 +76,15 @@ class Entries:
             add_entries(out, start, [Entries(self.indices, out.index_select(0, here))], -1.0)
 
 
+AnyEntries = Entries | EncodedEntries
+
+
 def add_entries(
-    out: Tensor, start: int, lists: Sequence[Entries], scale: float, afresh: bool = False
+    out: Tensor,
+    start: int,
+    lists: Sequence[AnyEntries],
+    scale: float,
+    afresh: bool = False,
 ) -> None:
     """``out += scale * entries`` for list after list.
 
@@ -84,7 +92,7 @@ def add_entries(
         out: [n], positions ``[start, start + n)`` of the message. Half types are summed in fp32
             and rounded once.
         start: see ``out``.
-        lists: entries of the whole message, all with positions or all without.
+        lists: entries of the whole message, all with positions, all without, or all encoded.
         scale: factor of every value.
         afresh: whether ``out`` counts as zero before, whatever it holds.
 
@@ -95,15 +103,20 @@ def add_entries(
         >>> out
         tensor([0.0000, 0.5000, 0.0000])
     """
-    positions = [entries.indices for entries in lists if entries.indices is not None]
-    if positions or not lists:
-        values = [entries.values for entries in lists]
+    encoded = [entries for entries in lists if isinstance(entries, EncodedEntries)]
+    if encoded:
+        add_encoded(out, start, encoded, scale, afresh)
+        return
+    decoded = [entries for entries in lists if isinstance(entries, Entries)]
+    positions = [entries.indices for entries in decoded if entries.indices is not None]
+    if positions or not decoded:
+        values = [entries.values for entries in decoded]
         ops.scatter_add(out, start, positions, values, scale, afresh)
         return
     if afresh:
         out.zero_()
-    wide = out.to(lists[0].values.dtype)
-    for entries in lists:
+    wide = out.to(decoded[0].values.dtype)
+    for entries in decoded:
         # Not add_(alpha=scale), which rounds once or twice as the machine likes.
         wide.add_(entries.values[start : start + len(out)] * scale)
     if wide is not out:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ddp_compress import ops
 from ddp_compress.message.chunk import Chunk, memory_dtype
 from ddp_compress.message.entries import Entries, spans
 from ddp_compress.message.plan import Plan
@@ -69,8 +70,20 @@ class Message:
         return self.plan.groups if unused is None else self.plan.groups.masked_fill(unused, -1)
 
     def accumulated(self) -> Tensor:
-        """The gradient with all that memory adds to it, [N], in memory's dtype."""
-        return torch.cat([self._accumulated(chunk) for chunk in self.chunks])
+        """The gradient with all that memory adds to it, [N], in memory's dtype; to be read only."""
+        sums = self.sums()
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    def sums(self) -> list[Tensor]:
+        """The same, chunk by chunk, left where memory wants it."""
+        for chunk in self.chunks:
+            place = self.memory.place_for_sums(chunk)
+            if place is not None:
+                residual, _ = self.memory.addends(chunk)
+                assert residual is not None, "sums of what memory keeps"
+                ops.accumulate(residual, chunk.grad, None, 0.0, place, None)
+            chunk.sums = place
+        return [self._accumulated(c) if c.sums is None else c.sums for c in self.chunks]
 
     def values_at(self, indices: Tensor) -> Tensor:
         """`accumulated` at ascending positions [K]; 0 where unused."""

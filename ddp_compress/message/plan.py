@@ -15,6 +15,7 @@ from torch import Tensor
 from ddp_compress.message.conv_kernels import ConvKernel, ConvKernels
 from ddp_compress.message.device_tables import DeviceTables
 from ddp_compress.message.layout import Layout, Scope
+from ddp_compress.message.runs import Run, runs_of
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of, to_host
 
@@ -125,6 +126,11 @@ class Tables:
         uncompressed = host.zeros(self.numel, dtype=torch.bool)
         uncompressed[self.uncompressed.long()] = True
         return (~uncompressed).nonzero().flatten().int()
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The other parameters, neighbours together."""
+        return runs_of(self)
 
     def on(self, device: torch.device) -> DeviceTables:
         """Those that are needed on a device; they stay there."""

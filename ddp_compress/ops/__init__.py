@@ -78,6 +78,7 @@ rans_encode = _kernel_of(reference.rans_encode)  # on the host: a state runs thr
 rans_decode = _kernel_of(reference.rans_decode)
 scatter_add = _kernel_of(reference.scatter_add)
 sign_encode = _kernel_of(reference.sign_encode)
+sign_add = _kernel_of(reference.sign_add)
 sign_decode = _kernel_of(reference.sign_decode)
 uniform_encode = _kernel_of(reference.uniform_encode)
 uniform_decode = _kernel_of(reference.uniform_decode)

@@ -1,5 +1,8 @@
 """Send a sign for every value, and a mean magnitude for many."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +12,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.checks import check_int
 from ddp_compress.message.context import Context
+from ddp_compress.message.runs import Run
 from ddp_compress.quantize.symbols import check_size, read_means
 
 
@@ -66,12 +70,62 @@ class Signs:
         scales = read_means("signs", data, in_scales // 4)
         return ops.sign_decode(data[in_scales:], scales, _bounds(counts), self._block(counts))
 
+    def encode_runs(
+        self, values: Sequence[Tensor], runs: Sequence[Run], context: Context
+    ) -> Tensor | None:
+        """See `recipe.QuantizeRuns`."""
+        block = self._block(context.counts)
+        parts = [
+            ops.sign_encode(each, run.bounds, block) for each, run in zip(values, runs, strict=True)
+        ]
+        scales = torch.cat([scale for _, scale in parts])
+        if not scales.isfinite().all():
+            return None
+        return torch.cat([scales.view(torch.uint8), *[bits for bits, _ in parts]])
+
+    def read_runs(
+        self,
+        data: Tensor,
+        runs: Sequence[Run],
+        context: Context,
+        clamped: Callable[[Tensor], Tensor],
+    ) -> list[SignRun]:
+        """See `recipe.QuantizeRuns`."""
+        counts = context.counts
+        in_scales, in_bits = self._bytes(counts)
+        check_size("signs", data, in_scales + in_bits)
+        scales, bits = clamped(read_means("signs", data, in_scales // 4)), data[in_scales:]
+        block = self._block(counts)
+        sizes = [run.bounds.diff() for run in runs]
+        parts = zip(
+            bits.split([int(_ceil(each, 8).sum()) for each in sizes]),
+            scales.split([int(_ceil(each, block).sum()) for each in sizes]),
+            runs,
+            strict=True,
+        )
+        return [SignRun(signs, means, run.bounds, block) for signs, means, run in parts]
+
     def _block(self, counts: Tensor) -> int:
         return self.block or 8 * max([1, *_ceil(counts, 8).tolist()])
 
     def _bytes(self, counts: Tensor) -> tuple[int, int]:
         scales = _ceil(counts, self._block(counts))
         return 4 * int(scales.sum()), int(_ceil(counts, 8).sum())
+
+
+@dataclass(frozen=True)
+class SignRun:
+    """Signs and magnitudes of a run; see `ops.reference.sign_add`."""
+
+    bits: Tensor
+    scales: Tensor
+    bounds: Tensor
+    block: int
+
+    def add_to(self, out: Tensor, all_ranks: Sequence[SignRun], scale: float, afresh: bool) -> None:
+        """See `message.encoded.Encoded`."""
+        bits, scales = [each.bits for each in all_ranks], [each.scales for each in all_ranks]
+        ops.sign_add(out, bits, scales, self.bounds, self.block, scale, afresh)
 
 
 def _ceil(counts: Tensor, divisor: int) -> Tensor:

@@ -144,6 +144,82 @@ def test_the_gpu_agrees_on_large_tensors(on_device, dtype, block, sizes):
     assert_device_agrees(on_device, values, bounds_of(sizes), block)
 
 
+# --------------------------------------------------------------------- what ranks send, added up
+
+
+def sent(sizes, block, ranks=3) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What so many ranks send of segments of these sizes."""
+    generator = torch.Generator().manual_seed(len(sizes))
+    values = torch.randn(ranks, sum(sizes), generator=generator)
+    each = [native.sign_encode(mine, bounds_of(sizes), block) for mine in values]
+    return [bits for bits, _ in each], [scales for _, scales in each]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("afresh", [False, True])
+@pytest.mark.parametrize(
+    ("block", "sizes"), [(8, []), (8, [0]), (24, [9, 0, 1, 300, 64]), (20_008, [5, 20_003, 8])]
+)
+def test_signs_are_added_as_if_decoded(dtype, afresh, block, sizes, monkeypatch):
+    """Rank after rank, wherever the result begins; nothing beside it is touched."""
+    bits, scales = sent(sizes, block)
+    generator = torch.Generator().manual_seed(1)
+    around = torch.randn(sum(sizes) + 8, generator=generator).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    total = around[3:-5].to(wide) * (0 if afresh else 1)
+    for signs, means in zip(bits, scales, strict=True):
+        decoded = reference.sign_decode(signs, means, bounds_of(sizes), block)
+        total = total + decoded.to(wide) * torch.tensor(1 / 3, dtype=wide)
+    expected = torch.cat([around[:3], total.to(dtype), around[-5:]])
+    for twin, portable in ((native, False), (native, True), (reference, False)):
+        if portable:
+            monkeypatch.setenv("DDP_COMPRESS_PORTABLE", "1")
+        found = around.clone()
+        twin.sign_add(found[3:-5], bits, scales, bounds_of(sizes), block, 1 / 3, afresh)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_signs_are_encoded_alike_whatever_the_processor(portable, monkeypatch):
+    """Also at places where no wide register begins."""
+    values = torch.randn(5003, generator=torch.Generator().manual_seed(0))[2:]
+    expected = reference.sign_encode(values, bounds_of([4000, 1001]), 1024)
+    if portable:
+        monkeypatch.setenv("DDP_COMPRESS_PORTABLE", "1")
+    bits, scales = native.sign_encode(values, bounds_of([4000, 1001]), 1024)
+    assert all(map(torch.equal, (bits, scales), expected))
+    found = [
+        twin.sign_decode(bits, scales, bounds_of([4000, 1001]), 1024)
+        for twin in (native, reference)
+    ]
+    assert torch.equal(*found)
+
+
+def test_a_large_mean_is_written_past_the_caches_alike():
+    sizes = [300_001, 7, 30_000]
+    bits, scales = sent(sizes, 1024, ranks=2)
+    found, expected = torch.ones(sum(sizes)), torch.ones(sum(sizes))
+    native.sign_add(found, bits, scales, bounds_of(sizes), 1024, 0.5, True)
+    reference.sign_add(expected, bits, scales, bounds_of(sizes), 1024, 0.5, True)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("afresh", [False, True])
+@pytest.mark.parametrize("ranks", [1, 3, 11])
+@pytest.mark.parametrize(
+    ("block", "sizes"), [(8, [9, 0, 1, 300]), (1024, [1023, 5000, 0, 3]), (2**40, [5000, 8])]
+)
+def test_the_device_adds_signs_alike(on_device, device, dtype, afresh, ranks, block, sizes):
+    bits, scales = sent(sizes, block, ranks)
+    expected = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(1)).to(dtype)
+    out = expected.clone() if device == "emulated" else expected.to(device)
+    native.sign_add(expected, bits, scales, bounds_of(sizes), block, 0.3, afresh)
+    tables = {"bounds": bounds_of(sizes), "block": block, "scale": 0.3, "afresh": afresh}
+    on_device("sign_add", out, bits, scales, **tables)
+    assert torch.equal(out.cpu(), expected)
+
+
 @both_twins
 def test_golden_bytes(twin):
     values = torch.tensor([-1.0, 1, 1, -1, 1, 1, 1, -1, -3, 5, -0.0, 7, -8])
@@ -176,6 +252,14 @@ def test_sizes_that_do_not_fit_are_refused(twin):
         twin.sign_decode(bits[:2], scales, bounds, 8)
     with pytest.raises(RuntimeError, match="scales has 4 entries, expected 3"):
         twin.sign_decode(bits, torch.ones(4), bounds, 8)
+    with pytest.raises(RuntimeError, match="out has 9 elements, expected the last of bounds, 10"):
+        twin.sign_add(values[:9], [bits], [scales], bounds, 8, 1.0)
+    with pytest.raises(RuntimeError, match="scales has 1 tensors, expected 2"):
+        twin.sign_add(values, [bits, bits], [scales], bounds, 8, 1.0)
+    with pytest.raises(RuntimeError, match="has 2 bytes, expected 3"):
+        twin.sign_add(values, [bits[:2]], [scales], bounds, 8, 1.0)
+    with pytest.raises(RuntimeError, match="has 4 entries, expected 3"):
+        twin.sign_add(values, [bits], [torch.ones(4)], bounds, 8, 1.0)
 
 
 def test_other_types_are_refused():
@@ -190,3 +274,5 @@ def test_what_it_writes_is_what_its_schema_says():
     torch.library.opcheck(
         native.sign_decode.default, (bits, scales, bounds, 8), test_utils="test_schema"
     )
+    given = (values, [bits], [scales], bounds, 8, 0.5, True)
+    torch.library.opcheck(native.sign_add.default, given, test_utils="test_schema")

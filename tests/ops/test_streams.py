@@ -78,6 +78,12 @@ def scatter_add(a: SimpleNamespace) -> Tensor:
     return out
 
 
+def sign_add(a: SimpleNamespace) -> Tensor:
+    out = a.grad.clone()
+    a.kernels.sign_add(out, [a.bits] * 2, [a.scales] * 2, a.bounds, 1024, 0.5)
+    return out
+
+
 def hadamard(a: SimpleNamespace) -> Tensor:
     values = a.grad.clone()
     a.kernels.hadamard(values, a.blocks, a.block_salts, False)
@@ -102,6 +108,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "largest": lambda a: a.kernels.largest(a.keys, a.k),
     "sign_encode": lambda a: a.kernels.sign_encode(a.grad, a.bounds, 1024),
     "sign_decode": lambda a: a.kernels.sign_decode(a.bits, a.scales, a.bounds, 1024),
+    "sign_add": sign_add,
     "hadamard": hadamard,
     "uniform_encode": lambda a: a.kernels.uniform_encode(a.grad, a.blocks, a.block_salts, 4),
     "uniform_decode": lambda a: a.kernels.uniform_decode(a.codes, a.levels, a.blocks, 4),

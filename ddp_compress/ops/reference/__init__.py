@@ -19,6 +19,7 @@ from ddp_compress.ops.reference.rans import rans_decode as rans_decode
 from ddp_compress.ops.reference.rans import rans_encode as rans_encode
 from ddp_compress.ops.reference.scatter_add import scatter_add as scatter_add
 from ddp_compress.ops.reference.segment_means import segment_means as segment_means
+from ddp_compress.ops.reference.signs import sign_add as sign_add
 from ddp_compress.ops.reference.signs import sign_decode as sign_decode
 from ddp_compress.ops.reference.signs import sign_encode as sign_encode
 from ddp_compress.ops.reference.topk import topk as topk

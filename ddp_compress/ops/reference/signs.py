@@ -1,5 +1,7 @@
 """Twin of csrc/cpu/signs.cpp."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -93,3 +95,49 @@ def sign_decode(bits: Tensor, scales: Tensor, bounds: Tensor, block: int) -> Ten
         magnitudes = means.repeat_interleave(block)[:numel]
         values.append(torch.where(unpack(signs)[:numel] > 0, -magnitudes, magnitudes))
     return torch.cat([scales.new_empty(0), *values])
+
+
+def sign_add(
+    out: Tensor,
+    bits: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bounds: Tensor,
+    block: int,
+    scale: float,
+    afresh: bool = False,
+) -> None:
+    """Add what W ranks have sent as signs, in rank order.
+
+    ``out += scale * sign_decode(bits[r], scales[r])`` for r = 0 … W-1, tile by tile. bf16 and fp16
+    are summed in fp32 and rounded once.
+
+    Args:
+        out: [N], fp32, bf16, fp16 or fp64; changed in place.
+        bits: W tensors, see `sign_decode`.
+        scales: W tensors, see `sign_decode`.
+        bounds: [P + 1], int64, as encoded.
+        block: as encoded.
+        scale: factor of every value, 1/W for a mean.
+        afresh: whether ``out`` counts as zero before, whatever it holds.
+
+    Raises:
+        RuntimeError: see `sign_decode`; or ``out`` has not N elements.
+
+    Example:
+        >>> bits, scales = torch.tensor([2, 1], dtype=torch.uint8), torch.tensor([1.5, 8.0])
+        >>> out = torch.ones(3)
+        >>> sign_add(out, [bits], [scales], torch.tensor([0, 2, 3]), block=8, scale=2.0)
+        >>> out
+        tensor([  4.,  -2., -15.])
+    """
+    numel = int(_sizes(bounds, block).sum())
+    if len(out) != numel:
+        raise RuntimeError(f"out has {len(out)} elements, expected the last of bounds, {numel}")
+    if len(bits) != len(scales):
+        raise RuntimeError(f"scales has {len(scales)} tensors, expected {len(bits)}")
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    total = torch.zeros_like(out, dtype=wide) if afresh else out.to(wide)
+    for signs, means in zip(bits, scales, strict=True):
+        values = sign_decode(signs, means, bounds, block).to(wide)
+        total += values * host.tensor(scale, dtype=wide)
+    out.copy_(total)
