@@ -38,7 +38,9 @@ int64_t topk(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds
 
 // segment_means.cpp
 template <typename A>
-double exact_mean(const A* values, int64_t count);
+using MeanOf = double (*)(const A* values, int64_t count);
+template <typename A>
+MeanOf<A> fastest_exact_mean();
 template <typename A>
 void segment_means(const A* values, const int64_t* counts, int64_t segments, float* means);
 

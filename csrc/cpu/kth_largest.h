@@ -14,6 +14,7 @@ namespace ddp_compress {
 // The k-th largest of some integers (k counts from 1), by histograms of ever finer ranges.
 template <typename K>
 K kth_largest(const K* keys, int64_t count, int64_t k) {
+  if (k == 1) return *std::max_element(keys, keys + count);
   using Distance = std::make_unsigned_t<K>;
   constexpr int kBits = 11;
   std::vector<K> rest;  // the keys of the bin that holds the k-th

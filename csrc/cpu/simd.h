@@ -9,6 +9,8 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #define DDP_COMPRESS_TARGET_AVX2 __attribute__((target("avx2,f16c")))
+#define DDP_COMPRESS_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
 #endif
 
 // A function that is compiled once more into every caller, with the caller's registers.
@@ -43,6 +45,16 @@ inline bool use_avx2() {
 #ifdef DDP_COMPRESS_AVX2
   static const bool wide = __builtin_cpu_supports("avx2") && has_f16c();
   return wide && std::getenv("DDP_COMPRESS_PORTABLE") == nullptr;
+#else
+  return false;
+#endif
+}
+
+// For products of 64-bit integers, which narrower registers lack.
+inline bool use_avx512() {
+#ifdef DDP_COMPRESS_AVX2
+  static const bool wide = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return wide && use_avx2();
 #else
   return false;
 #endif

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../tie_hash.h"
+#include "simd.h"
 
 namespace ddp_compress {
 
@@ -25,5 +26,41 @@ class Places {
   const int64_t* end_;  // the parameter's, within bounds
   const int64_t* salt_;
 };
+
+// The hashes of ascending positions that lie in one parameter.
+DDP_COMPRESS_INLINE void hash_each(const int32_t* positions, int64_t count, int64_t start,
+                                   uint64_t salt, uint32_t* hashes) {
+  for (int64_t i = 0; i < count; ++i)
+    hashes[i] = tie_hash(salt, static_cast<uint64_t>(positions[i] - start), 0);
+}
+
+inline void hash_portable(const int32_t* positions, int64_t count, int64_t start, uint64_t salt,
+                          uint32_t* hashes) {
+  hash_each(positions, count, start, salt, hashes);
+}
+
+#ifdef DDP_COMPRESS_AVX2
+DDP_COMPRESS_TARGET_AVX512 inline void hash_avx512(const int32_t* positions, int64_t count,
+                                                   int64_t start, uint64_t salt, uint32_t* hashes) {
+  hash_each(positions, count, start, salt, hashes);
+}
+#endif
+
+// The hashes of ascending positions, a salt for each parameter.
+inline void hash_places(const int32_t* positions, int64_t count, const int64_t* bounds,
+                        const int64_t* salts, int64_t params, uint32_t* hashes) {
+  auto each = hash_portable;
+#ifdef DDP_COMPRESS_AVX2
+  if (use_avx512()) each = hash_avx512;
+#endif
+  const int32_t* const end = positions + count;
+  while (positions < end) {
+    const int64_t p = std::upper_bound(bounds, bounds + params, *positions) - bounds - 1;
+    const int32_t* const next = std::lower_bound(positions, end, bounds[p + 1]);
+    each(positions, next - positions, bounds[p], static_cast<uint64_t>(salts[p]), hashes);
+    hashes += next - positions;
+    positions = next;
+  }
+}
 
 }  // namespace ddp_compress

@@ -67,47 +67,161 @@ struct Ties {
   const int64_t* salts;
   int64_t params;
 
-  Places from(int32_t first) const { return Places(bounds, salts, params, first); }
+  void hash(const int32_t* positions, int64_t count, uint32_t* hashes) const {
+    hash_places(positions, count, bounds, salts, params, hashes);
+  }
 };
 
 constexpr uint32_t kTopHash = std::numeric_limits<uint32_t>::max();
+
+// Candidates are above the floor, or at it, with a hash above the bar.
+template <typename A>
+struct Threshold {
+  Key<A> floor = 1;
+  uint32_t bar = 0;
+};
+
+enum class Side { kBoth, kPositive, kNegative };
+
+#ifdef DDP_COMPRESS_AVX2
+// Row m lists the set bits of m: the lanes to move to the front.
+constexpr auto kLanes = [] {
+  std::array<std::array<int32_t, 8>, 256> table{};
+  for (size_t mask = 0; mask < 256; ++mask)
+    for (int32_t lane = 0, n = 0; lane < 8; ++lane)
+      if (mask >> lane & 1) table[mask][static_cast<size_t>(n++)] = lane;
+  return table;
+}();
+#endif
+
+template <typename A>
+DDP_COMPRESS_INLINE Key<A> largest_of(const A* values, int64_t count) {
+  Key<A> largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude(values[i]));
+  return largest;
+}
+
+template <typename A>
+Key<A> largest_portable(const A* values, int64_t count) {
+  return largest_of(values, count);
+}
+
+#ifdef DDP_COMPRESS_AVX2
+template <typename A>
+DDP_COMPRESS_TARGET_AVX2 Key<A> largest_avx2(const A* values, int64_t count) {
+  return largest_of(values, count);
+}
+#endif
+
+// Which hits become candidates: those of a side, and where there are hashes those that outdo the
+// floor, or at the floor the bar.
+template <typename A>
+struct Admission {
+  Side side;
+  Key<A> floor;
+  uint32_t bar;
+  const uint32_t* hashes;  // of a block's hits; null where all of the side are admitted
+
+  bool operator()(A value, int64_t i) const {
+    const bool here = side == Side::kBoth || std::signbit(value) == (side == Side::kNegative);
+    return here && (!hashes || magnitude(value) > floor || hashes[i] > bar);
+  }
+};
+
+// Puts what is admitted of a block's hits, from one on, behind `count` candidates; returns how many
+// there are then. Stores may write up to eight entries past the last.
+template <typename A>
+int64_t append_portable(const Hits<A>& hits, int64_t from, const Admission<A>& admits,
+                        int32_t* indices, A* values, int64_t count) {
+  for (int64_t i = from; i < hits.count; ++i) {
+    indices[count] = hits.indices[i];
+    values[count] = hits.values[i];
+    count += admits(hits.values[i], i);
+  }
+  return count;
+}
+
+#ifdef DDP_COMPRESS_AVX2
+DDP_COMPRESS_TARGET_AVX2 int64_t append_avx2(const Hits<float>& hits, int64_t from,
+                                             const Admission<float>& admits, int32_t* indices,
+                                             float* values, int64_t count) {
+  const __m256i top = _mm256_set1_epi32(INT32_MIN), rest = _mm256_set1_epi32(INT32_MAX);
+  const __m256i floor = _mm256_set1_epi32(static_cast<int>(admits.floor));
+  const __m256i bar = _mm256_xor_si256(top, _mm256_set1_epi32(static_cast<int>(admits.bar)));
+  const unsigned both = admits.side == Side::kBoth ? 255 : 0;
+  const unsigned flipped = admits.side == Side::kPositive ? 255 : 0;
+  const auto load = [](const auto* from) DDP_COMPRESS_TARGET_AVX2 {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  };
+  int64_t i = from;
+  for (; i + 8 <= hits.count; i += 8) {
+    const __m256 value = _mm256_loadu_ps(&hits.values[i]);
+    unsigned mask = (static_cast<unsigned>(_mm256_movemask_ps(value)) ^ flipped) | both;
+    if (admits.hashes) {
+      const __m256i hash = _mm256_xor_si256(top, load(admits.hashes + i));
+      const __m256i size = _mm256_and_si256(rest, _mm256_castps_si256(value));
+      const __m256i over =
+          _mm256_or_si256(_mm256_cmpgt_epi32(size, floor), _mm256_cmpgt_epi32(hash, bar));
+      mask &= static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(over)));
+    }
+    const __m256i order = load(kLanes[mask].data());
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices + count),
+                        _mm256_permutevar8x32_epi32(load(&hits.indices[i]), order));
+    _mm256_storeu_ps(values + count, _mm256_permutevar8x32_ps(value, order));
+    count += std::popcount(mask);
+  }
+  return append_portable(hits, i, admits, indices, values, count);
+}
+#endif
+
+// The fastest loops of this processor, asked for once.
+template <typename A>
+struct Fastest {
+  decltype(&append_portable<A>) append = append_portable<A>;
+  decltype(&largest_portable<A>) largest = largest_portable<A>;
+
+  Fastest() {
+#ifdef DDP_COMPRESS_AVX2
+    if (!use_avx2()) return;
+    largest = largest_avx2<A>;
+    if constexpr (std::is_same_v<A, float>) append = append_avx2;
+#endif
+  }
+};
 
 // The candidates for the k largest magnitudes, in ascending position.
 template <typename A>
 class Candidates {
  public:
-  Candidates(int64_t k, Ties ties)
+  Candidates(int64_t k, Ties ties, Fastest<A> fastest)
       : k_(k),
         ties_(ties),
+        fastest_(fastest),
         capacity_(2 * k + kBlock),
-        indices_(capacity_ + kBlock),
-        values_(capacity_ + kBlock) {}
+        indices_(capacity_ + kBlock + 8),
+        values_(capacity_ + kBlock + 8) {}
 
   Key<A> floor() const { return floor_; }
   A threshold() const { return std::bit_cast<A>(floor_); }
   // Whether a scan from a lower threshold might find more.
-  bool short_of_k() const { return floor_ > 1 && count_ < k_; }
+  bool short_of_k() const { return (floor_ > 1 || bar_ > 0) && count_ < k_; }
 
-  // Starts over, admitting magnitudes from `floor` up. Zeros are never admitted.
-  void restart(Key<A> floor) {
+  // Starts over, admitting magnitudes from a floor up. Zeros are never admitted.
+  void restart(Threshold<A> from) {
     count_ = 0;
-    floor_ = std::clamp<Key<A>>(floor, 1, kInfinity<A>);
-    bar_ = 0;
+    floor_ = std::clamp<Key<A>>(from.floor, 1, kInfinity<A>);
+    bar_ = from.bar;
   }
 
-  // Takes the hits of one block whose value is wanted.
-  template <typename Wanted>
-  void take(const Hits<A>& hits, Wanted wanted) {
-    if (bar_ == 0) {
-      append(hits, [&](int64_t i) { return wanted(hits.values[i]); });
-    } else {
-      Places places = ties_.from(hits.indices[0]);
-      append(hits, [&](int64_t i) {
-        const bool outdoes =
-            (magnitude(hits.values[i]) > floor_) | (places.hash(hits.indices[i], 0) > bar_);
-        return wanted(hits.values[i]) & outdoes;
-      });
+  // Takes the hits of one block that are of a side.
+  void take(const Hits<A>& hits, Side side) {
+    Admission<A> admits{side, floor_, bar_, nullptr};
+    const Scratch<uint32_t> hashes(bar_ ? kBlock : 0);
+    if (bar_) {
+      ties_.hash(hits.indices.data(), hits.count, hashes.get());
+      admits.hashes = hashes.get();
     }
+    count_ = fastest_.append(hits, 0, admits, indices_.get(), values_.get(), count_);
     // Too many candidates mean that the threshold can rise.
     if (count_ > capacity_) keep_largest();
   }
@@ -120,16 +234,19 @@ class Candidates {
     const Key<A> kth = kth_largest(keys.get(), count_, k_);
     int64_t ties = k_;  // to be kept
     for (int64_t i = 0; i < count_; ++i) ties -= keys[i] > kth;
-    const std::vector<uint32_t> hashes = hashes_of(kth, keys.get());
-    const uint32_t bar = kth_largest(hashes.data(), static_cast<int64_t>(hashes.size()), ties);
-    for (const uint32_t hash : hashes) ties -= hash > bar;
-    auto hash = hashes.begin();
-    int64_t kept = 0;
+    const Scratch<uint32_t> hashes(count_);  // of the equals of the k-th
+    uint32_t bar = kTopHash;
+    if (ties_.salts) {
+      const int64_t equals = hash_equals(kth, keys.get(), hashes.get());
+      bar = kth_largest(hashes.get(), equals, ties);
+      for (int64_t i = 0; i < equals; ++i) ties -= hashes[i] > bar;
+    }
+    int64_t kept = 0, equal = 0;
     for (int64_t i = 0; i < count_; ++i) {
       bool keep = keys[i] > kth;
       if (keys[i] == kth) {
-        keep = *hash > bar || (*hash == bar && ties-- > 0);
-        ++hash;
+        const uint32_t hash = ties_.salts ? hashes[equal++] : kTopHash;
+        keep = hash > bar || (hash == bar && ties-- > 0);
       }
       indices_[kept] = indices_[i];
       values_[kept] = values_[i];
@@ -146,35 +263,21 @@ class Candidates {
   const A* values() const { return values_.get(); }
 
  private:
-  // Without a branch: half of the hits may be on the other side.
-  template <typename Wanted>
-  void append(const Hits<A>& hits, Wanted wanted) {
-    int32_t* const indices = indices_.get();
-    A* const values = values_.get();
-    int64_t count = count_;
-    for (int64_t i = 0; i < hits.count; ++i) {
-      indices[count] = hits.indices[i];
-      values[count] = hits.values[i];
-      count += wanted(i);
+  // Of those candidates whose key is `kth`; returns how many there are.
+  int64_t hash_equals(Key<A> kth, const Key<A>* keys, uint32_t* hashes) const {
+    const Scratch<int32_t> positions(count_);
+    int64_t count = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      positions[count] = indices_[i];
+      count += keys[i] == kth;
     }
-    count_ = count;
-  }
-
-  // The hashes of those candidates whose key is `kth`.
-  std::vector<uint32_t> hashes_of(Key<A> kth, const Key<A>* keys) const {
-    std::vector<uint32_t> hashes;
-    if (!ties_.salts) {
-      hashes.assign(static_cast<size_t>(std::count(keys, keys + count_, kth)), kTopHash);
-      return hashes;
-    }
-    Places places = ties_.from(indices_[0]);
-    for (int64_t i = 0; i < count_; ++i)
-      if (keys[i] == kth) hashes.push_back(places.hash(indices_[i], 0));
-    return hashes;
+    ties_.hash(positions.get(), count, hashes);
+    return count;
   }
 
   int64_t k_;
   Ties ties_;
+  Fastest<A> fastest_;
   int64_t capacity_;
   Key<A> floor_ = 1;
   uint32_t bar_ = 0;  // what the hash of a key at the floor must exceed; 0 where all are admitted
@@ -191,8 +294,11 @@ struct Search {
   Candidates<A> negative;
   bool finite = true;
 
-  Search(int64_t k, Ties ties, bool heavier)
-      : heavier(heavier), positive(k, ties), negative(heavier ? k : 0, ties) {}
+  Search(int64_t k, Ties ties, bool heavier, Fastest<A> fastest)
+      : heavier(heavier),
+        positive(k, ties, fastest),
+        negative(heavier ? k : 0, ties, fastest),
+        fastest_(fastest) {}
 
   // Scans look for value >= above or value <= below; a NaN is a hit too.
   A above() const { return positive.threshold(); }
@@ -200,20 +306,21 @@ struct Search {
 
   // Takes one block's hits. Only here is anything checked for being finite: what is not is a hit.
   void take(const Hits<A>& hits) {
-    Key<A> largest = 0;
-    for (int64_t i = 0; i < hits.count; ++i) largest = std::max(largest, magnitude(hits.values[i]));
-    finite = finite && largest < kInfinity<A>;
-    if (!heavier) return positive.take(hits, [](A) { return true; });
-    positive.take(hits, [](A value) { return !std::signbit(value); });
-    negative.take(hits, [](A value) { return std::signbit(value); });
+    finite = finite && fastest_.largest(hits.values.data(), hits.count) < kInfinity<A>;
+    if (!heavier) return positive.take(hits, Side::kBoth);
+    positive.take(hits, Side::kPositive);
+    negative.take(hits, Side::kNegative);
   }
 
   bool short_of_k() const { return positive.short_of_k() || (heavier && negative.short_of_k()); }
 
-  void restart(Key<A> positive_floor, Key<A> negative_floor) {
-    positive.restart(positive_floor);
-    negative.restart(negative_floor);
+  void restart(Threshold<A> above, Threshold<A> below) {
+    positive.restart(above);
+    negative.restart(below);
   }
+
+ private:
+  Fastest<A> fastest_;
 };
 
 // residual + (mu * momentum + grad), one element or eight at a time.
@@ -261,15 +368,6 @@ void scan_portable(const Source& source, A* sums, int64_t begin, int64_t end, in
 }
 
 #ifdef DDP_COMPRESS_AVX2
-// Row m lists the set bits of m: the lanes to move to the front.
-constexpr auto kLanes = [] {
-  std::array<std::array<int32_t, 8>, 256> table{};
-  for (size_t mask = 0; mask < 256; ++mask)
-    for (int32_t lane = 0, n = 0; lane < 8; ++lane)
-      if (mask >> lane & 1) table[mask][static_cast<size_t>(n++)] = lane;
-  return table;
-}();
-
 // Sums go past the caches: nobody reads them soon, and to read first what they replace, as a cache
 // would, costs a quarter of the traffic.
 template <bool kSums, typename Source>
@@ -310,7 +408,8 @@ class Selector {
  public:
   using Source = Accumulated<G, A, kMomentum>;
 
-  Selector(const std::vector<Chunk<G, A>>& chunks, A mu) : avx2_(use_avx2()) {
+  Selector(const std::vector<Chunk<G, A>>& chunks, A mu, bool has_salts)
+      : avx2_(use_avx2()), has_salts_(has_salts) {
     for (const auto& c : chunks) {
       sources_.push_back({c.grad, c.residual, c.momentum, mu});
       sums_.push_back(c.sums);
@@ -328,7 +427,7 @@ class Selector {
     guess(pieces, numel, k, search);
     scan(pieces, search);
     if (search.finite && search.short_of_k()) {
-      search.restart(1, 1);
+      search.restart({}, {});
       scan(pieces, search);
     }
     search.positive.keep_largest();
@@ -338,7 +437,7 @@ class Selector {
  private:
   // Sets the thresholds from a sample, generous by 3 standard deviations and 3 elements.
   void guess(const std::vector<Piece>& pieces, int64_t numel, int64_t k, Search<A>& search) const {
-    search.restart(1, 1);
+    search.restart({}, {});
     if (numel < kSmall) return;
     const int64_t wanted = std::clamp<int64_t>(numel / 256, 1024, 16384);
     const int64_t stride = numel / (wanted / kRun);
@@ -356,12 +455,19 @@ class Selector {
     const double sampled = static_cast<double>(positive.size() + negative.size());
     const double expected = sampled * static_cast<double>(k) / static_cast<double>(numel);
     const auto rank = static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 3);
-    search.restart(nth(positive, rank), nth(negative, rank));
+    search.restart(threshold(positive, rank), threshold(negative, rank));
   }
 
-  static Key<A> nth(const std::vector<Key<A>>& keys, int64_t rank) {
+  // What `rank` keys of a sample reach. Where many are equal there, so large a share of hashes.
+  Threshold<A> threshold(const std::vector<Key<A>>& keys, int64_t rank) const {
     const auto count = static_cast<int64_t>(keys.size());
-    return rank <= count ? kth_largest(keys.data(), count, rank) : 1;
+    if (rank > count) return {};
+    const Key<A> floor = kth_largest(keys.data(), count, rank);
+    const auto equals = std::count(keys.begin(), keys.end(), floor);
+    const int64_t over = std::count_if(keys.begin(), keys.end(), [&](auto k) { return k > floor; });
+    if (!has_salts_ || rank - over >= equals) return {floor};
+    const double share = static_cast<double>(rank - over) / static_cast<double>(equals);
+    return {floor, static_cast<uint32_t>((1 - share) * kTopHash)};
   }
 
   void scan(const std::vector<Piece>& pieces, Search<A>& search) const {
@@ -389,14 +495,16 @@ class Selector {
 
   std::vector<Source> sources_;
   std::vector<A*> sums_;
-  bool avx2_;
+  bool avx2_, has_salts_;
 };
 
 template <typename G, typename A, bool kMomentum>
 int64_t topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* bounds,
                   const int64_t* groups, int64_t params, const int64_t* ks, int64_t group_count,
                   const int64_t* salts, bool heavier, const Taken<A>& taken) {
-  const Selector<G, A, kMomentum> selector(chunks, mu);
+  const Selector<G, A, kMomentum> selector(chunks, mu, salts != nullptr);
+  const Fastest<A> fastest;
+  const auto mean = fastest_exact_mean<A>();
   if (wants_sums(chunks)) selector.leave_sums(left_out(chunks, bounds, groups, params));
   const auto take_nothing = [&] {
     std::fill(taken.counts, taken.counts + group_count, 0);
@@ -405,15 +513,15 @@ int64_t topk_impl(const std::vector<Chunk<G, A>>& chunks, A mu, const int64_t* b
   };
   int64_t total = take_nothing(), g = 0;
   for (const Group& group : cut(chunks, bounds, groups, params)) {
-    Search<A> search(ks[g], {bounds, salts, params}, heavier);
+    Search<A> search(ks[g], {bounds, salts, params}, heavier, fastest);
     selector.find(group.pieces, group.numel, ks[g], search);
     *taken.finite = search.finite;
     if (!search.finite) return take_nothing();
 
     const Candidates<A>* chosen = &search.positive;
     if (heavier) {
-      const double up = exact_mean(search.positive.values(), search.positive.count());
-      const double down = exact_mean(search.negative.values(), search.negative.count());
+      const double up = mean(search.positive.values(), search.positive.count());
+      const double down = mean(search.negative.values(), search.negative.count());
       const bool is_up = up > -down;
       if (!is_up) chosen = &search.negative;
       taken.means[g] = static_cast<float>(is_up ? up : down);

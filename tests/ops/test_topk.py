@@ -337,6 +337,20 @@ def test_a_spike_after_a_quiet_start_is_found():
     assert indices.tolist() == [777_777, 999_999]
 
 
+@either_side
+@pytest.mark.usefixtures("path")
+def test_a_sample_of_equals_may_mislead(heavier):
+    """It has the large ones alone, of which there are fewer than k: another scan finds the rest."""
+    numel, k = 40_000, 2000
+    grad = torch.ones(numel)
+    for start in range(0, numel, 625):  # where the sample lies
+        grad[start : start + 16] = 2.0
+    indices, values, finite = check_one(grad, k, heavier, torch.tensor([7]))
+    assert len(indices) == k
+    assert finite
+    assert (values == 2.0).sum() == 1024
+
+
 @pytest.mark.parametrize(
     ("values", "k", "taken"),
     [
