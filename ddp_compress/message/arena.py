@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.entries import Entries
+from ddp_compress.ops.large_pages import in_large_pages
 
 
 class Arena(dict[str, Tensor]):
@@ -39,7 +40,7 @@ class Arena(dict[str, Tensor]):
     def next(self, slot: str) -> Tensor:
         """A tensor like a slot's, of any content, to be written and then put into its place."""
         if slot not in self._others:
-            self._others[slot] = torch.empty_like(self[slot])
+            self._others[slot] = in_large_pages(torch.empty_like(self[slot]))
         return self._others[slot]
 
     def replace(self, slot: str, tensor: Tensor) -> None:

@@ -10,6 +10,7 @@ from ddp_compress.checkpoints.checkpoint import copied
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.layout import Layout
 from ddp_compress.ops.devices import record_stream
+from ddp_compress.ops.large_pages import in_large_pages
 
 _Place = tuple[Layout, torch.dtype, torch.device]
 
@@ -80,7 +81,7 @@ class ParameterStore:
         self, slot: str, layout: Layout, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """A layout's parameters side by side, no longer loose."""
-        flat = torch.zeros(layout.numel, dtype=dtype, device=device)
+        flat = in_large_pages(torch.empty(layout.numel, dtype=dtype, device=device)).zero_()
         for name, part in layout.split(flat).items():
             known = self._loose[slot].pop(name, None)
             if known is not None:
