@@ -101,13 +101,13 @@ class Cases:
         residual = move((self.residual if residual is None else residual).to(memory))
         sums = torch.empty_like(residual)
         tables = self.one, torch.tensor([0]), torch.tensor([self.k]), NO_SALTS
-        return *ops.topk([grad], [residual], [], 0.0, *tables, heavier, [sums]), sums
+        return *ops.topk([grad], [residual], [], 0.0, *tables, heavier, [sums], []), sums
 
     def topk_of_three(self, move: Move) -> Sequence[Tensor]:
         given = self.grad, self.residual, self.momentum
         grads, residuals, momenta = ([*map(move, each.tensor_split(2))] for each in given)
         tables = self.three, torch.arange(3), self.three.diff() // 100, self.salts
-        return ops.topk(grads, residuals, momenta, 0.9, *tables, False, [])
+        return ops.topk(grads, residuals, momenta, 0.9, *tables, False, [], [])
 
     # ----------------------------------------------------------------------------------- memory
 

@@ -59,6 +59,7 @@ class Bench:
         self.grad, self.residual = (each.clone() for each in self.fresh)
         self.next_residual = torch.zeros(numel)
         self.momentum = torch.randn(numel)
+        self.next_momentum = torch.zeros(numel)
         self.zeros = torch.zeros(numel)
         self.ones = torch.ones(numel)
         self.out = torch.zeros(numel)
@@ -110,13 +111,14 @@ class Bench:
             salts,
             heavier,
             [self.next_residual] if sums else [],
+            [self.next_momentum] if sums and momentum else [],
         )
 
     def select_equals(self) -> None:
         """Every entry is a tie that its hash has to break."""
         chunk, memory = [self.ones], [self.zeros]
         tables = self.bounds, self.groups, self.ks, self.salts
-        ops.topk(chunk, memory, [], 0.0, *tables, False, [])
+        ops.topk(chunk, memory, [], 0.0, *tables, False, [], [])
 
     def vote_keys(self, random: bool) -> Tensor:
         return ops.vote_keys(*self.tally, self.bounds, self.salts, WORLD_SIZE, random)
@@ -166,6 +168,10 @@ class Bench:
             "out.zero_()": ("add", lambda: self.out.zero_()),
             "select top-k": ("add", self.select),
             "select top-k, momentum": ("add", lambda: self.select(momentum=True)),
+            "the same, sums and momentum left": (
+                "add",
+                lambda: self.select(momentum=True, sums=True),
+            ),
             "select top-k, hash ties": ("add", lambda: self.select(salts=self.salts)),
             "select top-k, all equal": ("add", self.select_equals),
             "select heavier side": ("add", lambda: self.select(heavier=True)),

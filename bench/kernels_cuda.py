@@ -93,7 +93,7 @@ class Inputs:
         kept = [self.sums] if sums else []
         tables = (self.bounds, self.groups, self.ks, NO_SALTS)
         found: tuple[Tensor, ...] = torch.ops.ddp_compress.topk(
-            [self.grad], [self.residual], [], 0.0, *tables, heavier, kept
+            [self.grad], [self.residual], [], 0.0, *tables, heavier, kept, []
         )
         return found
 

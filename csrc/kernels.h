@@ -16,7 +16,9 @@ struct Chunk {
   const A* residual;
   const A* momentum;  // null where the memory keeps none
   int64_t numel;
-  A* sums;  // where the accumulated gradient is left; null where nobody wants it
+  // Where the accumulated gradient and the next momentum are left; null where nobody wants them.
+  A* sums;
+  A* next_momentum;
 };
 
 // What top-k takes.

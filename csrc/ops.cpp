@@ -48,8 +48,8 @@ using TopKResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
                     std::vector<Tensor> momenta, double momentum, const Tensor& bounds,
                     const Tensor& groups, const Tensor& ks, const Tensor& salts, bool heavier,
-                    std::vector<Tensor> sums) {
-  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check);
+                    std::vector<Tensor> sums, std::vector<Tensor> next_momenta) {
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, next_momenta, check);
   const ScalarType type = grads[0].scalar_type();
   const int64_t* k = read<int64_t>(ks);
   const int64_t slots = std::accumulate(k, k + ks.numel(), int64_t{0});
@@ -60,7 +60,7 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
   Tensor means = empty_cpu(heavier ? ks.numel() : 0, ScalarType::Float);
   int64_t count = 0;
   dispatch(type, [&]<typename G, typename A>(G, A) {
-    const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
+    const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums, next_momenta);
     count = topk<G, A>(chunks, static_cast<A>(momentum), read<int64_t>(bounds),
                        read<int64_t>(groups), groups.numel(), k, ks.numel(),
                        salts.numel() ? read<int64_t>(salts) : nullptr, heavier,

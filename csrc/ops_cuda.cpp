@@ -106,12 +106,12 @@ void dispatch_float(const Tensor& values, F f) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> topk_cuda(
     std::vector<Tensor> grads, std::vector<Tensor> residuals, std::vector<Tensor> momenta,
     double momentum, const Tensor& bounds, const Tensor& groups, const Tensor& ks,
-    const Tensor& salts, bool heavier, std::vector<Tensor> sums) {
-  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, check);
+    const Tensor& salts, bool heavier, std::vector<Tensor> sums, std::vector<Tensor> next_momenta) {
+  check_topk(grads, residuals, momenta, bounds, groups, ks, salts, sums, next_momenta, check);
   const ScalarType type = grads[0].scalar_type();
   const int64_t* k = read<int64_t>(ks);
   const int64_t slots = std::accumulate(k, k + ks.numel(), int64_t{0});
-  for (const auto* list : {&grads, &residuals, &momenta, &sums})
+  for (const auto* list : {&grads, &residuals, &momenta, &sums, &next_momenta})
     for (const Tensor& each : *list) check_beside(grads[0], each);
   const Here here(grads[0]);
   Tensor indices = empty_like_of(grads[0], slots, ScalarType::Int);
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> topk_cuda(
   Tensor counts = empty_like_of(grads[0], ks.numel(), ScalarType::Long);
   Tensor means = empty_like_of(grads[0], heavier ? ks.numel() : 0, ScalarType::Float);
   dispatch(type, [&]<typename G, typename A>(G, A) {
-    const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums);
+    const auto chunks = chunks_of<G, A>(grads, residuals, momenta, sums, next_momenta);
     cuda::topk<G, A>(here, chunks, static_cast<A>(momentum), read<int64_t>(bounds),
                      read<int64_t>(groups), groups.numel(), k, ks.numel(),
                      salts.numel() ? read<int64_t>(salts) : nullptr, heavier,

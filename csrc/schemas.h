@@ -9,7 +9,8 @@ template <typename Library>
 void define_ops(Library& m) {
   m.def(
       "topk(Tensor[] grads, Tensor[] residuals, Tensor[] momenta, float momentum, Tensor bounds, "
-      "Tensor groups, Tensor ks, Tensor salts, bool heavier, Tensor(a!)[] sums) -> "
+      "Tensor groups, Tensor ks, Tensor salts, bool heavier, Tensor(a!)[] sums, "
+      "Tensor(b!)[] next_momenta) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("segment_means(Tensor values, Tensor counts) -> Tensor");
   m.def(

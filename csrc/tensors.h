@@ -98,7 +98,7 @@ template <typename CheckData>
 void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& residuals,
                 const std::vector<Tensor>& momenta, const Tensor& bounds, const Tensor& groups,
                 const Tensor& ks, const Tensor& salts, const std::vector<Tensor>& sums,
-                CheckData check_data) {
+                const std::vector<Tensor>& next_momenta, CheckData check_data) {
   STD_TORCH_CHECK(!grads.empty(), "grads must hold at least one tensor");
   STD_TORCH_CHECK(residuals.size() == grads.size(), "residuals has ", residuals.size(),
                   " tensors, expected ", grads.size());
@@ -106,6 +106,9 @@ void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& res
                   " tensors, expected none or ", grads.size());
   STD_TORCH_CHECK(sums.empty() || sums.size() == grads.size(), "sums has ", sums.size(),
                   " tensors, expected none or ", grads.size());
+  const size_t left = momenta.empty() ? 0 : sums.size();
+  STD_TORCH_CHECK(next_momenta.size() == left, "next_momenta has ", next_momenta.size(),
+                  " tensors, expected ", left, ": one for each of sums where there are momenta");
   check_table(bounds, "bounds");
   check_table(groups, "groups");
   check_table(ks, "ks");
@@ -117,21 +120,18 @@ void check_topk(const std::vector<Tensor>& grads, const std::vector<Tensor>& res
                   " groups");
   const ScalarType type = grads[0].scalar_type();
   int64_t total = 0;
+  const auto check_memory = [&](const std::vector<Tensor>& memory, const char* name, size_t i) {
+    if (memory.empty()) return;
+    check_data(memory[i], name, memory_type(type));
+    STD_TORCH_CHECK(memory[i].numel() == grads[i].numel(), name, "[", i, "] has ",
+                    memory[i].numel(), " elements, expected ", grads[i].numel());
+  };
   for (size_t i = 0; i < grads.size(); ++i) {
     check_data(grads[i], "grads", type);
-    check_data(residuals[i], "residuals", memory_type(type));
-    STD_TORCH_CHECK(residuals[i].numel() == grads[i].numel(), "residuals[", i, "] has ",
-                    residuals[i].numel(), " elements, expected ", grads[i].numel());
-    if (!momenta.empty()) {
-      check_data(momenta[i], "momenta", memory_type(type));
-      STD_TORCH_CHECK(momenta[i].numel() == grads[i].numel(), "momenta[", i, "] has ",
-                      momenta[i].numel(), " elements, expected ", grads[i].numel());
-    }
-    if (!sums.empty()) {
-      check_data(sums[i], "sums", memory_type(type));
-      STD_TORCH_CHECK(sums[i].numel() == grads[i].numel(), "sums[", i, "] has ", sums[i].numel(),
-                      " elements, expected ", grads[i].numel());
-    }
+    check_memory(residuals, "residuals", i);
+    check_memory(momenta, "momenta", i);
+    check_memory(sums, "sums", i);
+    check_memory(next_momenta, "next_momenta", i);
     total += grads[i].numel();
   }
   const int64_t* b = read<int64_t>(bounds);
@@ -189,12 +189,14 @@ template <typename G, typename A>
 std::vector<Chunk<G, A>> chunks_of(const std::vector<Tensor>& grads,
                                    const std::vector<Tensor>& residuals,
                                    const std::vector<Tensor>& momenta,
-                                   const std::vector<Tensor>& sums) {
+                                   const std::vector<Tensor>& sums,
+                                   const std::vector<Tensor>& next_momenta) {
   std::vector<Chunk<G, A>> chunks;
   for (size_t i = 0; i < grads.size(); ++i)
     chunks.push_back({read<G>(grads[i]), read<A>(residuals[i]),
                       momenta.empty() ? nullptr : read<A>(momenta[i]), grads[i].numel(),
-                      sums.empty() ? nullptr : write<A>(sums[i])});
+                      sums.empty() ? nullptr : write<A>(sums[i]),
+                      next_momenta.empty() ? nullptr : write<A>(next_momenta[i])});
   return chunks;
 }
 

@@ -57,8 +57,8 @@ class Memory(Protocol):
     def addends(self, chunk: Chunk) -> Addends:
         """What is added to the gradient, before anything is selected of it."""
 
-    def place_for_sums(self, chunk: Chunk) -> Tensor | None:
-        """Where a selection may leave the accumulated gradient [N]; None for nowhere."""
+    def places(self, chunk: Chunk) -> Addends:
+        """Where a selection may leave what it has added up: the next residual and momentum."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Take the gradient [N] into memory."""

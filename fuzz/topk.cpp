@@ -47,14 +47,16 @@ bool accepts(Input in) {
         bool finite = true;
         std::vector<int64_t> counts;
         std::vector<float> means;
-        std::vector<std::vector<A>> sums;
+        std::vector<std::vector<A>> sums, moved;
       } result;
       std::vector<Chunk<G, A>> chunks;
       for (size_t i = 0; i < grads.size(); ++i) {
         result.sums.emplace_back(has_sums ? grads[i].size() : 0);
+        result.moved.emplace_back(has_sums && has_momentum ? grads[i].size() : 0);
         chunks.push_back({grads[i].data(), residuals[i].data(),
                           has_momentum ? momenta[i].data() : nullptr, std::ssize(grads[i]),
-                          has_sums ? result.sums.back().data() : nullptr});
+                          has_sums ? result.sums.back().data() : nullptr,
+                          has_sums && has_momentum ? result.moved.back().data() : nullptr});
       }
       result.indices.resize(static_cast<size_t>(asked));
       result.values.resize(static_cast<size_t>(asked));
@@ -73,7 +75,10 @@ bool accepts(Input in) {
     EXPECT(wide.finite == portable.finite);
     EXPECT(wide.indices == portable.indices);
     EXPECT(same_bits(wide.values, portable.values));
-    for (size_t i = 0; i < grads.size(); ++i) EXPECT(same_bits(wide.sums[i], portable.sums[i]));
+    for (size_t i = 0; i < grads.size(); ++i) {
+      EXPECT(same_bits(wide.sums[i], portable.sums[i]));
+      EXPECT(same_bits(wide.moved[i], portable.moved[i]));
+    }
     EXPECT(ascend_within(wide.indices, total));
     EXPECT(std::ssize(wide.indices) <= asked);
     EXPECT(wide.counts == portable.counts);

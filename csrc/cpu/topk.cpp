@@ -326,16 +326,28 @@ struct Search {
 // residual + (mu * momentum + grad), one element or eight at a time.
 template <typename G, typename A, bool kMomentum>
 struct Accumulated {
+  static constexpr bool kHasMomentum = kMomentum;
+
   const G* grad;
   const A* residual;
   const A* momentum;
   A mu;
+  A* sums;  // or null
+  A* next_momentum;
 
-  A operator[](int64_t i) const {
-    A g = static_cast<A>(grad[i]);
-    if constexpr (kMomentum) g = mu * momentum[i] + g;
-    return residual[i] + g;
+  // The sum of an element, which is left where it is wanted, and the momentum with it.
+  A leave(int64_t i) const {
+    const A mine = moved(i), value = residual[i] + mine;
+    if (sums) sums[i] = value;
+    if (kMomentum && next_momentum) next_momentum[i] = mine;
+    return value;
   }
+
+  A moved(int64_t i) const {
+    const A g = static_cast<A>(grad[i]);
+    return kMomentum ? mu * momentum[i] + g : g;
+  }
+  A operator[](int64_t i) const { return residual[i] + moved(i); }
 
 #ifdef DDP_COMPRESS_AVX2
   DDP_COMPRESS_TARGET_AVX2 static __m256 widen(const float* p) { return _mm256_loadu_ps(p); }
@@ -346,23 +358,21 @@ struct Accumulated {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
-  DDP_COMPRESS_TARGET_AVX2 __m256 load8(int64_t i) const {
-    __m256 g = widen(grad + i);
-    if constexpr (kMomentum)
-      g = _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(mu), _mm256_loadu_ps(momentum + i)), g);
-    return _mm256_add_ps(_mm256_loadu_ps(residual + i), g);
+  DDP_COMPRESS_TARGET_AVX2 __m256 moved8(int64_t i) const {
+    const __m256 g = widen(grad + i);
+    if constexpr (!kMomentum) return g;
+    return _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(mu), _mm256_loadu_ps(momentum + i)), g);
   }
 #endif
 };
 
-// Scans leave the sums where these are wanted.
+// Scans leave the sums where these are wanted, and the momentum with them.
 template <typename Source, typename A>
-void scan_portable(const Source& source, A* sums, int64_t begin, int64_t end, int64_t base,
+void scan_portable(const Source& source, int64_t begin, int64_t end, int64_t base,
                    const Search<A>& search, Hits<A>& hits) {
   const A above = search.above(), below = search.below();
   for (int64_t i = begin; i < end; ++i) {
-    const A value = source[i];
-    if (sums) sums[i] = value;
+    const A value = source.leave(i);
     if (!(value < above && value > below)) hits.push(static_cast<int32_t>(base + i), value);
   }
 }
@@ -371,12 +381,12 @@ void scan_portable(const Source& source, A* sums, int64_t begin, int64_t end, in
 // Sums go past the caches: nobody reads them soon, and to read first what they replace, as a cache
 // would, costs a quarter of the traffic.
 template <bool kSums, typename Source>
-DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, float* sums, int64_t begin,
-                                        int64_t end, int64_t base, const Search<float>& search,
+DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int64_t end,
+                                        int64_t base, const Search<float>& search,
                                         Hits<float>& hits) {
   if constexpr (kSums) {
     const int64_t aligned = std::min(end, (begin + 7) / 8 * 8);
-    scan_portable(source, sums, begin, aligned, base, search, hits);
+    scan_portable(source, begin, aligned, base, search, hits);
     begin = aligned;
   }
   const __m256 above = _mm256_set1_ps(search.above()), below = _mm256_set1_ps(search.below());
@@ -387,8 +397,12 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, float* sums, int64
   // No branch on a hit: at 1 % density a mispredicted one costs more than the stores.
 #pragma GCC unroll 4
   for (; i + 8 <= end; i += 8) {
-    const __m256 value = source.load8(i);
-    if constexpr (kSums) _mm256_stream_ps(sums + i, value);
+    const __m256 moved = source.moved8(i);
+    const __m256 value = _mm256_add_ps(_mm256_loadu_ps(source.residual + i), moved);
+    if constexpr (kSums) {
+      _mm256_stream_ps(source.sums + i, value);
+      if constexpr (Source::kHasMomentum) _mm256_stream_ps(source.next_momentum + i, moved);
+    }
     const __m256 hit = _mm256_or_ps(_mm256_cmp_ps(value, above, _CMP_NLT_UQ),
                                     _mm256_cmp_ps(value, below, _CMP_NGT_UQ));
     const auto mask = static_cast<unsigned>(_mm256_movemask_ps(hit));
@@ -399,7 +413,7 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, float* sums, int64
     count += std::popcount(mask);
   }
   hits.count = count;
-  scan_portable(source, kSums ? sums : nullptr, i, end, base, search, hits);
+  scan_portable(source, i, end, base, search, hits);
 }
 #endif
 
@@ -410,16 +424,14 @@ class Selector {
 
   Selector(const std::vector<Chunk<G, A>>& chunks, A mu, bool has_salts)
       : avx2_(use_avx2()), has_salts_(has_salts) {
-    for (const auto& c : chunks) {
-      sources_.push_back({c.grad, c.residual, c.momentum, mu});
-      sums_.push_back(c.sums);
-    }
+    for (const auto& c : chunks)
+      sources_.push_back({c.grad, c.residual, c.momentum, mu, c.sums, c.next_momentum});
   }
 
   // Of what belongs to no group.
   void leave_sums(const std::vector<Piece>& pieces) const {
     for (const Piece& p : pieces)
-      for (int64_t i = p.begin; i < p.end; ++i) sums_[p.chunk][i] = sources_[p.chunk][i];
+      for (int64_t i = p.begin; i < p.end; ++i) sources_[p.chunk].leave(i);
   }
 
   // Finds the group's candidates; keeps the k largest of each side.
@@ -476,25 +488,25 @@ class Selector {
       for (int64_t begin = p.begin; begin < p.end; begin += kBlock) {
         hits.count = 0;
         const int64_t end = std::min(begin + kBlock, p.end);
-        scan_block(sources_[p.chunk], sums_[p.chunk], begin, end, p.base, search, hits);
+        scan_block(sources_[p.chunk], begin, end, p.base, search, hits);
         if (hits.count) search.take(hits);
         if (!search.finite) return;
       }
   }
 
-  void scan_block(const Source& source, A* sums, int64_t begin, int64_t end, int64_t base,
+  void scan_block(const Source& source, int64_t begin, int64_t end, int64_t base,
                   const Search<A>& search, Hits<A>& hits) const {
 #ifdef DDP_COMPRESS_AVX2
     if constexpr (std::is_same_v<A, float>) {
-      const auto scan = sums ? scan_avx2<true, Source> : scan_avx2<false, Source>;
-      if (avx2_ && is_aligned(sums)) return scan(source, sums, begin, end, base, search, hits);
+      const auto scan = source.sums ? scan_avx2<true, Source> : scan_avx2<false, Source>;
+      if (avx2_ && is_aligned(source.sums) && is_aligned(source.next_momentum))
+        return scan(source, begin, end, base, search, hits);
     }
 #endif
-    scan_portable(source, sums, begin, end, base, search, hits);
+    scan_portable(source, begin, end, base, search, hits);
   }
 
   std::vector<Source> sources_;
-  std::vector<A*> sums_;
   bool avx2_, has_salts_;
 };
 

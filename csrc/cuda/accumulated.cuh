@@ -35,15 +35,20 @@ struct Accumulated {
   const A* residual;
   const A* momentum;  // may be null
   A mu;
+  A* next_momentum;  // gets the momentum as it is read; null where nobody wants it
 
   __device__ A operator[](int64_t i) const {
     A g = static_cast<A>(grad[i]);
     if (momentum) g = mu * momentum[i] + g;
+    if (next_momentum) next_momentum[i] = g;
     return residual[i] + g;
   }
 
   // Whether elements can be read together, from every kVector-th.
-  bool aligned() const { return is_aligned(grad) && is_aligned(residual) && is_aligned(momentum); }
+  bool aligned() const {
+    return is_aligned(grad) && is_aligned(residual) && is_aligned(momentum) &&
+           is_aligned(next_momentum);
+  }
 
   // Rows of vectors: the first starts at `first`, the others at even distances. Two of the three
   // tensors are under way at once, which is what there are registers for.
@@ -56,6 +61,10 @@ struct Accumulated {
       sums.for_each([&](A& sum, int row, int j) {
         sum = mu * m.at[row].at[j] + static_cast<A>(g.at[row].at[j]);
       });
+      if (next_momentum)
+#pragma unroll
+        for (int row = 0; row < kRows; ++row)
+          store_once<kVector>(next_momentum + first + row * distance, sums.at[row]);
       r = load_rows<kRows>(residual + first, distance);
     } else {
       r = load_rows<kRows>(residual + first, distance);

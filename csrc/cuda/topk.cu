@@ -704,7 +704,8 @@ Search search_for(int64_t k, int64_t numel, bool heavier, int64_t& room) {
 // The source of a piece, whose tiles follow those there are.
 template <typename G, typename A>
 Source<G, A> cut_out(const Chunk<G, A>& chunk, const Piece& piece, A mu, int& tiles) {
-  Source<G, A> source{{chunk.grad, chunk.residual, chunk.momentum, mu}, chunk.sums};
+  Source<G, A> source{{chunk.grad, chunk.residual, chunk.momentum, mu, chunk.next_momentum},
+                      chunk.sums};
   source.begin = piece.begin;
   source.end = piece.end;
   source.base = piece.base;

@@ -1,4 +1,4 @@
-"""What memory adds to a gradient."""
+"""What memory adds to a gradient, and where it wants it afterwards."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 class Addends(NamedTuple):
     """The accumulated gradient is ``residual + (mu * momentum + gradient)``; None adds nothing.
+
+    Of the next step they are the accumulated gradient, and ``mu * momentum + gradient``.
 
     Example:
         >>> Addends().residual is None

@@ -56,17 +56,18 @@ class MomentumCorrection:
         """The velocity that was not sent, and the momentum."""
         return Addends(chunk.kept["residual"], chunk.kept["momentum"])
 
-    def place_for_sums(self, chunk: Chunk) -> None:
-        """Sums are not kept: the momentum must be written too."""
+    def places(self, chunk: Chunk) -> Addends:
+        """The next residual and momentum."""
+        return Addends(chunk.kept.next("residual"), chunk.kept.next("momentum"))
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Take the gradient into momentum and residual."""
         kept = chunk.kept
-        after = {slot: kept.next(slot) for slot in self.tensors}
-        before = kept["residual"], chunk.grad, kept["momentum"]
-        ops.accumulate(*before, momentum, after["residual"], after["momentum"])
-        for slot, tensor in after.items():
-            kept.replace(slot, tensor)
+        if chunk.sums is None:
+            before = kept["residual"], chunk.grad, kept["momentum"]
+            ops.accumulate(*before, momentum, kept.next("residual"), kept.next("momentum"))
+        for slot in self.tensors:
+            kept.advance(slot)
 
     def release(self, chunk: Chunk, start: int, sent: AnyEntries, uncompressed: bool) -> None:
         """Take out what was sent, and the momentum with it unless it is uncompressed."""

@@ -31,8 +31,9 @@ class NoMemory:
         """Nothing is added."""
         return Addends()
 
-    def place_for_sums(self, chunk: Chunk) -> None:
+    def places(self, chunk: Chunk) -> Addends:
         """Sums are not kept."""
+        return Addends()
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Nothing is kept."""

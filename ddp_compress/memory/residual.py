@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from ddp_compress import ops
 from ddp_compress.memory.addends import Addends
@@ -36,9 +35,9 @@ class Residual:
         """The residual."""
         return Addends(chunk.kept["residual"])
 
-    def place_for_sums(self, chunk: Chunk) -> Tensor:
+    def places(self, chunk: Chunk) -> Addends:
         """The next residual: two thirds of the traffic that adding anew would cost."""
-        return chunk.kept.next("residual")
+        return Addends(chunk.kept.next("residual"))
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Take the gradient into the residual: ``r = r + g``."""
@@ -46,9 +45,7 @@ class Residual:
         if chunk.sums is None:
             after = kept.next("residual")
             ops.accumulate(kept["residual"], chunk.grad, None, 0.0, after, None)
-        else:
-            after = chunk.sums
-        kept.replace("residual", after)
+        kept.advance("residual")
 
     def release(self, chunk: Chunk, start: int, sent: AnyEntries, uncompressed: bool) -> None:
         """Take out what was sent. What quantization lost stays."""

@@ -12,12 +12,13 @@ from ddp_compress.ops.large_pages import in_large_pages
 class Arena(dict[str, Tensor]):
     """The flat tensors [N] of one layout, by slot, and the way back to before the latest step.
 
-    A step writes memory's next tensors while the last ones stay (`next`, `replace`); of other
+    A step writes memory's next tensors while the last ones stay (`next`, `advance`); of other
     slots, where it writes a few entries, those are remembered (`overwrite`).
 
     Example:
         >>> arena = Arena({"residual": torch.tensor([1.0, 2.0])})
-        >>> arena.replace("residual", arena["residual"] + 1)
+        >>> _ = arena.next("residual").copy_(arena["residual"] + 1)
+        >>> arena.advance("residual")
         >>> arena
         {'residual': tensor([2., 3.])}
         >>> arena.undo()
@@ -43,9 +44,9 @@ class Arena(dict[str, Tensor]):
             self._others[slot] = in_large_pages(torch.empty_like(self[slot]))
         return self._others[slot]
 
-    def replace(self, slot: str, tensor: Tensor) -> None:
-        """Put a tensor into a slot's place."""
-        self._others[slot], self[slot] = self[slot], tensor
+    def advance(self, slot: str) -> None:
+        """Put a slot's next tensor into its place."""
+        self._others[slot], self[slot] = self[slot], self.next(slot)
         self._replaced.append(slot)
 
     def overwrite(self, slot: str, entries: Entries) -> None:

@@ -22,7 +22,7 @@ class Chunk:
         layout: its parameters.
         kept: memory, by name: written when the step commits.
         may_be_unused: whether a parameter may have been left out of this rank's step.
-        sums: [N], ``residual + grad``, where selecting has left it.
+        sums: [N], the accumulated gradient, where selecting has left it: in memory's next tensors.
         scale: [], what the gradient was multiplied by; None for 1.
         must_match: anything whose repr ranks must share.
 

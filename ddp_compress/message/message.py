@@ -77,12 +77,13 @@ class Message:
     def sums(self) -> list[Tensor]:
         """The same, chunk by chunk, left where memory wants it."""
         for chunk in self.chunks:
-            place = self.memory.place_for_sums(chunk)
-            if place is not None:
-                residual, _ = self.memory.addends(chunk)
-                assert residual is not None, "sums of what memory keeps"
-                ops.accumulate(residual, chunk.grad, None, 0.0, place, None)
-            chunk.sums = place
+            place = self.memory.places(chunk)
+            if place.residual is not None:
+                residual, momentum = self.memory.addends(chunk)
+                assert residual is not None, "its place is not None either"
+                before = residual, chunk.grad, momentum
+                ops.accumulate(*before, self.momentum, place.residual, place.momentum)
+            chunk.sums = place.residual
         return [self._accumulated(c) if c.sums is None else c.sums for c in self.chunks]
 
     def values_at(self, indices: Tensor) -> Tensor:

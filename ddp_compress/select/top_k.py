@@ -96,7 +96,7 @@ class TopK:
                 residual = torch.zeros_like(chunk.grad, dtype=message.memory_dtype)
             residuals.append(residual)
             momenta += [] if momentum is None else [momentum]
-        places = [memory.place_for_sums(chunk) for chunk in chunks]
+        places = [memory.places(chunk) for chunk in chunks]
         found = kernel(
             [chunk.grad for chunk in chunks],
             residuals,
@@ -104,10 +104,11 @@ class TopK:
             message.momentum,
             *(plan.bounds, message.groups, plan.ks, self._salts(message)),
             self.heavier,
-            [place for place in places if place is not None],
+            [place.residual for place in places if place.residual is not None],
+            [place.momentum for place in places if place.momentum is not None],
         )
         for chunk, place in zip(chunks, places, strict=True):
-            chunk.sums = place
+            chunk.sums = place.residual
         return found
 
     def _salts(self, message: Message) -> Tensor:

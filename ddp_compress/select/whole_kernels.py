@@ -185,7 +185,7 @@ class _Ranking:
             worths.append(worth)
         worth, plan = torch.cat(worths), self._plan
         tables = plan.bounds, self._groups, plan.ks, host.empty(0, dtype=torch.int64)
-        places, *_ = ops.topk([worth], [torch.zeros_like(worth)], [], 0.0, *tables, False, [])
+        places, *_ = ops.topk([worth], [torch.zeros_like(worth)], [], 0.0, *tables, False, [], [])
         return places.long()
 
     def learn_prices(self, places: Tensor) -> None:

@@ -92,7 +92,7 @@ def hadamard(a: SimpleNamespace) -> Tensor:
 
 CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "topk": lambda a: a.kernels.topk(
-        [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, []
+        [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, [], []
     ),
     "segment_means": lambda a: a.kernels.segment_means(a.values, a.counts),
     "accumulate": accumulate,
@@ -197,16 +197,15 @@ class Step:
             tensor.normal_()
 
     def run(self) -> list[Tensor]:
+        after = [torch.empty_like(each) for each in (self.residual, self.momentum)]
+        tables = (self.bounds, self.groups, self.ks, torch.empty(0, dtype=torch.int64))
         indices, values, finite, counts, means = native.topk(
-            *([self.grad], [self.residual], [self.momentum], 0.9),
-            *(self.bounds, self.groups, self.ks, torch.empty(0, dtype=torch.int64), True, []),
+            *([self.grad], [self.residual], [self.momentum], 0.9), *tables, True, *zip(after)
         )
         positions = native.elias_fano_encode(indices, self.numel, self.k)
         body = torch.cat([positions, means.view(torch.uint8)])
         bodies = [body] * self.ranks
         decoded = native.entries_decode(bodies, self.ends, self.numel, self.k, None)
-        after = [torch.empty_like(each) for each in (self.residual, self.momentum)]
-        native.accumulate(self.residual, self.grad, self.momentum, 0.9, *after)
         native.scatter_add(self.grad, 0, [*decoded[0]], [*decoded[1]], 1 / self.ranks)
         return [indices, values, finite, counts, body, *decoded, *after]
 

@@ -51,19 +51,25 @@ def check_twins(grads, residuals, momenta, momentum, bounds, groups, ks, salts, 
     before = [t.clone() for t in given]
     args = (grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier)
     sums, left = [[torch.empty_like(r) for r in residuals] for _ in range(2)]
-    expected, found = reference.topk(*args, sums), native.topk(*args, left)
+    moved, left_moved = [[torch.empty_like(m) for m in momenta] for _ in range(2)]
+    expected = reference.topk(*args, sums, moved)
+    found = native.topk(*args, left, left_moved)
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
     names = ("indices", "values", "finite", "counts", "means")
     for name, ours, theirs in zip(names, found, expected, strict=True):
         assert ours.dtype == theirs.dtype, name
         assert torch.equal(ours, theirs), name
     assert all(torch.equal(*each) for each in zip(sums, left, strict=True))
+    assert all(torch.equal(*each) for each in zip(moved, left_moved, strict=True))
     # A scan is another one where no sums are wanted, and where they cannot be streamed.
     shifted = [torch.empty(len(r) + 1, dtype=r.dtype)[1:] for r in residuals]
-    for wanted in ([], shifted):
-        again = native.topk(*args, wanted)
+    for wanted, wanted_moved in (([], []), (shifted, left_moved)):
+        for each in wanted_moved:
+            each.fill_(torch.nan)
+        again = native.topk(*args, wanted, wanted_moved)
         assert all(torch.equal(*each) for each in zip(again, expected, strict=True))
     assert all(torch.equal(*each) for each in zip(sums, shifted, strict=True))
+    assert all(torch.equal(*each) for each in zip(moved, left_moved, strict=True))
     return found[:3]
 
 
@@ -95,11 +101,18 @@ def check_device(device, on_device):
 
     def check(grads, residuals, momenta, momentum, bounds, groups, ks, salts, heavier):
         args, tables = (grads, residuals, momenta, momentum), (bounds, groups, ks, salts)
-        wanted = [] if heavier else [torch.empty_like(r) for r in residuals]
-        left = [each.to("cuda" if device == "cuda" else "cpu", copy=True) for each in wanted]
-        expected = native.topk(*args, *tables, heavier, wanted)
+        wanted, moved = (
+            [] if heavier else [*map(torch.empty_like, m)] for m in (residuals, momenta)
+        )
+        there = "cuda" if device == "cuda" else "cpu"
+        left, left_moved = (
+            [each.to(there, copy=True) for each in all_] for all_ in (wanted, moved)
+        )
+        expected = native.topk(*args, *tables, heavier, wanted, moved)
         named = dict(zip(("bounds", "groups", "ks", "salts"), tables, strict=True))
-        found = on_device("topk", *args, **named, heavier=heavier, sums=left)
+        found = on_device(
+            "topk", *args, **named, heavier=heavier, sums=left, next_momenta=left_moved
+        )
         unused = int(ks.sum()) - len(expected[0])
         assert torch.equal(found[0], torch.cat([expected[0], torch.full((unused,), UNUSED).int()]))
         assert torch.equal(found[1], torch.cat([expected[1], expected[1].new_zeros(unused)]))
@@ -107,8 +120,8 @@ def check_device(device, on_device):
         assert torch.equal(found[3], expected[3])
         assert torch.equal(found[4], expected[4])
         if expected[2]:
-            found = [each.cpu() for each in left]
-            torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+            found = [each.cpu() for each in left + left_moved]
+            torch.testing.assert_close(found, wanted + moved, rtol=0, atol=0, equal_nan=True)
 
     return check
 
@@ -249,13 +262,13 @@ def test_one_bad_number_anywhere_is_seen(dtype, heavier, bad, numel):
         grad[at] = bad
         memory, none = memory_of([grad]), memory_of([])
         args = ([grad], memory, none, 0.0, *one_group(numel, max(1, numel // 100)), heavier)
-        assert not native.topk(*args, [])[2]
-        assert not reference.topk(*args, [])[2]
+        assert not native.topk(*args, [], [])[2]
+        assert not reference.topk(*args, [], [])[2]
 
 
 def test_an_overflow_of_finite_numbers_is_seen():
     large = torch.full((9000,), 3e38)
-    assert not ops.topk([large], [large], [], 0.0, *one_group(9000, 5), False, [])[2]
+    assert not ops.topk([large], [large], [], 0.0, *one_group(9000, 5), False, [], [])[2]
 
 
 @pytest.mark.parametrize("k", [1, 7, 500])
@@ -306,7 +319,7 @@ def test_hash_ties_are_taken_evenly_from_everywhere(numel):
     for salt in range(rounds):
         indices, *_ = native.topk(
             [grad], [torch.zeros(numel)], [], 0.0,
-            *one_group(numel, numel // 50, torch.tensor([salt])), False, [],
+            *one_group(numel, numel // 50, torch.tensor([salt])), False, [], [],
         )  # fmt: skip
         counts += torch.bincount(indices // (numel // cells), minlength=cells)
     expected = counts.sum() / cells
@@ -371,6 +384,8 @@ def test_the_side_of_larger_mean_is_taken(values, k, taken):
         ({"residuals": [torch.zeros(3)]}, r"residuals\[0\] has 3 elements, expected 4"),
         ({"residuals": [torch.zeros(4).double()]}, "residuals has dtype Double, expected Float"),
         ({"momenta": [torch.zeros(5)]}, r"momenta\[0\] has 5 elements, expected 4"),
+        ({"momenta": [torch.zeros(4)], "sums": [torch.zeros(4)]}, "next_momenta has 0 tensors"),
+        ({"sums": [torch.zeros(4)], "next_momenta": [torch.zeros(4)]}, "tensors, expected 0"),
         ({"bounds": torch.tensor([0, 3])}, "bounds must run from 0 to 4"),
         ({"bounds": torch.tensor([0, 5, 4]), "groups": torch.tensor([0, 0])}, "must ascend"),
         ({"groups": torch.tensor([1])}, r"groups\[0\] is 1, expected -1 or an index into ks"),
@@ -396,6 +411,7 @@ def test_bad_arguments_are_named(change, words):
         "salts": FIRST,
         "heavier": False,
         "sums": [],
+        "next_momenta": [],
     }
     with pytest.raises(RuntimeError, match=words):
         native.topk(**(good | change))
@@ -414,6 +430,7 @@ def test_what_it_writes_is_what_its_schema_says(dtype, momentum):
             0.9,
             *one_group(11, 3, salts),
             True,
+            [],
             [],
         )
         torch.library.opcheck(native.topk.default, args, test_utils="test_schema")
@@ -473,7 +490,8 @@ def test_the_device_rounds_means_alike(check_device):
     grad[2048], grad[7], grad[4097] = 1.0, -1.0, -1e-12
     check_device([grad], [torch.zeros(8000)], [], 0.0, *one_group(8000, 30), True)
     assert (
-        native.topk([grad], [torch.zeros(8000)], [], 0.0, *one_group(8000, 2), True, [])[1][0] < 0
+        native.topk([grad], [torch.zeros(8000)], [], 0.0, *one_group(8000, 2), True, [], [])[1][0]
+        < 0
     )
 
 
@@ -543,8 +561,8 @@ def test_a_gpu_agrees_on_large_gradients(dtype, shift, numel, density):
     for salts in (FIRST, torch.tensor([7])):
         tables = one_group(numel, round(numel * density), salts)
         sums, left = torch.empty_like(residual), torch.empty_like(residual_on_gpu)
-        expected = native.topk([grad], [residual], [], 0.0, *tables, False, [sums])
-        found = native.topk([on_gpu], [residual_on_gpu], [], 0.0, *tables, False, [left])
+        expected = native.topk([grad], [residual], [], 0.0, *tables, False, [sums], [])
+        found = native.topk([on_gpu], [residual_on_gpu], [], 0.0, *tables, False, [left], [])
         for ours, theirs in zip((*found, left), (*expected, sums), strict=True):
             assert torch.equal(ours.cpu(), theirs)
 
@@ -559,8 +577,9 @@ def test_a_gpu_agrees_on_the_largest_gradients(heavier, levels, k):
     grad = torch.randint(-levels, levels + 1, (numel,)).float() if levels else torch.ones(numel)
     memory = torch.zeros(numel)
     tables = one_group(numel, k, torch.tensor([7]))
-    expected = native.topk([grad], [memory], [], 0.0, *tables, heavier, [])
+    expected = native.topk([grad], [memory], [], 0.0, *tables, heavier, [], [])
     on_gpu: Any = ([grad.cuda()], [memory.cuda()], [], 0.0)
     for _ in range(3):
-        for ours, theirs in zip(native.topk(*on_gpu, *tables, heavier, []), expected, strict=True):
+        found = native.topk(*on_gpu, *tables, heavier, [], [])
+        for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours.cpu(), theirs)

@@ -21,6 +21,7 @@ def topk(
     salts: Tensor,
     heavier: bool,
     sums: Sequence[Tensor],
+    next_momenta: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Find the k largest entries of the accumulated gradient in every group.
 
@@ -29,7 +30,7 @@ def topk(
     the cut the first, or with ``salts`` those of the largest hash (see `hashes`). With ``heavier``
     the k largest positive and the k most negative entries compete: the side whose mean is larger
     in magnitude is taken, the negative one when they are equal (SBC, Alg. 2). Nothing is written
-    but ``sums``.
+    but ``sums`` and ``next_momenta``.
 
     Args:
         grads: chunks of the message, [N_c] each, one dtype (fp32, bf16, fp16, fp64); N in all.
@@ -44,6 +45,8 @@ def topk(
         heavier: whether only the heavier-sided entries are taken.
         sums: other memory like ``residuals``, to be filled with the accumulated gradient, all of
             it unless it is not finite; or empty.
+        next_momenta: the same for ``momentum * momenta + grad``: as many as there are ``sums``,
+            or none without ``momenta``.
 
     Returns:
         The positions [K] (int32, ascending in the message), the accumulated values [K]; a bool
@@ -58,13 +61,15 @@ def topk(
         >>> indices, values, finite, counts, _ = topk(
         ...     [torch.tensor([1.0, -3.0, 2.0])], [torch.zeros(3)], [], 0.0,
         ...     bounds=torch.tensor([0, 3]), groups=torch.tensor([0]), ks=torch.tensor([2]),
-        ...     salts=torch.tensor([9]), heavier=False, sums=[])
+        ...     salts=torch.tensor([9]), heavier=False, sums=[], next_momenta=[])
         >>> indices, values, finite, counts
         (tensor([1, 2], dtype=torch.int32), tensor([-3.,  2.]), tensor([True]), tensor([2]))
     """
-    accumulated = _accumulated(grads, residuals, momenta, momentum)
-    for out, part in zip(sums, accumulated.split([g.numel() for g in grads]), strict=False):
-        out.copy_(part)
+    moved = _moved(grads, residuals[0].dtype, momenta, momentum)
+    accumulated = torch.cat([r.flatten() for r in residuals]) + moved
+    for left, whole in ((sums, accumulated), (next_momenta, moved)):
+        for out, part in zip(left, whole.split([g.numel() for g in grads]), strict=False):
+            out.copy_(part)
     edges, of_param = bounds.tolist(), groups.tolist()
     found, finite = [], True
     for group, k in enumerate(ks.tolist()):
@@ -83,14 +88,11 @@ def topk(
     return indices.int(), values, flag, counts, means
 
 
-def _accumulated(
-    grads: Sequence[Tensor], residuals: Sequence[Tensor], momenta: Sequence[Tensor], mu: float
+def _moved(
+    grads: Sequence[Tensor], dtype: torch.dtype, momenta: Sequence[Tensor], mu: float
 ) -> Tensor:
-    residual = torch.cat([r.flatten() for r in residuals])
-    grad = torch.cat([g.flatten() for g in grads]).to(residual.dtype)
-    if momenta:
-        grad = torch.cat([m.flatten() for m in momenta]) * mu + grad
-    return residual + grad
+    grad = torch.cat([g.flatten() for g in grads]).to(dtype)
+    return torch.cat([m.flatten() for m in momenta]) * mu + grad if momenta else grad
 
 
 def _largest(values: Tensor, ranks: Tensor, k: int) -> Tensor:
