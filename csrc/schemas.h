@@ -34,9 +34,12 @@ void define_ops(Library& m) {
   m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
   m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");
   m.def("sign_decode(Tensor bits, Tensor scales, Tensor bounds, int block) -> Tensor");
-  m.def("hadamard(Tensor(a!) values, Tensor bounds, Tensor salts, bool inverse) -> ()");
-  m.def("uniform_encode(Tensor values, Tensor bounds, Tensor salts, int bits) -> (Tensor, Tensor)");
-  m.def("uniform_decode(Tensor codes, Tensor levels, Tensor bounds, int bits) -> Tensor");
+  m.def(
+      "rotated_encode(Tensor values, Tensor sizes, Tensor signs, Tensor noises, Tensor free, "
+      "Tensor sent, bool unbiased, int iterations, int bits) -> Tensor");
+  m.def(
+      "rotated_decode(Tensor data, Tensor sizes, Tensor signs, Tensor free, Tensor sent, int "
+      "bits) -> Tensor");
 }
 
 }  // namespace ddp_compress

@@ -72,15 +72,14 @@ accumulate = _kernel_of(reference.accumulate)
 elias_fano_encode = _kernel_of(reference.elias_fano_encode)
 entries_decode = _kernel_of(reference.entries_decode)
 golomb_encode = _kernel_of(reference.golomb_encode)
-hadamard = _kernel_of(reference.hadamard)
 largest = _kernel_of(reference.largest)
 rans_encode = _kernel_of(reference.rans_encode)  # on the host: a state runs through all symbols
 rans_decode = _kernel_of(reference.rans_decode)
+rotated_encode = _kernel_of(reference.rotated_encode)
+rotated_decode = _kernel_of(reference.rotated_decode)
 scatter_add = _kernel_of(reference.scatter_add)
 sign_encode = _kernel_of(reference.sign_encode)
 sign_decode = _kernel_of(reference.sign_decode)
-uniform_encode = _kernel_of(reference.uniform_encode)
-uniform_decode = _kernel_of(reference.uniform_decode)
 vote_keys = _kernel_of(reference.vote_keys)
 
 topk_slots = _kernel_of(reference.topk)  # where nobody waits yet
