@@ -57,9 +57,11 @@ class Cases:
         self.salts = torch.tensor([7, 8, 9])
         self.lists = [self._positions() for _ in range(WORLD_SIZE)]
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
-        self.blocks = torch.arange(0, numel + 1, BLOCK)  # whole ones, as the transform has them
-        self.whole = self.grad[: int(self.blocks[-1])]
-        self.block_salts = torch.arange(len(self.blocks) - 1)
+        counts, free, sent = self.three.diff(), torch.randint(32, (256,)), torch.rand(16352) < 0.5
+        self.turned = {
+            "hadamard": (counts, self.salts, NO_SALTS, torch.empty(0, dtype=torch.bool)),
+            "kashin, half of it": (counts, self.salts, free, sent),
+        }
 
     def _positions(self) -> Tensor:
         """One in every hundred, anywhere there."""
@@ -213,10 +215,9 @@ class Cases:
         yield Case("sign_encode", "NaN", partial(self.signs, values=spoilt))
         yield Case("sign_decode", "", self.values_of_signs)
         yield Case("sign_add", "W = 4", self.mean_of_signs)
-        yield Case("hadamard", "", partial(self.hadamard, inverse=False))
-        yield Case("hadamard", "inverse", partial(self.hadamard, inverse=True))
-        yield Case("uniform_encode", "4 bits", self.codes)
-        yield Case("uniform_decode", "4 bits", self.values_of_codes)
+        for what in self.turned:
+            yield Case("rotated_encode", what, partial(self.rotated, what=what))
+            yield Case("rotated_decode", what, partial(self.values_of_rotated, what=what))
 
     def means(self, move: Move, values: Tensor) -> Sequence[Tensor]:
         counts = torch.tensor([self.k // 3, self.k - self.k // 3])
@@ -235,17 +236,14 @@ class Cases:
         ops.sign_add(mean, *every, self.three, BLOCK, 1 / WORLD_SIZE, True)
         return [mean]
 
-    def hadamard(self, move: Move, inverse: bool) -> Sequence[Tensor]:
-        values = move(self.whole)
-        ops.hadamard(values, self.blocks, self.block_salts, inverse)
-        return [values]
+    def rotated(self, move: Move, what: str) -> Sequence[Tensor]:
+        counts, signs, free, sent = self.turned[what]
+        tables = counts, signs, self.salts, free, sent
+        return [ops.rotated_encode(move(self.grad), *tables, True, iterations=2, bits=4)]
 
-    def codes(self, move: Move) -> Sequence[Tensor]:
-        return ops.uniform_encode(move(self.whole), self.blocks, self.block_salts, 4)
-
-    def values_of_codes(self, move: Move) -> Sequence[Tensor]:
-        codes, levels = map(move, self.codes(Tensor.clone))
-        return [ops.uniform_decode(codes, levels, self.blocks, 4)]
+    def values_of_rotated(self, move: Move, what: str) -> Sequence[Tensor]:
+        (data,) = self.rotated(Tensor.clone, what)
+        return [ops.rotated_decode(move(data), *self.turned[what], bits=4)]
 
 
 def aligned(data: Tensor) -> Tensor:

@@ -72,13 +72,9 @@ class Bench:
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
         self.signs = ops.sign_encode(self.grad, self.bounds, 4096)
-        self.blocks = torch.tensor([*range(0, numel, 8192), numel])
-        self.blocks = self.blocks[: numel // 8192 + 1]  # whole ones, as the transform has them
-        self.turned = self.grad[: int(self.blocks[-1])].clone()
-        self.block_salts = torch.arange(len(self.blocks) - 1)
-        self.codes = self.quantize()
-        self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
         self.salts = reference.salts(["weight"], seed=0, step=0)
+        self.rotated = {transform: self.rotate(transform) for transform in ("hadamard", "kashin")}
+        self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
         self.tally = ops.tally(self.positions)
         self.keys = self.vote_keys(random=False)
 
@@ -127,11 +123,19 @@ class Bench:
         bits, scales = ([part] * ranks for part in self.signs)
         ops.sign_add(self.out, bits, scales, self.bounds, 4096, 1 / ranks, True)
 
-    def hadamard(self, inverse: bool) -> None:
-        ops.hadamard(self.turned, self.blocks, self.block_salts, inverse)
+    def tables(self, transform: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What both sides of a rotated message know."""
+        free = torch.arange(256) % 31 if transform == "kashin" else NO_SALTS
+        return self.bounds.diff(), self.salts, free, torch.empty(0, dtype=torch.bool)
 
-    def quantize(self) -> tuple[Tensor, Tensor]:
-        return ops.uniform_encode(self.turned, self.blocks, self.block_salts, bits=4)
+    def rotate(self, transform: str) -> Tensor:
+        counts, signs, free, sent = self.tables(transform)
+        iterations = 2 if transform == "kashin" else 1
+        tables = counts, signs, self.salts, free, sent
+        return ops.rotated_encode(self.grad, *tables, unbiased=True, iterations=iterations, bits=4)
+
+    def turn_back(self, transform: str) -> Tensor:
+        return ops.rotated_decode(self.rotated[transform], *self.tables(transform), bits=4)
 
     def torch_topk(self) -> None:
         (self.residual + self.grad).abs().topk(self.k)
@@ -207,13 +211,10 @@ class Bench:
             ),
             "sign_add, mean of W=4 afresh": ("zero", lambda: self.add_signs(WORLD_SIZE)),
             "out.copy_(x)": ("copy", lambda: self.out.copy_(self.grad)),
-            "hadamard": ("copy", lambda: self.hadamard(inverse=False)),
-            "hadamard, inverse": ("copy", lambda: self.hadamard(inverse=True)),
-            "uniform_encode, 4 bits": ("copy", self.quantize),
-            "uniform_decode, 4 bits": (
-                "copy",
-                lambda: ops.uniform_decode(*self.codes, self.blocks, bits=4),
-            ),
+            "rotated_encode, 4 bits": ("copy", lambda: self.rotate("hadamard")),
+            "rotated_encode, 4 bits, Kashin": ("copy", lambda: self.rotate("kashin")),
+            "rotated_decode, 4 bits": ("copy", lambda: self.turn_back("hadamard")),
+            "rotated_decode, 4 bits, Kashin": ("copy", lambda: self.turn_back("kashin")),
             "segment_means": (
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),

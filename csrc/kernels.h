@@ -118,14 +118,12 @@ void sign_add(G* out, const std::vector<SignList>& ranks, const int64_t* bounds,
 void sign_decode(const uint8_t* bits, const float* scales, const int64_t* bounds, int64_t segments,
                  int64_t block, float* values);
 
-// hadamard.cpp: blocks of a power of two, up to kLargestBlock, or empty; in place
-void hadamard(float* values, const int64_t* bounds, const int64_t* salts, int64_t blocks,
-              bool inverse);
-
-// uniform.cpp: every block's codes fill whole bytes; `levels` has its lowest one and the step.
-void uniform_encode(const float* values, const int64_t* bounds, const int64_t* salts,
-                    int64_t blocks, int bits, uint8_t* codes, float* levels);
-void uniform_decode(const uint8_t* codes, const float* levels, const int64_t* bounds,
-                    int64_t blocks, int bits, float* values);
+// rotated.cpp
+struct Rotation;
+struct Cut;
+struct Drawn;
+void rotated_encode(const float* values, const Rotation& rotation, const Cut& cut,
+                    const Drawn& drawn, uint8_t* data);
+void rotated_decode(const uint8_t* data, const Rotation& rotation, const Cut& cut, float* values);
 
 }  // namespace ddp_compress

@@ -303,35 +303,27 @@ void sign_add_cpu(Tensor out, std::vector<Tensor> bits, std::vector<Tensor> scal
   });
 }
 
-void hadamard_cpu(Tensor values, const Tensor& bounds, const Tensor& salts, bool inverse) {
+Tensor rotated_encode_cpu(const Tensor& values, const Tensor& sizes, const Tensor& signs,
+                          const Tensor& noises, const Tensor& free, const Tensor& sent,
+                          bool unbiased, int64_t iterations, int64_t bits) {
   check(values, "values", ScalarType::Float);
-  check_hadamard(values, bounds, salts);
-  hadamard(write<float>(values), read<int64_t>(bounds), read<int64_t>(salts), salts.numel(),
-           inverse);
+  const Rotation rotation = rotation_of(sizes, signs, free, sent, bits);
+  const Drawn drawn = drawn_of(sizes, noises, unbiased, iterations);
+  const Cut cut(rotation);
+  check_numel(values, "values", cut.values);
+  Tensor data = empty_cpu(cut.bytes, ScalarType::Byte);
+  rotated_encode(read<float>(values), rotation, cut, drawn, write<uint8_t>(data));
+  return data;
 }
 
-std::tuple<Tensor, Tensor> uniform_encode_cpu(const Tensor& values, const Tensor& bounds,
-                                              const Tensor& salts, int64_t bits) {
-  check(values, "values", ScalarType::Float);
-  const int64_t bytes = uniform_bytes(bounds, bits);
-  check_blocks(values, bounds, salts);
-  Tensor codes = empty_cpu(bytes, ScalarType::Byte);
-  Tensor levels = empty_cpu(2 * salts.numel(), ScalarType::Float);
-  uniform_encode(read<float>(values), read<int64_t>(bounds), read<int64_t>(salts), salts.numel(),
-                 static_cast<int>(bits), write<uint8_t>(codes), write<float>(levels));
-  return {codes, levels};
-}
-
-Tensor uniform_decode_cpu(const Tensor& codes, const Tensor& levels, const Tensor& bounds,
-                          int64_t bits) {
-  check(codes, "codes", ScalarType::Byte);
-  check(levels, "levels", ScalarType::Float);
-  check_numel(codes, "codes", uniform_bytes(bounds, bits));
-  const int64_t blocks = bounds.numel() - 1;
-  check_numel(levels, "levels", 2 * blocks);
-  Tensor values = empty_cpu(read<int64_t>(bounds)[blocks], ScalarType::Float);
-  uniform_decode(read<uint8_t>(codes), read<float>(levels), read<int64_t>(bounds), blocks,
-                 static_cast<int>(bits), write<float>(values));
+Tensor rotated_decode_cpu(const Tensor& data, const Tensor& sizes, const Tensor& signs,
+                          const Tensor& free, const Tensor& sent, int64_t bits) {
+  check(data, "data", ScalarType::Byte);
+  const Rotation rotation = rotation_of(sizes, signs, free, sent, bits);
+  const Cut cut(rotation);
+  check_numel(data, "data", cut.bytes);
+  Tensor values = empty_cpu(cut.values, ScalarType::Float);
+  rotated_decode(read<uint8_t>(data), rotation, cut, write<float>(values));
   return values;
 }
 
@@ -359,7 +351,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cpu));
   m.impl("sign_add", TORCH_BOX(&sign_add_cpu));
-  m.impl("hadamard", TORCH_BOX(&hadamard_cpu));
-  m.impl("uniform_encode", TORCH_BOX(&uniform_encode_cpu));
-  m.impl("uniform_decode", TORCH_BOX(&uniform_decode_cpu));
+  m.impl("rotated_encode", TORCH_BOX(&rotated_encode_cpu));
+  m.impl("rotated_decode", TORCH_BOX(&rotated_decode_cpu));
 }

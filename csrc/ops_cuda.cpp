@@ -315,40 +315,29 @@ void sign_add_cuda(Tensor out, std::vector<Tensor> bits, std::vector<Tensor> sca
   });
 }
 
-void hadamard_cuda(Tensor values, const Tensor& bounds, const Tensor& salts, bool inverse) {
+Tensor rotated_encode_cuda(const Tensor& values, const Tensor& sizes, const Tensor& signs,
+                           const Tensor& noises, const Tensor& free, const Tensor& sent,
+                           bool unbiased, int64_t iterations, int64_t bits) {
   check(values, "values", ScalarType::Float);
-  check_hadamard(values, bounds, salts);
+  const Rotation rotation = rotation_of(sizes, signs, free, sent, bits);
+  const Drawn drawn = drawn_of(sizes, noises, unbiased, iterations);
+  const Cut cut(rotation);
+  check_numel(values, "values", cut.values);
   const Here here(values);
-  cuda::hadamard(here, write<float>(values), read<int64_t>(bounds), read<int64_t>(salts),
-                 salts.numel(), inverse);
+  Tensor data = empty_like_of(values, cut.bytes, ScalarType::Byte);
+  cuda::rotated_encode(here, read<float>(values), rotation, cut, drawn, write<uint8_t>(data));
+  return data;
 }
 
-std::tuple<Tensor, Tensor> uniform_encode_cuda(const Tensor& values, const Tensor& bounds,
-                                               const Tensor& salts, int64_t bits) {
-  check(values, "values", ScalarType::Float);
-  const int64_t bytes = uniform_bytes(bounds, bits);
-  check_blocks(values, bounds, salts);
-  const Here here(values);
-  Tensor codes = empty_like_of(values, bytes, ScalarType::Byte);
-  Tensor levels = empty_like_of(values, 2 * salts.numel(), ScalarType::Float);
-  cuda::uniform_encode(here, read<float>(values), read<int64_t>(bounds), read<int64_t>(salts),
-                       salts.numel(), static_cast<int>(bits), write<uint8_t>(codes),
-                       write<float>(levels));
-  return {codes, levels};
-}
-
-Tensor uniform_decode_cuda(const Tensor& codes, const Tensor& levels, const Tensor& bounds,
-                           int64_t bits) {
-  check(codes, "codes", ScalarType::Byte);
-  check(levels, "levels", ScalarType::Float);
-  check_numel(codes, "codes", uniform_bytes(bounds, bits));
-  const int64_t blocks = bounds.numel() - 1;
-  check_numel(levels, "levels", 2 * blocks);
-  check_beside(codes, levels);
-  const Here here(codes);
-  Tensor values = empty_like_of(codes, read<int64_t>(bounds)[blocks], ScalarType::Float);
-  cuda::uniform_decode(here, read<uint8_t>(codes), read<float>(levels), read<int64_t>(bounds),
-                       blocks, static_cast<int>(bits), write<float>(values));
+Tensor rotated_decode_cuda(const Tensor& data, const Tensor& sizes, const Tensor& signs,
+                           const Tensor& free, const Tensor& sent, int64_t bits) {
+  check(data, "data", ScalarType::Byte);
+  const Rotation rotation = rotation_of(sizes, signs, free, sent, bits);
+  const Cut cut(rotation);
+  check_numel(data, "data", cut.bytes);
+  const Here here(data);
+  Tensor values = empty_like_of(data, cut.values, ScalarType::Float);
+  cuda::rotated_decode(here, read<uint8_t>(data), rotation, cut, write<float>(values));
   return values;
 }
 
@@ -370,9 +359,8 @@ void implement_ops(Library& m) {
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cuda));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cuda));
   m.impl("sign_add", TORCH_BOX(&sign_add_cuda));
-  m.impl("hadamard", TORCH_BOX(&hadamard_cuda));
-  m.impl("uniform_encode", TORCH_BOX(&uniform_encode_cuda));
-  m.impl("uniform_decode", TORCH_BOX(&uniform_decode_cuda));
+  m.impl("rotated_encode", TORCH_BOX(&rotated_encode_cuda));
+  m.impl("rotated_decode", TORCH_BOX(&rotated_decode_cuda));
 }
 
 }  // namespace

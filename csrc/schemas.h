@@ -38,9 +38,12 @@ void define_ops(Library& m) {
   m.def(
       "sign_add(Tensor(a!) out, Tensor[] bits, Tensor[] scales, Tensor bounds, int block, float "
       "scale, bool afresh=False) -> ()");
-  m.def("hadamard(Tensor(a!) values, Tensor bounds, Tensor salts, bool inverse) -> ()");
-  m.def("uniform_encode(Tensor values, Tensor bounds, Tensor salts, int bits) -> (Tensor, Tensor)");
-  m.def("uniform_decode(Tensor codes, Tensor levels, Tensor bounds, int bits) -> Tensor");
+  m.def(
+      "rotated_encode(Tensor values, Tensor sizes, Tensor signs, Tensor noises, Tensor free, "
+      "Tensor sent, bool unbiased, int iterations, int bits) -> Tensor");
+  m.def(
+      "rotated_decode(Tensor data, Tensor sizes, Tensor signs, Tensor free, Tensor sent, int "
+      "bits) -> Tensor");
 }
 
 }  // namespace ddp_compress

@@ -11,8 +11,8 @@
 #include <optional>
 #include <vector>
 
-#include "butterflies.h"
 #include "kernels.h"
+#include "rotated.h"
 
 namespace ddp_compress {
 
@@ -262,24 +262,6 @@ inline void check_numel(const Tensor& t, const char* name, int64_t numel) {
   STD_TORCH_CHECK(t.numel() == numel, name, " has ", t.numel(), " elements, expected ", numel);
 }
 
-// Blocks of values, and a salt for each.
-inline void check_blocks(const Tensor& values, const Tensor& bounds, const Tensor& salts) {
-  check_bounds(bounds);
-  check_numel(values, "values", read<int64_t>(bounds)[bounds.numel() - 1]);
-  check_table(salts, "salts");
-  check_numel(salts, "salts", bounds.numel() - 1);
-}
-
-inline void check_hadamard(const Tensor& values, const Tensor& bounds, const Tensor& salts) {
-  check_blocks(values, bounds, salts);
-  const int64_t* b = read<int64_t>(bounds);
-  for (int64_t i = 0; i < salts.numel(); ++i) {
-    const int64_t size = b[i + 1] - b[i];
-    STD_TORCH_CHECK((size & (size - 1)) == 0 && size <= kLargestBlock, "block ", i, " has ", size,
-                    " elements, expected none or a power of two up to ", kLargestBlock);
-  }
-}
-
 // Of a list of positions below `numel`.
 inline void check_slots(int64_t numel, int64_t k) {
   STD_TORCH_CHECK(numel <= INT32_MAX && k >= 0 && k <= numel, "k = ", k,
@@ -297,14 +279,53 @@ void check_entries(const std::vector<Tensor>& bodies, const Tensor& group_ends, 
                   " entries, expected at most k = ", k);
 }
 
-// Bytes that all blocks' codes take.
-inline int64_t uniform_bytes(const Tensor& bounds, int64_t bits) {
-  check_bounds(bounds);
+inline void check_salts(const Tensor& salts, const char* name, int64_t groups) {
+  check_table(salts, name);
+  STD_TORCH_CHECK(salts.numel() == groups, name, " has ", salts.numel(), " entries, expected ",
+                  groups, ", one for each of sizes");
+}
+
+// Tables of what is rotated; those without entries become null.
+inline Rotation rotation_of(const Tensor& sizes, const Tensor& signs, const Tensor& free,
+                            const Tensor& sent, int64_t bits) {
+  check_table(sizes, "sizes");
+  int64_t left = INT32_MAX;
+  for (int64_t i = 0; i < sizes.numel(); ++i) {
+    const int64_t size = read<int64_t>(sizes)[i];
+    STD_TORCH_CHECK(size >= 0 && size <= left,
+                    "sizes must be 0 or more and add up to less than 2**31, got ", size);
+    left -= size;
+  }
+  check_table(signs, "signs");
+  if (signs.numel() > 0) check_salts(signs, "signs", sizes.numel());
+  check_table(free, "free");
+  constexpr int64_t kFree = kLargestBlock / kSmallestBlock;
+  if (free.numel() > 0) check_numel(free, "free", kFree);
+  for (int64_t i = 0; i < free.numel(); ++i) {
+    const int64_t place = read<int64_t>(free)[i];
+    STD_TORCH_CHECK(place >= 0 && place < kSmallestBlock, "free[", i, "] is ", place,
+                    ", expected a place within [0, ", kSmallestBlock, ")");
+  }
+  STD_TORCH_CHECK(sent.is_cpu(), "sent must be on the CPU");
+  check_kind(sent, "sent", ScalarType::Bool);
+  if (sent.numel() > 0) check_numel(sent, "sent", kMasks);
+  const bool* const masks = sent.numel() > 0 ? read<bool>(sent) : nullptr;
+  for (int64_t size = kSmallestBlock; masks && size <= kLargestBlock; size *= 2) {
+    const bool* const mask = masks + size - kSmallestBlock;
+    STD_TORCH_CHECK(std::find(mask, mask + size, true) < mask + size, "sent must hold one of the ",
+                    size, " coefficients of a block at least");
+  }
   STD_TORCH_CHECK(bits >= 1 && bits <= 8, "bits must lie within 1 and 8, got ", bits);
-  const int64_t* b = read<int64_t>(bounds);
-  int64_t bytes = 0;
-  for (int64_t i = 0; i + 1 < bounds.numel(); ++i) bytes += (bits * (b[i + 1] - b[i]) + 7) / 8;
-  return bytes;
+  const auto table = [](const Tensor& t) { return t.numel() > 0 ? read<int64_t>(t) : nullptr; };
+  return {read<int64_t>(sizes), sizes.numel(), table(signs),
+          table(free),          masks,         static_cast<int>(bits)};
+}
+
+inline Drawn drawn_of(const Tensor& sizes, const Tensor& noises, bool unbiased,
+                      int64_t iterations) {
+  check_salts(noises, "noises", sizes.numel());
+  STD_TORCH_CHECK(iterations >= 1, "iterations must be 1 or more, got ", iterations);
+  return {read<int64_t>(noises), unbiased, iterations};
 }
 
 }  // namespace ddp_compress

@@ -15,9 +15,8 @@ struct Levels {
 
 constexpr int kDraws = 4;  // numbers that one random word rounds, 16 bits for each
 
-// Noise within (0, 1), of 2**-17, 3 * 2**-17, ..., for the i-th number that a word rounds.
-DDP_COMPRESS_HD inline float noise(uint64_t word, int i) {
-  const auto bits = static_cast<int32_t>(word >> 16 * i & 0xFFFF);
+// Noise within (0, 1), of 2**-17, 3 * 2**-17, ..., for 16 bits.
+DDP_COMPRESS_HD inline float noise(uint16_t bits) {
   return (static_cast<float>(bits) + 0.5f) * 0x1p-16f;
 }
 

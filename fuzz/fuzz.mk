@@ -12,7 +12,7 @@ fuzz: build/fuzz/main  ## mutated messages to the kernels, under sanitizers: mak
 
 libfuzzer: build/libfuzzer/main  ## decoders' messages guided by coverage, SECONDS for each; needs clang++
 	@mkdir -p build/libfuzzer/failed
-	for target in $(or $(ARGS),elias_fano entries golomb rans signs uniform); do \
+	for target in $(or $(ARGS),elias_fano entries golomb rans rotated signs); do \
 	  TARGET=$$target $< -max_total_time=$(SECONDS) -timeout=20 -print_final_stats=1 -verbosity=0 \
 	    -artifact_prefix=build/libfuzzer/failed/$$target- || exit 1; done
 

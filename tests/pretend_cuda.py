@@ -22,7 +22,8 @@ from ddp_compress.step import worker
 from tests import emulation
 
 CUDA = torch.device("cuda", 0)
-TABLES = {"bounds", "groups", "ks", "salts"}  # arguments of ops that stay on the host
+# Arguments of ops that stay on the host.
+TABLES = {"bounds", "groups", "ks", "salts", "sizes", "signs", "noises", "free", "sent"}
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 

@@ -95,15 +95,10 @@ void sign_add(const Device& device, G* out, const std::vector<SignList>& ranks,
 void sign_decode(const Device& device, const uint8_t* bits, const float* scales,
                  const int64_t* host_bounds, int64_t segments, int64_t block, float* values);
 
-// hadamard.cu
-void hadamard(const Device& device, float* values, const int64_t* host_bounds,
-              const int64_t* host_salts, int64_t blocks, bool inverse);
-
-// uniform.cu
-void uniform_encode(const Device& device, const float* values, const int64_t* host_bounds,
-                    const int64_t* host_salts, int64_t blocks, int bits, uint8_t* codes,
-                    float* levels);
-void uniform_decode(const Device& device, const uint8_t* codes, const float* levels,
-                    const int64_t* host_bounds, int64_t blocks, int bits, float* values);
+// rotated.cu: tables are the host's.
+void rotated_encode(const Device& device, const float* values, const Rotation& host_rotation,
+                    const Cut& cut, const Drawn& host_drawn, uint8_t* data);
+void rotated_decode(const Device& device, const uint8_t* data, const Rotation& host_rotation,
+                    const Cut& cut, float* values);
 
 }  // namespace ddp_compress::cuda

@@ -1,7 +1,7 @@
 """Rotate values, send some coefficients, rounded at random: right on average."""
 
-import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -13,15 +13,15 @@ from ddp_compress.message.context import Context
 from ddp_compress.message.plan import entry_count
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device_of
-from ddp_compress.ops.reference import block_salts, random_words
-from ddp_compress.quantize.blocks import SMALLEST, Blocks, blocks
+from ddp_compress.ops.reference import random_words
+from ddp_compress.ops.reference.rotated import LARGEST, SIZES, SMALLEST, block_sizes
 from ddp_compress.quantize.symbols import check_size, read_means
 from ddp_compress.schedules import check_density
 
 Transform = Literal["hadamard", "kashin", "none"]
 FARTHEST = 4e34  # of a level: 8192 of them have a finite sum
-LIMIT = 1e26  # of a value: its levels are nearer, also where one coefficient stands for all
+NO_PLACES = NO_SALTS = host.empty(0, dtype=torch.int64)
+NO_MASKS = host.empty(0, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rotated:
     2. **Subsample.** A share ``keep`` of the coefficients, drawn from a seed that all ranks share:
        no positions travel, and the mask is the same on all ranks.
     3. **Quantize.** To levels between the smallest and the largest, at random (see
-       `reference.uniform_encode`); no two ranks draw alike.
+       `reference.rotated_encode`); no two ranks draw alike.
 
     Values beyond 1e26 are cut off there.
 
@@ -86,129 +86,91 @@ class Rotated:
 
     def size(self, counts: Tensor) -> int:
         """Bytes of all exact values, levels and codes."""
-        cut = self._cut(counts)
-        return 4 * self._numbers(cut) + self._code_bytes(cut)
+        return self._sizes(counts).all
 
     def encode(self, values: Tensor, context: Context) -> Tensor:
         """The exact values and the blocks' levels, fp32, then their codes."""
-        cut, key = self._cut(context.counts), context.key
-        values, left_over = cut.split(values.clamp(-LIMIT, LIMIT).float())
-        coefficients = self._turned(values, cut, key)
-        if self.keep < 1:
-            coefficients = coefficients[to_device_of(self._sent(cut, key), values)]
-            if self.unbiased:
-                both = zip(cut.sizes, cut.kept_sizes, strict=True)
-                weights = host.tensor([size / kept for size, kept in both], dtype=torch.float32)
-                coefficients = coefficients * _each(weights, cut.kept_sizes, values)
-        salts = block_salts(key.per_rank(self.seed), cut.per_group)
-        codes, levels = ops.uniform_encode(coefficients, cut.kept_bounds, salts, self.bits)
-        return torch.cat([left_over.view(torch.uint8), levels.view(torch.uint8), codes])
+        signs, free, sent = self._shared(context.key)
+        noises = context.key.per_rank(self.seed)
+        tables = context.counts, signs, noises, free, sent
+        iterations = self.iterations if self.transform == "kashin" else 1
+        return ops.rotated_encode(values.float(), *tables, self.unbiased, iterations, self.bits)
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values again, with noise: fp32 [K]."""
-        cut, key = self._cut(context.counts), context.key
-        numbers = self._numbers(cut)
-        check_size("rotated", data, 4 * numbers + self._code_bytes(cut))
-        left_over, levels = read_means("rotated", data, numbers).tensor_split([cut.left_over])
+        sizes = self._sizes(context.counts)
+        check_size("rotated", data, sizes.all)
+        levels = read_means("rotated", data, sizes.numbers)[sizes.left_over :]
         lowest, step = levels.view(-1, 2).unbind(1)
         highest = lowest + (2**self.bits - 1) * step
         if not (torch.maximum(lowest.abs(), highest.abs()) <= FARTHEST).all():
             raise ValueError(f"rotated: a level is farther from 0 than {FARTHEST:g}")
-        coefficients = ops.uniform_decode(data[4 * numbers :], levels, cut.kept_bounds, self.bits)
-        if self.keep < 1:
-            sent = to_device_of(self._sent(cut, key), data)
-            coefficients = levels.new_zeros(sum(cut.sizes)).index_copy_(0, sent, coefficients)
-        return cut.join(self._turned_back(coefficients, cut, key), left_over)
+        return ops.rotated_decode(data, context.counts, *self._shared(context.key), self.bits)
 
-    def _cut(self, counts: Tensor) -> Blocks:
+    def _sizes(self, counts: Tensor) -> "Sizes":
         hold = SMALLEST - 1 if self.transform == "kashin" else SMALLEST
-        return blocks(tuple(counts.tolist()), hold, self.keep)
+        return sizes_of(tuple(counts.tolist()), hold, self.keep, self.bits)
 
-    @staticmethod
-    def _numbers(cut: Blocks) -> int:
-        """How many fp32 numbers travel before the codes."""
-        return cut.left_over + 2 * len(cut.sizes)
-
-    def _code_bytes(self, cut: Blocks) -> int:
-        return sum((self.bits * kept + 7) // 8 for kept in cut.kept_sizes)
-
-    def _turned(self, values: Tensor, cut: Blocks, key: RandomKey) -> Tensor:
-        """The coefficients of values, which may be overwritten."""
-        if self.transform == "none":
-            return values
-        salts = self._signs(cut, key)
-        if self.transform == "hadamard":
-            ops.hadamard(values, cut.bounds, salts, inverse=False)
-            return values
-        places = to_device_of(self._filled(cut, key), values)
-        return _kashin(values, places, cut, salts, self.iterations)
-
-    def _turned_back(self, coefficients: Tensor, cut: Blocks, key: RandomKey) -> Tensor:
-        """The values of coefficients, which may be overwritten."""
-        if self.transform == "none":
-            return coefficients
-        ops.hadamard(coefficients, cut.bounds, self._signs(cut, key), inverse=True)
-        if self.transform == "hadamard":
-            return coefficients
-        return coefficients[to_device_of(self._filled(cut, key), coefficients)]
-
-    def _signs(self, cut: Blocks, key: RandomKey) -> Tensor:
-        """A salt for every block, the same on all ranks."""
-        return block_salts(key.common(self.seed), cut.per_group)
-
-    def _sent(self, cut: Blocks, key: RandomKey) -> Tensor:
-        """Positions of the coefficients that are sent: in blocks of one size the same."""
+    def _shared(self, key: RandomKey) -> tuple[Tensor, Tensor, Tensor]:
+        """What all ranks draw alike: signs, free coefficients, and those that are sent."""
+        signs = NO_SALTS if self.transform == "none" else key.common(self.seed)
         salt = key.single(self.seed)
-
-        def some_of(size: int) -> Tensor:
-            order = random_words(host.arange(size), salt).argsort(stable=True)
-            return order[: entry_count(self.keep, size)].sort().values
-
-        return cut.places(some_of)
-
-    def _filled(self, cut: Blocks, key: RandomKey) -> Tensor:
-        """Positions of values among the coefficients of Kashin's representation.
-
-        One of every 32 is left free. They are drawn, because the free ones must not lie in line
-        with the rows of a Hadamard matrix: half of them, say, would only repeat the other half.
-        """
-        salt = key.single(self.seed)
-
-        def all_but_free(size: int) -> Tensor:
-            starts = host.arange(0, size, SMALLEST)
-            free = starts + random_words(starts, salt) % SMALLEST
-            is_filled = host.full((size,), True, dtype=torch.bool).index_fill_(0, free, 0)
-            return is_filled.nonzero().flatten()
-
-        return cut.places(all_but_free)
+        free = free_places(salt) if self.transform == "kashin" else NO_PLACES
+        sent = sent_masks(int(salt), self.keep) if self.keep < 1 else NO_MASKS
+        return signs, free, sent
 
 
-def _kashin(values: Tensor, places: Tensor, cut: Blocks, salts: Tensor, iterations: int) -> Tensor:
-    """Coefficients of the values [K], more of them than values, and none far from 0.
+@dataclass(frozen=True)
+class Sizes:
+    """What a message holds.
 
-    Coefficients are cut off at the standard deviation of normal variables of their mean magnitude,
-    turned back, and what that left out comes into the next iteration. The last one cuts off
-    nothing, so that the representation is exact.
+    Args:
+        left_over: values that fill no block.
+        numbers: fp32 numbers: these, and the levels of all blocks.
+        all: bytes, of codes too.
     """
-    sizes = host.tensor(cut.sizes, dtype=torch.int64)
-    total = values.new_zeros(sum(cut.sizes))
-    for _ in range(iterations - 1):
-        coefficients = torch.zeros_like(total).index_copy_(0, places, values)
-        ops.hadamard(coefficients, cut.bounds, salts, inverse=False)
-        deviations = ops.segment_means(coefficients.abs(), sizes) * math.sqrt(math.pi / 2)
-        limits = _each(deviations, cut.sizes, values)
-        coefficients = torch.maximum(torch.minimum(coefficients, limits), -limits)
-        total += coefficients
-        ops.hadamard(coefficients, cut.bounds, salts, inverse=True)
-        values = values - coefficients[places]
-    rest = torch.zeros_like(total).index_copy_(0, places, values)
-    ops.hadamard(rest, cut.bounds, salts, inverse=False)
-    return total + rest
+
+    left_over: int
+    numbers: int
+    all: int
 
 
-def _each(of_blocks: Tensor, sizes: list[int], like: Tensor) -> Tensor:
-    """What a block has, for every one of its coefficients, beside another tensor."""
-    counts = host.tensor(sizes, dtype=torch.int64)
-    return to_device_of(of_blocks, like).repeat_interleave(
-        to_device_of(counts, like), output_size=sum(sizes)
-    )
+@lru_cache(maxsize=256)  # most steps repeat it
+def sizes_of(counts: tuple[int, ...], hold: int, keep: float, bits: int) -> Sizes:
+    """The sizes of a message of so many values in every group.
+
+    Example:
+        >>> sizes_of((100, 5), hold=32, keep=0.5, bits=4)
+        Sizes(left_over=9, numbers=13, all=76)
+    """
+    blocks = [size for count in counts for size in block_sizes(count, hold)]
+    left_over = sum(count % hold for count in counts)
+    numbers = left_over + 2 * len(blocks)
+    codes = sum((bits * entry_count(keep, size) + 7) // 8 for size in blocks)
+    return Sizes(left_over, numbers, 4 * numbers + codes)
+
+
+def free_places(salt: Tensor) -> Tensor:
+    """Which of every 32 coefficients of Kashin's representation holds no value, [256] int64.
+
+    They are drawn, because the free ones must not lie in line with the rows of a Hadamard matrix:
+    half of them, say, would only repeat the other half.
+
+    Example:
+        >>> free_places(torch.tensor([7]))[:4]
+        tensor([20, 12, 24, 22])
+    """
+    return random_words(host.arange(0, LARGEST, SMALLEST), salt) % SMALLEST
+
+
+@lru_cache(maxsize=4)  # all of a step's messages share it
+def sent_masks(salt: int, keep: float) -> Tensor:
+    """Which coefficients are sent, [16352] bool: in blocks of one size the same.
+
+    Example:
+        >>> [int(mask.sum()) for mask in sent_masks(7, keep=0.5).split([32, 64, 16256])]
+        [16, 32, 8128]
+    """
+    words = random_words(host.arange(LARGEST), host.tensor([salt], dtype=torch.int64))
+    ends = [words[:size].kthvalue(entry_count(keep, size)).values for size in SIZES]
+    return torch.cat([words[:size] <= end for size, end in zip(SIZES, ends, strict=True)])

@@ -17,7 +17,7 @@ needs_cuda = pytest.mark.needs_cuda
 
 native = torch.ops.ddp_compress
 
-BLOCK = 1024  # elements; tables of smaller blocks would take many launches to send
+BLOCK = 1024  # elements
 NUMEL, K = 1024 * BLOCK, 8 * BLOCK
 A_TENTH_OF_A_SECOND = 200_000_000  # clock cycles, about
 
@@ -29,8 +29,9 @@ def arguments(kernels: Any, numel: int, k: int, device: str) -> SimpleNamespace:
     grad, memory = torch.randn(2, numel, device=device)
     bounds, salts = torch.tensor([0, numel // 3, numel]), torch.tensor([7, 8])
     bits, scales = kernels.sign_encode(grad, bounds, 1024)
-    blocks, block_salts = torch.arange(0, numel + 1, BLOCK), torch.arange(numel // BLOCK)
-    codes, levels = kernels.uniform_encode(grad, blocks, block_salts, 4)
+    free, sent = torch.arange(256) % 32, torch.arange(16352) % 3 > 0
+    tables = bounds.diff(), salts, free, sent
+    rotated = kernels.rotated_encode(grad, *tables[:2], salts, *tables[2:], True, 2, 4)
     values = torch.randn(k, device=device)
     bytes_of_positions = kernels.elias_fano_encode(positions, numel, k)
     return SimpleNamespace(
@@ -53,10 +54,8 @@ def arguments(kernels: Any, numel: int, k: int, device: str) -> SimpleNamespace:
         keys=torch.randint(-100, 100, (numel,), device=device),
         bits=bits,
         scales=scales,
-        blocks=blocks,
-        block_salts=block_salts,
-        codes=codes,
-        levels=levels,
+        tables=tables,
+        rotated=rotated,
     )
 
 
@@ -84,12 +83,6 @@ def sign_add(a: SimpleNamespace) -> Tensor:
     return out
 
 
-def hadamard(a: SimpleNamespace) -> Tensor:
-    values = a.grad.clone()
-    a.kernels.hadamard(values, a.blocks, a.block_salts, False)
-    return values
-
-
 CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "topk": lambda a: a.kernels.topk(
         [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, [], []
@@ -109,9 +102,10 @@ CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "sign_encode": lambda a: a.kernels.sign_encode(a.grad, a.bounds, 1024),
     "sign_decode": lambda a: a.kernels.sign_decode(a.bits, a.scales, a.bounds, 1024),
     "sign_add": sign_add,
-    "hadamard": hadamard,
-    "uniform_encode": lambda a: a.kernels.uniform_encode(a.grad, a.blocks, a.block_salts, 4),
-    "uniform_decode": lambda a: a.kernels.uniform_decode(a.codes, a.levels, a.blocks, 4),
+    "rotated_encode": lambda a: a.kernels.rotated_encode(
+        a.grad, *a.tables[:2], a.salts, *a.tables[2:], True, 2, 4
+    ),
+    "rotated_decode": lambda a: a.kernels.rotated_decode(a.rotated, *a.tables, 4),
 }
 
 

@@ -9,7 +9,6 @@ from ddp_compress.exchange import Sharded
 from ddp_compress.message.context import Context
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.quantize import Rotated
-from ddp_compress.quantize.blocks import Blocks
 
 NAMES = ("a", "b")
 
@@ -34,18 +33,6 @@ def error(quantizer: Rotated, values: Tensor, seeds: int = 10) -> float:
     counts = [len(values), 0]
     lost = [roundtrip(quantizer, values, counts, step) - values for step in range(seeds)]
     return sum(float((each.norm() / values.norm()) ** 2) for each in lost) / seeds
-
-
-@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100, 8192, 20_000])
-@pytest.mark.parametrize("hold", [31, 32])
-def test_blocks_hold_all_but_a_few_values_and_pad_none(count, hold):
-    cut = Blocks((count, count), hold, keep=0.5)
-    assert cut.by_group[0] == sorted(cut.by_group[0], reverse=True)
-    assert all(32 <= size <= 8192 and size & (size - 1) == 0 for size in cut.sizes)
-    assert cut.left_over == 2 * (count % hold)
-    assert sum(cut.sizes) * hold == 32 * (2 * count - cut.left_over)
-    values = torch.arange(2.0 * count)
-    assert torch.equal(cut.join(*cut.split(values)), values)
 
 
 @pytest.mark.parametrize("transform", ["hadamard", "kashin", "none"])
