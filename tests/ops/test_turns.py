@@ -22,11 +22,12 @@ GROUPS = {
 }
 MEMORY: Any = [torch.zeros(NUMEL)], [torch.ones(NUMEL)], 0.5
 COUNTS = torch.tensor([12_000, 0, 1, 17_999])
+NOTHING_LEFT: dict[str, Any] = {"sums": [], "next_momenta": []}
 
 CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
-    "topk": ("topk", ([VALUES], *MEMORY), {**GROUPS, "heavier": False, "sums": []}),
-    "topk of ties": ("topk", ([ROUNDED], *MEMORY), {**GROUPS, "heavier": False, "sums": []}),
-    "topk of a side": ("topk", ([ROUNDED], *MEMORY), {**GROUPS, "heavier": True, "sums": []}),
+    "topk": ("topk", ([VALUES], *MEMORY), {**GROUPS, **NOTHING_LEFT, "heavier": False}),
+    "topk of ties": ("topk", ([ROUNDED], *MEMORY), {**GROUPS, **NOTHING_LEFT, "heavier": False}),
+    "topk of a side": ("topk", ([ROUNDED], *MEMORY), {**GROUPS, **NOTHING_LEFT, "heavier": True}),
     "segment_means": ("segment_means", (VALUES, COUNTS), {}),
     "largest": ("largest", (KEYS, 5000), {}),
     "golomb_encode": ("golomb_encode", (POSITIONS,), {"bounds": BOUNDS}),
