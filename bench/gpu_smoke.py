@@ -218,6 +218,7 @@ class Cases:
         for what in self.turned:
             yield Case("rotated_encode", what, partial(self.rotated, what=what))
             yield Case("rotated_decode", what, partial(self.values_of_rotated, what=what))
+            yield Case("rotated_add", what, partial(self.mean_of_rotated, what=what))
 
     def means(self, move: Move, values: Tensor) -> Sequence[Tensor]:
         counts = torch.tensor([self.k // 3, self.k - self.k // 3])
@@ -244,6 +245,12 @@ class Cases:
     def values_of_rotated(self, move: Move, what: str) -> Sequence[Tensor]:
         (data,) = self.rotated(Tensor.clone, what)
         return [ops.rotated_decode(move(data), *self.turned[what], bits=4)]
+
+    def mean_of_rotated(self, move: Move, what: str) -> Sequence[Tensor]:
+        (data,) = self.rotated(Tensor.clone, what)
+        mean, every = move(self.grad), [move(data)] * WORLD_SIZE
+        ops.rotated_add(mean, 0, every, *self.turned[what], 4, 1.0, 1 / WORLD_SIZE, True)
+        return [mean]
 
 
 def aligned(data: Tensor) -> Tensor:

@@ -134,6 +134,10 @@ class Bench:
         tables = counts, signs, self.salts, free, sent
         return ops.rotated_encode(self.grad, *tables, unbiased=True, iterations=iterations, bits=4)
 
+    def add_rotated(self, transform: str) -> None:
+        every, tables = [self.rotated[transform]] * WORLD_SIZE, self.tables(transform)
+        ops.rotated_add(self.out, 0, every, *tables, 4, 1.0, 1 / WORLD_SIZE, True)
+
     def turn_back(self, transform: str) -> Tensor:
         return ops.rotated_decode(self.rotated[transform], *self.tables(transform), bits=4)
 
@@ -214,6 +218,7 @@ class Bench:
             "rotated_encode, 4 bits": ("copy", lambda: self.rotate("hadamard")),
             "rotated_encode, 4 bits, Kashin": ("copy", lambda: self.rotate("kashin")),
             "rotated_decode, 4 bits": ("copy", lambda: self.turn_back("hadamard")),
+            "rotated_add, mean of W=4": ("copy", lambda: self.add_rotated("hadamard")),
             "rotated_decode, 4 bits, Kashin": ("copy", lambda: self.turn_back("kashin")),
             "segment_means": (
                 "add",

@@ -122,8 +122,13 @@ void sign_decode(const uint8_t* bits, const float* scales, const int64_t* bounds
 struct Rotation;
 struct Cut;
 struct Drawn;
+template <typename G, typename A>
+struct Sum;
 void rotated_encode(const float* values, const Rotation& rotation, const Cut& cut,
                     const Drawn& drawn, uint8_t* data);
 void rotated_decode(const uint8_t* data, const Rotation& rotation, const Cut& cut, float* values);
+template <typename G, typename A>
+void rotated_add(const std::vector<const uint8_t*>& ranks, const Rotation& rotation, const Cut& cut,
+                 const Sum<G, A>& sum);
 
 }  // namespace ddp_compress

@@ -327,6 +327,19 @@ Tensor rotated_decode_cpu(const Tensor& data, const Tensor& sizes, const Tensor&
   return values;
 }
 
+void rotated_add_cpu(Tensor out, int64_t first, std::vector<Tensor> data, const Tensor& sizes,
+                     const Tensor& signs, const Tensor& free, const Tensor& sent, int64_t bits,
+                     double limit, double scale, bool afresh) {
+  const Rotation rotation = rotation_of(sizes, signs, free, sent, bits);
+  const Cut cut(rotation);
+  check_rotated_add(out, first, data, sizes, cut, check);
+  dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
+    const Sum<G, A> sum{write<G>(out),         first, out.numel(), static_cast<float>(limit),
+                        static_cast<A>(scale), afresh};
+    rotated_add<G, A>(bytes_of(data), rotation, cut, sum);
+  });
+}
+
 }  // namespace
 }  // namespace ddp_compress
 
@@ -353,4 +366,5 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("sign_add", TORCH_BOX(&sign_add_cpu));
   m.impl("rotated_encode", TORCH_BOX(&rotated_encode_cpu));
   m.impl("rotated_decode", TORCH_BOX(&rotated_decode_cpu));
+  m.impl("rotated_add", TORCH_BOX(&rotated_add_cpu));
 }

@@ -341,6 +341,21 @@ Tensor rotated_decode_cuda(const Tensor& data, const Tensor& sizes, const Tensor
   return values;
 }
 
+void rotated_add_cuda(Tensor out, int64_t first, std::vector<Tensor> data, const Tensor& sizes,
+                      const Tensor& signs, const Tensor& free, const Tensor& sent, int64_t bits,
+                      double limit, double scale, bool afresh) {
+  const Rotation rotation = rotation_of(sizes, signs, free, sent, bits);
+  const Cut cut(rotation);
+  check_rotated_add(out, first, data, sizes, cut, check);
+  for (const Tensor& each : data) check_beside(out, each);
+  const Here here(out);
+  dispatch(out.scalar_type(), [&]<typename G, typename A>(G, A) {
+    const Sum<G, A> sum{write<G>(out),         first, out.numel(), static_cast<float>(limit),
+                        static_cast<A>(scale), afresh};
+    cuda::rotated_add<G, A>(here, bytes_of(data), rotation, cut, sum);
+  });
+}
+
 // rANS is missing: a state that runs through all symbols is no work for a GPU. Golomb-Rice codes
 // are decoded on the host, too: none says where the next one starts.
 template <typename Library>
@@ -361,6 +376,7 @@ void implement_ops(Library& m) {
   m.impl("sign_add", TORCH_BOX(&sign_add_cuda));
   m.impl("rotated_encode", TORCH_BOX(&rotated_encode_cuda));
   m.impl("rotated_decode", TORCH_BOX(&rotated_decode_cuda));
+  m.impl("rotated_add", TORCH_BOX(&rotated_add_cuda));
 }
 
 }  // namespace

@@ -48,6 +48,24 @@ struct Rest {
   int64_t value, exact, count;
 };
 
+// Where values of some whole groups are added, each clipped to the limit and scaled.
+template <typename G, typename A>
+struct Sum {
+  G* out;
+  int64_t first, numel;  // which values
+  float limit;
+  A scale;
+  bool afresh;  // as if out were zero before
+
+  DDP_COMPRESS_HD bool holds(int64_t value) const {
+    return value >= first && value < first + numel;
+  }
+  DDP_COMPRESS_HD A term(float value) const {
+    const float clipped = value > limit ? limit : value < -limit ? -limit : value;
+    return static_cast<A>(clipped) * scale;
+  }
+};
+
 struct Cut {
   std::vector<Block> blocks;
   std::vector<Rest> rests;

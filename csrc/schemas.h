@@ -44,6 +44,9 @@ void define_ops(Library& m) {
   m.def(
       "rotated_decode(Tensor data, Tensor sizes, Tensor signs, Tensor free, Tensor sent, int "
       "bits) -> Tensor");
+  m.def(
+      "rotated_add(Tensor(a!) out, int first, Tensor[] data, Tensor sizes, Tensor signs, Tensor "
+      "free, Tensor sent, int bits, float limit, float scale, bool afresh=False) -> ()");
 }
 
 }  // namespace ddp_compress

@@ -321,6 +321,33 @@ inline Rotation rotation_of(const Tensor& sizes, const Tensor& signs, const Tens
           table(free),          masks,         static_cast<int>(bits)};
 }
 
+// check_data(tensor, name, dtype) says where results and bytes must be.
+template <typename CheckData>
+void check_rotated_add(const Tensor& out, int64_t first, const std::vector<Tensor>& data,
+                       const Tensor& sizes, const Cut& cut, CheckData check_data) {
+  check_data(out, "out", out.scalar_type());
+  for (const Tensor& each : data) {
+    check_data(each, "data", ScalarType::Byte);
+    check_numel(each, "data", cut.bytes);
+  }
+  const int64_t* const of_group = read<int64_t>(sizes);
+  int64_t edge = 0;
+  bool begins = first == 0, ends = first + out.numel() == 0;
+  for (int64_t g = 0; g < sizes.numel(); ++g) {
+    edge += of_group[g];
+    begins |= edge == first;
+    ends |= edge == first + out.numel();
+  }
+  STD_TORCH_CHECK(begins && ends, "out must hold whole groups, got ", out.numel(),
+                  " values from the ", first, "-th on");
+}
+
+inline std::vector<const uint8_t*> bytes_of(const std::vector<Tensor>& data) {
+  std::vector<const uint8_t*> ranks;
+  for (const Tensor& each : data) ranks.push_back(read<uint8_t>(each));
+  return ranks;
+}
+
 inline Drawn drawn_of(const Tensor& sizes, const Tensor& noises, bool unbiased,
                       int64_t iterations) {
   check_salts(noises, "noises", sizes.numel());

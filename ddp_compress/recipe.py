@@ -5,7 +5,7 @@ gradient ─► memory + select ─► body (codec, quantize) ─► exchange �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -122,13 +122,9 @@ class QuantizeRuns(Quantize, Protocol):
         """The bytes of `encode`, of the values of every run; None where one is not finite."""
 
     def read_runs(
-        self,
-        data: Tensor,
-        runs: Sequence[Run],
-        context: Context,
-        clamped: Callable[[Tensor], Tensor],
+        self, data: Tensor, runs: Sequence[Run], context: Context, limit: Tensor | float | None
     ) -> Sequence[Encoded]:
-        """What the bytes hold of every run, values cut off as ``clamped`` does.
+        """What the bytes hold of every run; values are cut off at a magnitude, None for nowhere.
 
         Raises:
             ValueError: the bytes do not fit the context.

@@ -77,6 +77,14 @@ bool accepts(Input in) {
   std::vector<float> values(static_cast<size_t>(cut.values));
   rotated_decode(data.data(), rotation, cut, values.data());
 
+  // Two alike are added up to twice of it.
+  std::vector<float> twice(values.size(), 1.0f);
+  const Sum<float, float> sum{twice.data(), 0, cut.values, kFarthest, 1.0f, true};
+  rotated_add<float, float>({data.data(), data.data()}, rotation, cut, sum);
+  for (size_t i = 0; i < values.size(); ++i)
+    EXPECT(std::isnan(values[i]) ? std::isnan(twice[i])
+                                 : twice[i] == 2 * std::clamp(values[i], -kFarthest, kFarthest));
+
   // Whatever numbers came: where nothing is turned nor left out, they are near again.
   const Drawn drawn{tables.noises.data(), tables.unbiased, tables.iterations};
   rotated_encode(values.data(), rotation, cut, drawn, data.data());

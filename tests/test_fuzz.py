@@ -231,7 +231,7 @@ def decoded(bodies: Sequence[bytes], message: Message, lists: Lists) -> list[byt
 def on_host(entries: AnyEntries, plan: Plan) -> Entries:
     """The same there, decoded, and without slots that a GPU leaves unused."""
     if isinstance(entries, EncodedEntries):
-        values = torch.zeros(plan.numel)
+        values = torch.full((plan.numel,), -0.0)  # a sum with it is the other, whatever its sign
         add_entries(values, 0, [entries], 1.0)
         positions = plan.all_positions
         return Entries(positions, values if positions is None else values[positions.long()])

@@ -1,13 +1,18 @@
 #include "../rotated.h"
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "../kernels.h"
 #include "exact_mean_of.h"
 #include "hadamard.h"
 #include "scratch.h"
 #include "uniform.h"
+#include "write.h"
 
 namespace ddp_compress {
 namespace {
@@ -124,7 +129,24 @@ DDP_COMPRESS_INLINE void decode(const uint8_t* codes, Levels levels, const Rotat
   pick(x, block.size, rotation.free, values);
 }
 
+// The values of a block, and of what fills none, added to a tile.
+template <typename Adds, typename A>
+DDP_COMPRESS_INLINE void add(const float* values, int64_t count, const Adds& sum, A* tile) {
+  for (int64_t i = 0; i < count; ++i) tile[i] += sum.term(values[i]);
+}
+
+template <typename G, typename A>
+void add_portable(const float* values, int64_t count, const Sum<G, A>& sum, A* tile) {
+  add(values, count, sum, tile);
+}
+
 #ifdef DDP_COMPRESS_AVX2
+template <typename G, typename A>
+DDP_COMPRESS_TARGET_AVX2 void add_avx2(const float* values, int64_t count, const Sum<G, A>& sum,
+                                       A* tile) {
+  add(values, count, sum, tile);
+}
+
 DDP_COMPRESS_TARGET_AVX2 void encode_avx2(const float* values, const Rotation& rotation,
                                           const Block& block, const uint16_t* sent,
                                           const Drawn& drawn, uint8_t* codes, Levels& levels) {
@@ -181,5 +203,61 @@ void rotated_decode(const uint8_t* data, const Rotation& rotation, const Cut& cu
         values + block.value);
   }
 }
+
+// Block after block, which stays in a near cache for all ranks.
+template <typename G, typename A>
+void rotated_add(const std::vector<const uint8_t*>& ranks, const Rotation& rotation, const Cut& cut,
+                 const Sum<G, A>& sum) {
+  auto decode_one = decode<transform>;
+  auto add_one = add_portable<G, A>;
+#ifdef DDP_COMPRESS_AVX2
+  if (use_avx2()) decode_one = decode_avx2, add_one = add_avx2<G, A>;
+#endif
+  const auto put = writer<G, A>(sum.numel);
+  const Scratch<A> made(kLargestBlock);
+  const Scratch<Numbers> numbers(1);
+  float* const values = numbers[0].of;
+  // Calls read(data) for every rank, which fills in as many of `values`.
+  const auto add_all = [&](int64_t value, int64_t count, auto read) {
+    G* const to = sum.out + (value - sum.first);
+    A* tile = made.get();
+    if constexpr (std::is_same_v<G, A>) tile = sum.afresh ? tile : to;
+    if (sum.afresh)
+      std::fill_n(tile, count, A(0));
+    else if (static_cast<const void*>(tile) != to)
+      std::copy_n(to, count, tile);
+    for (const uint8_t* data : ranks) {
+      read(data);
+      add_one(values, count, sum, tile);
+    }
+    if (static_cast<const void*>(tile) != to) put(tile, to, count);
+  };
+  for (const Rest& rest : cut.rests)
+    if (rest.count > 0 && sum.holds(rest.value))
+      add_all(rest.value, rest.count, [&](const uint8_t* data) {
+        std::memcpy(values, data + 4 * rest.exact, 4 * static_cast<size_t>(rest.count));
+      });
+  const int64_t held = rotation.free ? kHeld : kSmallestBlock;
+  int64_t at = 4 * cut.left_over;  // of a block's levels
+  for (const Block& block : cut.blocks) {
+    if (sum.holds(block.value))
+      add_all(block.value, block.size / kSmallestBlock * held, [&](const uint8_t* data) {
+        Levels levels;
+        std::memcpy(&levels, data + at, sizeof(levels));
+        decode_one(data + block.byte, levels, rotation, block, cut.sent.data() + block.list,
+                   values);
+      });
+    at += 8;
+  }
+  end_streams();
+}
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using Ranks = std::vector<const uint8_t*>;
+template void rotated_add(const Ranks&, const Rotation&, const Cut&, const Sum<float, float>&);
+template void rotated_add(const Ranks&, const Rotation&, const Cut&, const Sum<BFloat16, float>&);
+template void rotated_add(const Ranks&, const Rotation&, const Cut&, const Sum<Half, float>&);
+template void rotated_add(const Ranks&, const Rotation&, const Cut&, const Sum<double, double>&);
 
 }  // namespace ddp_compress

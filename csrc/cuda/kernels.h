@@ -100,5 +100,8 @@ void rotated_encode(const Device& device, const float* values, const Rotation& h
                     const Cut& cut, const Drawn& host_drawn, uint8_t* data);
 void rotated_decode(const Device& device, const uint8_t* data, const Rotation& host_rotation,
                     const Cut& cut, float* values);
+template <typename G, typename A>
+void rotated_add(const Device& device, const std::vector<const uint8_t*>& ranks,
+                 const Rotation& host_rotation, const Cut& cut, const Sum<G, A>& sum);
 
 }  // namespace ddp_compress::cuda

@@ -1,10 +1,13 @@
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include "../exact_mean.h"
 #include "../rotated.h"
 #include "../tie_hash.h"
 #include "../uniform.h"
 #include "../wire_values.h"
 #include "grid.cuh"
-#include "launch.cuh"
+#include "several.cuh"
 
 namespace ddp_compress::cuda {
 namespace {
@@ -236,10 +239,11 @@ __device__ void for_each_level(const uint8_t* codes, int count, float lowest, fl
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    decode(const uint8_t* data, const Known known, WireValues<float> levels, float* values) {
-  __shared__ float x[kLargestBlock];
-  const Block here = known.blocks[blockIdx.x];
+// Calls put(i, k, number) with the numbers of a block, free ones too.
+template <typename Put>
+__device__ void decode_block(const uint8_t* data, const Known& known, const Block& here,
+                             int64_t levels_at, float* x, Put put) {
+  const WireValues<float> levels{data + levels_at, 8 * (int64_t{blockIdx.x} + 1)};
   const float lowest = levels[2 * blockIdx.x], step = levels[2 * blockIdx.x + 1];
   if (known.sent) {
     for_each_own(here.size, [&](int i, int) { x[i] = 0; });
@@ -248,10 +252,39 @@ __global__ void __launch_bounds__(kThreads)
   for_each_level(data + here.byte, here.kept, lowest, step, known.bits, [&](int i, float number) {
     x[known.sent ? known.sent[here.list + i] : i] = number;
   });
+  Turner(known, here).turn_back(x, put);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    decode(const uint8_t* data, const Known known, int64_t levels_at, float* values) {
+  __shared__ float x[kLargestBlock];
+  const Block here = known.blocks[blockIdx.x];
   values += here.value;
-  Turner(known, here).turn_back(x, [&](int i, int, float number) {
+  decode_block(data, known, here, levels_at, x, [&](int i, int, float number) {
     const int value = held(known.free, i);
     if (value >= 0) values[value] = number;
+  });
+}
+
+// Sums stay in registers for all ranks.
+template <typename G, typename A>
+__global__ void __launch_bounds__(kThreads)
+    add(Several<const uint8_t*> ranks, const Known known, int64_t levels_at, Sum<G, A> sum) {
+  __shared__ float x[kLargestBlock];
+  const Block here = known.blocks[blockIdx.x];
+  if (!sum.holds(here.value)) return;
+  G* const out = sum.out + (here.value - sum.first);
+  A sums[kEach];
+  for_each_own(here.size, [&](int i, int k) {
+    const int value = held(known.free, i);
+    sums[k] = sum.afresh || value < 0 ? A(0) : static_cast<A>(out[value]);
+  });
+  for (int64_t rank = 0; rank < ranks.count; ++rank)
+    decode_block(ranks[rank], known, here, levels_at, x,
+                 [&](int, int k, float number) { sums[k] += sum.term(number); });
+  for_each_own(here.size, [&](int i, int k) {
+    const int value = held(known.free, i);
+    if (value >= 0) out[value] = static_cast<G>(sums[k]);
   });
 }
 
@@ -262,6 +295,21 @@ __global__ void __launch_bounds__(kThreads)
   const Rest rest = rests[thread / kWarp];
   const int64_t i = thread % kWarp;
   if (i < rest.count) values[rest.value + i] = exact[rest.exact + i];
+}
+
+template <typename G, typename A>
+__global__ void __launch_bounds__(kThreads)
+    add_rests(Several<const uint8_t*> ranks, const Rest* rests, int64_t groups, Sum<G, A> sum) {
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (thread / kWarp >= groups) return;
+  const Rest rest = rests[thread / kWarp];
+  const int64_t i = thread % kWarp;
+  if (i >= rest.count || !sum.holds(rest.value)) return;
+  G& out = sum.out[rest.value + i - sum.first];
+  A total = sum.afresh ? A(0) : static_cast<A>(out);
+  for (int64_t rank = 0; rank < ranks.count; ++rank)
+    total += sum.term(WireValues<float>{ranks[rank] + 4 * rest.exact, 4 * rest.count}[i]);
+  out = static_cast<G>(total);
 }
 
 // ------------------------------------------------------------------------------------ the host's
@@ -300,7 +348,32 @@ void rotated_decode(const Device& device, const uint8_t* data, const Rotation& h
   if (cut.blocks.empty()) return;
   const auto blocks = static_cast<int64_t>(cut.blocks.size());
   launch(device, blocks, kThreads, decode, data, known_of(device, host_rotation, cut),
-         WireValues<float>{data + 4 * cut.left_over, 8 * blocks}, values);
+         4 * cut.left_over, values);
 }
+
+template <typename G, typename A>
+void rotated_add(const Device& device, const std::vector<const uint8_t*>& ranks,
+                 const Rotation& host_rotation, const Cut& cut, const Sum<G, A>& sum) {
+  const auto sent = several(device, ranks);
+  const int64_t groups = host_rotation.groups;
+  if (cut.left_over > 0)
+    launch(device, ceil_div(groups * kWarp, kThreads), kThreads, add_rests<G, A>, sent,
+           upload(device, cut.rests), groups, sum);
+  if (cut.blocks.empty()) return;
+  launch(device, static_cast<int64_t>(cut.blocks.size()), kThreads, add<G, A>, sent,
+         known_of(device, host_rotation, cut), 4 * cut.left_over, sum);
+}
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using Ranks = std::vector<const uint8_t*>;
+template void rotated_add(const Device&, const Ranks&, const Rotation&, const Cut&,
+                          const Sum<float, float>&);
+template void rotated_add(const Device&, const Ranks&, const Rotation&, const Cut&,
+                          const Sum<BFloat16, float>&);
+template void rotated_add(const Device&, const Ranks&, const Rotation&, const Cut&,
+                          const Sum<Half, float>&);
+template void rotated_add(const Device&, const Ranks&, const Rotation&, const Cut&,
+                          const Sum<double, double>&);
 
 }  // namespace ddp_compress::cuda

@@ -12,6 +12,7 @@ from ddp_compress.message.encoded import EncodedEntries
 from ddp_compress.message.message import Message
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.ops.devices import to_device
+from ddp_compress.ops.finite import all_finite
 from ddp_compress.recipe import QuantizeRuns, Recipe
 from ddp_compress.select import All
 from ddp_compress.stats import Stats
@@ -56,7 +57,7 @@ class AllEntries(SeparateLists):
         if message.unused is not None or not self._runs:
             return super()._selected()
         sums = message.sums()
-        if message.limit is not None and not all(bool(each.isfinite().all()) for each in sums):
+        if message.limit is not None and not all(map(all_finite, sums)):
             return None
         starts = message.plan.starts
         values = [
@@ -79,6 +80,6 @@ class AllEntries(SeparateLists):
         for rank, body in enumerate(every):
             with named(f"rank {rank}"):
                 data = to_device(body, message.device)
-                values = self._quantize.read_runs(data, self._runs, self._context, message.clamped)
+                values = self._quantize.read_runs(data, self._runs, self._context, message.limit)
                 lists.append(EncodedEntries(self._runs, values))
         return lists

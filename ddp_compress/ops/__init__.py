@@ -76,6 +76,7 @@ largest = _kernel_of(reference.largest)
 rans_encode = _kernel_of(reference.rans_encode)  # on the host: a state runs through all symbols
 rans_decode = _kernel_of(reference.rans_decode)
 rotated_encode = _kernel_of(reference.rotated_encode)
+rotated_add = _kernel_of(reference.rotated_add)
 rotated_decode = _kernel_of(reference.rotated_decode)
 scatter_add = _kernel_of(reference.scatter_add)
 sign_encode = _kernel_of(reference.sign_encode)

@@ -1,5 +1,8 @@
 """Rotate values, send some coefficients, rounded at random: right on average."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -12,7 +15,9 @@ from ddp_compress.checks import check_count, check_int, check_one_of, check_with
 from ddp_compress.message.context import Context
 from ddp_compress.message.plan import entry_count
 from ddp_compress.message.random_key import RandomKey
+from ddp_compress.message.runs import Run
 from ddp_compress.ops import host
+from ddp_compress.ops.finite import all_finite
 from ddp_compress.ops.reference import random_words
 from ddp_compress.ops.reference.rotated import LARGEST, SIZES, SMALLEST, block_sizes
 from ddp_compress.quantize.symbols import check_size, read_means
@@ -98,6 +103,30 @@ class Rotated:
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values again, with noise: fp32 [K]."""
+        self._check(data, context)
+        return ops.rotated_decode(data, context.counts, *self._shared(context.key), self.bits)
+
+    def encode_runs(
+        self, values: Sequence[Tensor], runs: Sequence[Run], context: Context
+    ) -> Tensor | None:
+        """See `recipe.QuantizeRuns`."""
+        flat = values[0] if len(values) == 1 else torch.cat(list(values))
+        return self.encode(flat, context) if all_finite(flat) else None
+
+    def read_runs(
+        self, data: Tensor, runs: Sequence[Run], context: Context, limit: Tensor | float | None
+    ) -> list[RotatedRun]:
+        """See `recipe.QuantizeRuns`."""
+        self._check(data, context)
+        tables = context.counts, *self._shared(context.key), self.bits
+        most, first, read = torch.inf if limit is None else float(limit), 0, []
+        for run in runs:
+            read.append(RotatedRun(first, data, tables, most))
+            first += run.end - run.start
+        return read
+
+    def _check(self, data: Tensor, context: Context) -> None:
+        """Raise a ValueError unless the data fit the context, and no level is too far."""
         sizes = self._sizes(context.counts)
         check_size("rotated", data, sizes.all)
         levels = read_means("rotated", data, sizes.numbers)[sizes.left_over :]
@@ -105,9 +134,8 @@ class Rotated:
         highest = lowest + (2**self.bits - 1) * step
         if not (torch.maximum(lowest.abs(), highest.abs()) <= FARTHEST).all():
             raise ValueError(f"rotated: a level is farther from 0 than {FARTHEST:g}")
-        return ops.rotated_decode(data, context.counts, *self._shared(context.key), self.bits)
 
-    def _sizes(self, counts: Tensor) -> "Sizes":
+    def _sizes(self, counts: Tensor) -> Sizes:
         hold = SMALLEST - 1 if self.transform == "kashin" else SMALLEST
         return sizes_of(tuple(counts.tolist()), hold, self.keep, self.bits)
 
@@ -118,6 +146,30 @@ class Rotated:
         free = free_places(salt) if self.transform == "kashin" else NO_PLACES
         sent = sent_masks(int(salt), self.keep) if self.keep < 1 else NO_MASKS
         return signs, free, sent
+
+
+@dataclass(frozen=True)
+class RotatedRun:
+    """What a message holds of a run; see `ops.reference.rotated_add`.
+
+    Args:
+        first: which of the message's values the run begins with.
+        data: the message.
+        tables: what both sides know of it.
+        limit: the most of a value's magnitude.
+    """
+
+    first: int
+    data: Tensor
+    tables: tuple[Tensor, Tensor, Tensor, Tensor, int]
+    limit: float
+
+    def add_to(
+        self, out: Tensor, all_ranks: Sequence[RotatedRun], scale: float, afresh: bool
+    ) -> None:
+        """See `message.encoded.Encoded`."""
+        data = [each.data for each in all_ranks]
+        ops.rotated_add(out, self.first, data, *self.tables, self.limit, scale, afresh)
 
 
 @dataclass(frozen=True)

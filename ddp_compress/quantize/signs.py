@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,17 +84,15 @@ class Signs:
         return torch.cat([scales.view(torch.uint8), *[bits for bits, _ in parts]])
 
     def read_runs(
-        self,
-        data: Tensor,
-        runs: Sequence[Run],
-        context: Context,
-        clamped: Callable[[Tensor], Tensor],
+        self, data: Tensor, runs: Sequence[Run], context: Context, limit: Tensor | float | None
     ) -> list[SignRun]:
         """See `recipe.QuantizeRuns`."""
         counts = context.counts
         in_scales, in_bits = self._bytes(counts)
         check_size("signs", data, in_scales + in_bits)
-        scales, bits = clamped(read_means("signs", data, in_scales // 4)), data[in_scales:]
+        scales, bits = read_means("signs", data, in_scales // 4), data[in_scales:]
+        if limit is not None:
+            scales = scales.clamp(-limit, limit)  # type: ignore[arg-type] # a tensor may be one
         block = self._block(counts)
         sizes = [run.bounds.diff() for run in runs]
         parts = zip(

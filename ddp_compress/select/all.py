@@ -11,6 +11,7 @@ from ddp_compress.message.layout import Scope
 from ddp_compress.message.message import Message
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops.devices import to_device_of
+from ddp_compress.ops.finite import all_finite
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class All:
     def __call__(self, message: Message) -> Selection:
         """The accumulated gradient, of all but the uncompressed parameters; zeros where unused."""
         values, unused = message.accumulated(), message.unused
-        finite = bool(values.isfinite().all())
+        finite = all_finite(values)
         if unused is not None:
             used = (~unused).repeat_interleave(message.plan.bounds.diff())
             values = values * to_device_of(used, values)

@@ -154,6 +154,72 @@ def test_the_device_agrees(on_device, way, counts):
         assert_same(found, native.rotated_decode(data, **way.tables(counts), bits=bits))
 
 
+# --------------------------------------------------------------------- what ranks send, added up
+
+GROUPS = [40, 9000, 0, 33, 500]
+SOME = (40, 9033)  # the second to the fourth of them
+every_result = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+)
+afresh_or_not = pytest.mark.parametrize("afresh", [False, True], ids=["added", "afresh"])
+
+
+def sent(way: Way, ranks: int) -> list[Tensor]:
+    """What so many ranks send."""
+    return [
+        native.rotated_encode(tails(sum(GROUPS)) * (rank + 1), **way.drawn(GROUPS, 4))
+        for rank in range(ranks)
+    ]
+
+
+@every_way
+@every_result
+@afresh_or_not
+@pytest.mark.usefixtures("path")
+def test_values_are_added_as_if_decoded(way, dtype, afresh):
+    """Rank after rank, of some groups, wherever the result begins; nothing beside is touched."""
+    data, limit = sent(way, ranks=3), 2.5
+    start, numel = SOME
+    around = tails(numel + 8).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    total = around[3:-5].to(wide) * (0 if afresh else 1)
+    for each in data:
+        values = native.rotated_decode(each, **way.tables(GROUPS), bits=4)[start:][:numel]
+        total = total + values.clamp(-limit, limit).to(wide) * torch.tensor(1 / 3, dtype=wide)
+    expected = torch.cat([around[:3], total.to(dtype), around[-5:]])
+    for twin in (native, reference) if way == HADAMARD else (native,):
+        found = around.clone()
+        tables = (*way.tables(GROUPS).values(), 4)
+        twin.rotated_add(found[3:-5], start, data, *tables, limit, 1 / 3, afresh)
+        assert torch.equal(found, expected)
+
+
+@every_way
+@every_result
+@afresh_or_not
+@pytest.mark.parametrize("ranks", [1, 11])
+def test_the_device_adds_alike(on_device, device, way, dtype, afresh, ranks):
+    start, numel = SOME
+    data, expected = sent(way, ranks), tails(numel).to(dtype)
+    out = expected.clone() if device == "emulated" else expected.to(device)
+    tables = (*way.tables(GROUPS).values(), 4)
+    native.rotated_add(expected, start, data, *tables, torch.inf, 0.3, afresh)
+    named = {**way.tables(GROUPS), "bits": 4, "limit": torch.inf, "scale": 0.3, "afresh": afresh}
+    on_device("rotated_add", out, start, data, **named)
+    assert torch.equal(out.cpu(), expected)
+
+
+@both_twins
+def test_parts_of_a_group_are_refused(twin):
+    (data,) = sent(HADAMARD, ranks=1)
+    tables = (*HADAMARD.tables(GROUPS).values(), 4)
+    for start, numel in ((0, 41), (39, 1), (40, 9000 + 34)):
+        with pytest.raises(RuntimeError, match=f"whole groups, got {numel} values from the"):
+            twin.rotated_add(torch.ones(numel), start, [data], *tables, 1.0, 1.0)
+    with pytest.raises(RuntimeError, match="data has 3 elements"):
+        twin.rotated_add(torch.ones(40), 0, [data[:3]], *tables, 1.0, 1.0)
+
+
 @every_way
 def test_only_the_block_of_a_nan_has_no_levels(on_device, way):
     counts = [62, 62, 62]
@@ -295,3 +361,6 @@ def test_what_they_write_is_what_their_schemas_say():
     data = ops.rotated_encode(given[0], **given[1])
     known = {**way.tables([100]), "bits": 4}
     torch.library.opcheck(native.rotated_decode.default, (data,), known, test_utils="test_schema")
+    known |= {"limit": 1.0, "scale": 1.0}
+    args = torch.ones(100), 0, [data]
+    torch.library.opcheck(native.rotated_add.default, args, known, test_utils="test_schema")

@@ -83,6 +83,12 @@ def sign_add(a: SimpleNamespace) -> Tensor:
     return out
 
 
+def rotated_add(a: SimpleNamespace) -> Tensor:
+    out = a.grad.clone()
+    a.kernels.rotated_add(out, 0, [a.rotated] * 2, *a.tables, 4, 3.0, 0.5)
+    return out
+
+
 CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "topk": lambda a: a.kernels.topk(
         [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, [], []
@@ -105,6 +111,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "rotated_encode": lambda a: a.kernels.rotated_encode(
         a.grad, *a.tables[:2], a.salts, *a.tables[2:], True, 2, 4
     ),
+    "rotated_add": rotated_add,
     "rotated_decode": lambda a: a.kernels.rotated_decode(a.rotated, *a.tables, 4),
 }
 

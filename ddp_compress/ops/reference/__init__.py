@@ -16,6 +16,7 @@ from ddp_compress.ops.reference.random_words import salts as salts
 from ddp_compress.ops.reference.random_words import shift_salts as shift_salts
 from ddp_compress.ops.reference.rans import rans_decode as rans_decode
 from ddp_compress.ops.reference.rans import rans_encode as rans_encode
+from ddp_compress.ops.reference.rotated import rotated_add as rotated_add
 from ddp_compress.ops.reference.rotated import rotated_decode as rotated_decode
 from ddp_compress.ops.reference.rotated import rotated_encode as rotated_encode
 from ddp_compress.ops.reference.scatter_add import scatter_add as scatter_add

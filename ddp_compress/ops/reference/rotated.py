@@ -1,6 +1,7 @@
 """Twin of csrc/cpu/rotated.cpp."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -131,6 +132,61 @@ def rotated_decode(
     for group, rest in zip(groups, exact.split(rests), strict=True):
         values += [*islice(of_blocks, len(group)), rest]
     return torch.cat(values)
+
+
+def rotated_add(
+    out: Tensor,
+    first: int,
+    data: Sequence[Tensor],
+    sizes: Tensor,
+    signs: Tensor,
+    free: Tensor,
+    sent: Tensor,
+    bits: int,
+    limit: float,
+    scale: float,
+    afresh: bool = False,
+) -> None:
+    """Add what W ranks have sent of some whole groups, in rank order.
+
+    ``out += scale * clip(rotated_decode(data[r], ...), limit)`` for r = 0 … W-1, block by block.
+    bf16 and fp16 are summed in fp32 and rounded once.
+
+    Args:
+        out: [N], fp32, bf16, fp16 or fp64; changed in place.
+        first: which value of the message ``out[0]`` is; a group begins there, and one ends with N.
+        data: W tensors, see `rotated_decode`, as is what follows.
+        sizes: see there.
+        signs: see there.
+        free: see there.
+        sent: see there.
+        bits: of a code.
+        limit: the most of a value's magnitude.
+        scale: factor of every value, 1/W for a mean.
+        afresh: whether ``out`` counts as zero before, whatever it holds.
+
+    Raises:
+        RuntimeError: see `rotated_decode`; or ``out`` does not hold whole groups.
+
+    Example:
+        >>> none = torch.empty(0, dtype=torch.int64)
+        >>> tables = torch.tensor([1, 2]), none, none, none.bool()
+        >>> data, out = torch.tensor([1.0, 2.0, 3.0]).view(torch.uint8), torch.ones(2)
+        >>> rotated_add(out, 1, [data, data], *tables, bits=4, limit=2.5, scale=0.5)
+        >>> out
+        tensor([3.0000, 3.5000])
+    """
+    edges = {0, *sizes.cumsum(0).tolist()}
+    if not {first, first + len(out)} <= edges:
+        raise RuntimeError(
+            f"out must hold whole groups, got {len(out)} values from the {first}-th on"
+        )
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    total = torch.zeros_like(out, dtype=wide) if afresh else out.to(wide)
+    for each in data:
+        values = rotated_decode(each, sizes, signs, free, sent, bits)[first:][: len(out)]
+        total += values.clamp(-limit, limit).to(wide) * host.tensor(scale, dtype=wide)
+    out.copy_(total)
 
 
 def block_sizes(count: int, hold: int) -> list[int]:
