@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +17,37 @@ class FixedGradients(nn.Module):
 
     Args:
         values: the parameters'.
+        backward: seconds of a backward pass, spent asleep, as the host's thread is while a GPU
+            works; every matrix and convolution takes as long.
     """
 
-    def __init__(self, values: Sequence[Tensor]) -> None:
+    def __init__(self, values: Sequence[Tensor], backward: float = 0.0) -> None:
         super().__init__()
         self.values = nn.ParameterList([nn.Parameter(value) for value in values])
+        self._each = backward / sum(value.dim() > 1 for value in values)
 
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
         pairs = zip(self.values, gradients, strict=True)
-        return torch.stack([torch.dot(p.view(-1), g.view(-1)) for p, g in pairs]).sum()
+        return torch.stack([torch.dot(self._late(p).view(-1), g.view(-1)) for p, g in pairs]).sum()
+
+    def _late(self, value: Tensor) -> Tensor:
+        """The same, whose gradient comes late."""
+        late: Tensor = Late.apply(value, self._each) if self._each and value.dim() > 1 else value
+        return late
+
+
+class Late(torch.autograd.Function):
+    """Nothing, but for the time that it takes backward."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        time.sleep(ctx.seconds)
+        return grads[0], None
 
 
 def heavy_tailed(rank: int, number: int) -> list[Tensor]:

@@ -103,6 +103,13 @@ def argument_parser() -> argparse.ArgumentParser:
         default=[0.001],
         help="of every recipe that has one and is not given its own",
     )
+    add(
+        "--backward",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="of every backward pass, in which the host has nothing else to do; 0 by default",
+    )
     add("--steps", type=at_least(1), default=10, help="measured for each method")
     add("--ranks", type=at_least(2), default=4)
     add("--limit", type=at_least(1), default=900, help="seconds that the ranks may take, per rate")
@@ -116,7 +123,8 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     try:
         chosen = dict.fromkeys(methods(options.recipes, options.density))
-        job = Job(list(chosen), options.steps, options.limit, driver=os.getpid())
+        told = options.steps, options.backward, options.limit
+        job = Job(list(chosen), *told, driver=os.getpid())
         with lab(options.ranks) as hosts:
             for rate in options.rate:
                 bits = parse_rate(rate)
@@ -139,6 +147,7 @@ def describe(options: argparse.Namespace, results: list[dict[str, Any]]) -> dict
         "dense_bytes": DENSE_BYTES,
         "ranks": options.ranks,
         "steps": options.steps,
+        "backward_s": options.backward,
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "results": results,

@@ -8,13 +8,15 @@ from typing import Any
 
 import ddp_compress as dc
 
+OF_ATTACH = ("flush_bytes", "min_numel")
+
 
 @dataclass(frozen=True)
 class Method:
     """One way of exchanging gradients: a baseline's name or a recipe's."""
 
     name: str
-    options: tuple[tuple[str, Any], ...] = ()  # what a recipe is called with
+    options: tuple[tuple[str, Any], ...] = ()  # what a recipe and `attach` are called with
 
     @property
     def label(self) -> str:
@@ -28,7 +30,12 @@ class Method:
         return self not in (DENSE, NO_EXCHANGE, FP16)
 
     def recipe(self) -> dc.Recipe:
-        return make(self.name, dict(self.options))
+        return make(self.name, {n: v for n, v in self.options if n not in OF_ATTACH})
+
+    @property
+    def of_attach(self) -> dict[str, Any]:
+        """What `attach` is called with."""
+        return {name: value for name, value in self.options if name in OF_ATTACH}
 
 
 DENSE = Method("dense")

@@ -36,6 +36,7 @@ class Job:
 
     methods: list[Method]
     steps: int
+    backward: float  # seconds
     limit: int  # seconds
     driver: int  # process id
 
@@ -55,10 +56,10 @@ class Job:
 class Runner:
     """A DDP model that exchanges its gradients by one method."""
 
-    def __init__(self, method: Method, values: Sequence[Tensor]) -> None:
+    def __init__(self, method: Method, values: Sequence[Tensor], backward: float) -> None:
         self.method = method
         self.steps = 0
-        self.model = DistributedDataParallel(FixedGradients(values), init_sync=False)
+        self.model = DistributedDataParallel(FixedGradients(values, backward), init_sync=False)
         self.stats = self._register()
 
     def _register(self) -> dc.Stats | None:
@@ -68,7 +69,7 @@ class Runner:
         elif self.method == NO_EXCHANGE:
             self.model.register_comm_hook(None, hand_back)
         elif self.method.is_recipe:
-            return dc.attach(self.model, self.method.recipe()).stats
+            return dc.attach(self.model, self.method.recipe(), **self.method.of_attach).stats
         return None
 
     def step(self, gradients: Sequence[Tensor]) -> float:
@@ -146,7 +147,7 @@ def measure(job: Job) -> tuple[list[list[Sample]], dict[str, int]]:
     rank = dist.get_rank()
     gradients = [heavy_tailed(rank, number) for number in range(GRADIENT_SETS)]
     values = [torch.zeros(shape) for shape in RESNET18_SHAPES.values()]
-    runners = [Runner(method, values) for method in job.methods]
+    runners = [Runner(method, values, job.backward) for method in job.methods]
     for number in range(WARM_UP_STEPS):
         for runner in runners:
             runner.step(gradients[number % GRADIENT_SETS])

@@ -528,7 +528,7 @@ def recovers(row: Row) -> None:
 
     for tensors in given:
         with pytest.MonkeyPatch.context() as patch:
-            for place, name in (selects, (Message, "is_finite")):
+            for place, name in (selects, (Message, "is_finite"), (Message, "sums")):
                 patch.setattr(place, name, failing_on_one_rank(getattr(place, name)))
             with pytest.raises(PeerError):
                 states[0].reduce(tensors)
