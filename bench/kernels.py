@@ -5,7 +5,8 @@
 
 Times on a busy machine say little, ratios within one run say a lot: every round runs all
 candidates one after another, and the medians of the rounds are compared. As in training, each
-finds a gradient just written and memory that was written lately. The floors are ``r.add_(g)`` for
+finds a gradient just written and memory that was written lately; what a state keeps lies in large
+pages, as it does there (see `ddp_compress.ops.large_pages`). The floors are ``r.add_(g)`` for
 what reads a gradient and its residual, and ``out.zero_()`` beside it for what also writes a result;
 ``out.copy_(x)`` for what turns one tensor into another. One thread. On a GPU the floor is a device
 copy, see kernels_cuda.py.
@@ -28,6 +29,7 @@ from tqdm import tqdm
 import kernels_cuda
 from ddp_compress import ops
 from ddp_compress.ops import reference
+from ddp_compress.ops.large_pages import in_large_pages
 from gpu import add_pretend, gpu
 from kernels_cuda import NO_SALTS, WORLD_SIZE, CudaRow
 from output import add_json, show, write_json
@@ -56,10 +58,12 @@ class Bench:
         self.groups = torch.tensor([0])
         self.ks = torch.tensor([self.k])
         self.fresh = [torch.randn(numel) ** 3 for _ in range(2)]
-        self.grad, self.residual = (each.clone() for each in self.fresh)
-        self.next_residual = torch.zeros(numel)
-        self.momentum = torch.randn(numel)
-        self.next_momentum = torch.zeros(numel)
+        self.grad, self.plain = (each.clone() for each in self.fresh)
+        # As a state keeps it. The floors' tensors are as a user makes them.
+        self.residual = in_large_pages(torch.empty(numel)).copy_(self.fresh[1])
+        self.next_residual = in_large_pages(torch.empty(numel)).zero_()
+        self.momentum = in_large_pages(torch.empty(numel)).normal_()
+        self.next_momentum = in_large_pages(torch.empty(numel)).zero_()
         self.zeros = torch.zeros(numel)
         self.ones = torch.ones(numel)
         self.out = torch.zeros(numel)
@@ -86,6 +90,7 @@ class Bench:
         """What a step finds: a gradient just written, and memory that the last step has written."""
         self.next_residual.zero_()
         self.residual.copy_(self.fresh[1])
+        self.plain.copy_(self.fresh[1])
         self.grad.copy_(self.fresh[0])
 
     def select(
@@ -172,7 +177,8 @@ class Bench:
     def candidates(self) -> dict[str, tuple[str, Callable[[], object]]]:
         """By name: the floor it is compared with, and what to run."""
         return {
-            "r.add_(g)": ("add", lambda: self.residual.add_(self.grad)),
+            "r.add_(g)": ("add", lambda: self.plain.add_(self.grad)),
+            "r.add_(g), r in large pages": ("add", lambda: self.residual.add_(self.grad)),
             "out.zero_()": ("add", lambda: self.out.zero_()),
             "select top-k": ("add", self.select),
             "select top-k, momentum": ("add", lambda: self.select(momentum=True)),

@@ -70,12 +70,11 @@ class Message:
         return self.plan.groups if unused is None else self.plan.groups.masked_fill(unused, -1)
 
     def accumulated(self) -> Tensor:
-        """The gradient with all that memory adds to it, [N], in memory's dtype; to be read only."""
-        sums = self.sums()
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
+        """The gradient with all that memory adds to it, [N], in memory's dtype; a copy."""
+        return torch.cat(self.sums())
 
     def sums(self) -> list[Tensor]:
-        """The same, chunk by chunk, left where memory wants it."""
+        """The same, chunk by chunk, to be read only: left where memory wants it."""
         for chunk in self.chunks:
             place = self.memory.places(chunk)
             if place.residual is not None:

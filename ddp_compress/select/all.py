@@ -30,7 +30,8 @@ class All:
 
     def __call__(self, message: Message) -> Selection:
         """The accumulated gradient, of all but the uncompressed parameters; zeros where unused."""
-        values, unused = message.accumulated(), message.unused
+        sums, unused = message.sums(), message.unused
+        values = sums[0] if len(sums) == 1 else torch.cat(sums)
         finite = all_finite(values)
         if unused is not None:
             used = (~unused).repeat_interleave(message.plan.bounds.diff())
