@@ -76,6 +76,13 @@ class Bench:
         self.turned = self.grad[: int(self.blocks[-1])].clone()
         self.block_salts = torch.arange(len(self.blocks) - 1)
         self.codes = self.quantize()
+        whole = numel // 9  # a convolution of 3 x 3, of kernels that have something in common
+        self.conv = torch.randn(whole, 9).add_(torch.randn(whole, 1)).flatten()
+        self.conv_tables = torch.tensor([0, 9 * whole]), torch.tensor([9]), torch.tensor([1])
+        self.pattern = torch.ones(1, 9, dtype=torch.float64)
+        ranked = self.rank_kernels()
+        self.of_kernels = ranked[0], ranked[2], ranked[3], self.conv[ranked[3].long()]
+        self.of_conv = self.join_kernels()
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
         self.salts = reference.salts(["weight"], seed=0, step=0)
         self.tally = ops.tally(self.positions)
@@ -126,6 +133,19 @@ class Bench:
 
     def quantize(self) -> tuple[Tensor, Tensor]:
         return ops.uniform_encode(self.turned, self.blocks, self.block_salts, bits=4)
+
+    def largest_kernels(self) -> Tensor:
+        return ops.largest_kernels([self.conv], *self.conv_tables, self.groups, self.ks, 9, 2048)
+
+    def rank_kernels(self) -> tuple[Tensor, ...]:
+        given = [self.conv], *self.conv_tables, self.groups, self.ks
+        prices = torch.tensor([[7.0, 7.0, 14.0]]).double(), torch.tensor([12.0]).double()
+        return ops.rank_kernels(*given, [self.pattern], *prices)
+
+    def join_kernels(self) -> tuple[Tensor, Tensor]:
+        kernels, of_kernels, singles, of_singles = self.of_kernels
+        lists = [kernels], [of_kernels], singles, of_singles
+        return ops.join_kernels(*lists, *self.conv_tables)
 
     def torch_topk(self) -> None:
         (self.residual + self.grad).abs().topk(self.k)
@@ -203,6 +223,10 @@ class Bench:
                 "copy",
                 lambda: ops.uniform_decode(*self.codes, self.blocks, bits=4),
             ),
+            "largest_kernels": ("add", self.largest_kernels),
+            "rank_kernels": ("add", self.rank_kernels),
+            "split_kernels": ("add", lambda: ops.split_kernels(*self.of_conv, *self.conv_tables)),
+            "join_kernels": ("add", self.join_kernels),
             "segment_means": (
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),

@@ -75,11 +75,12 @@ inline bool is_decode_error(int64_t status) { return status >= -8 && status <= -
     std::abort();                                                                 \
   } while (false)
 
-extern const Target kAccumulate, kBallot, kEliasFano, kEntries, kGolomb, kHadamard, kRans,
-    kScatterAdd, kSegmentMeans, kSigns, kTopK, kUniform;
+extern const Target kAccumulate, kBallot, kEliasFano, kEntries, kGolomb, kHadamard, kKernelLists,
+    kRans, kScatterAdd, kSegmentMeans, kSigns, kTopK, kUniform, kWholeKernels;
 
-inline const Target* const kTargets[] = {&kEliasFano,  &kEntries,    &kGolomb,       &kRans,
-                                         &kSigns,      &kUniform,    &kBallot,       &kTopK,
-                                         &kAccumulate, &kScatterAdd, &kSegmentMeans, &kHadamard};
+inline const Target* const kTargets[] = {&kEliasFano,   &kEntries,     &kGolomb,       &kRans,
+                                         &kSigns,       &kUniform,     &kBallot,       &kTopK,
+                                         &kAccumulate,  &kScatterAdd,  &kSegmentMeans, &kHadamard,
+                                         &kKernelLists, &kWholeKernels};
 
 }  // namespace ddp_compress::fuzz

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddp_compress import CompressionState, recipes
+from ddp_compress import CompressionState, ops, recipes
 from ddp_compress.body import KernelPatterns
 from ddp_compress.body.entry_list import EntryList
 from ddp_compress.exchange.bodies import Bodies
@@ -142,9 +142,9 @@ def lists_of(entries: Entries) -> list[EntryList]:
 
 def of_kernels(signs: Tensor) -> Entries:
     """Whole kernels, the first ones of parameter a, as entries of magnitude 2."""
-    places = torch.arange(signs.numel())
-    positions, order = PLAN.kernels.positions(places).sort()
-    return Entries(positions.int(), torch.where(signs.flatten()[order], -2.0, 2.0))
+    kernels, values = torch.arange(len(signs)).int(), torch.where(signs.flatten(), -2.0, 2.0)
+    nothing = kernels[:0], values[:0]
+    return Entries(*ops.join_kernels([kernels], [values], *nothing, *PLAN.kernels.tables))
 
 
 def test_a_pattern_and_its_opposite_are_shared():

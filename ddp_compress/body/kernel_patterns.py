@@ -17,7 +17,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device, to_device_of, to_host
+from ddp_compress.ops.devices import to_device, to_host
 from ddp_compress.quantize import Signs
 from ddp_compress.quantize.symbols import read_means
 
@@ -88,20 +88,11 @@ class KernelPatterns:
         """Find the whole kernels, and what is the least for each."""
         kernels, quantize = plan.kernels, recipe.quantize
         positions, values = to_host(entries.positions), to_host(entries.values)
-        places, order = kernels.places(positions).sort()
-        whole, single = _whole_kernels(places, plan)
-        alone = positions[order[single]].sort()
-        alone_values = values[order[single]][alone.indices]
-        lists = [
-            _List(
-                "individual",
-                len(alone.values),
-                alone.values,
-                quantize.encode(alone_values, Context(_counts_within(alone.values, plan))),
-            )
-        ]
+        whole, of_whole, alone, of_alone = ops.split_kernels(positions, values, *kernels.tables)
+        single = quantize.encode(of_alone, Context(_counts(alone, plan.bounds)))
+        lists = [_List("individual", len(alone), alone, single)]
         if kernels.sizes:
-            lists = _lists_of_kernels(whole, places, values[order], plan, quantize) + lists
+            lists = _lists_of_kernels(whole, of_whole, plan, quantize) + lists
         device = entries.values.device
         return [
             EntryList(
@@ -124,26 +115,21 @@ class KernelPatterns:
         device, places = data.device, []
         for where in _universes(plan, universe):
             found, used = recipe.codec.decode(data, where)
-            places.append(to_host(found).long())
+            places.append(to_host(found))
             data = data[used:]
         *of_kernels, singles = places
         shared, other = of_kernels or (singles[:0], singles[:0])
         values, quantize = to_host(data), recipe.quantize
         shared_values, used = _decode_kernels(values, shared, plan)
-        owners, sizes = _facts(other, plan)
-        counts = _entries_within(owners, sizes, plan)
+        counts = _entries_within(other, plan)
         split = used + quantize.size(counts)
         other_values = quantize.decode(values[used:split], Context(counts))
-        alone = quantize.decode(values[split:], Context(_counts_within(singles, plan)))
-        at = [
-            _ranges(plan.kernels.first_places(shared), _facts(shared, plan)[1]),
-            _ranges(plan.kernels.first_places(other), sizes),
-        ]
-        positions, order = torch.cat([plan.kernels.positions(torch.cat(at)), singles]).sort()
-        if (positions.diff() == 0).any():
+        alone = quantize.decode(values[split:], Context(_counts(singles, plan.bounds)))
+        lists = [shared, other], [shared_values, other_values], singles, alone
+        positions, found_values = ops.join_kernels(*lists, *plan.kernels.tables)
+        if (positions[1:] == positions[:-1]).any():
             raise ValueError("patterns: an entry comes twice, expected it in one list alone")
-        found_values = torch.cat([shared_values, other_values, alone])[order]
-        entries = Entries(to_device(positions.int(), device), to_device(found_values, device))
+        entries = Entries(to_device(positions, device), to_device(found_values, device))
         return entries, plan.counts(entries.indices)
 
 
@@ -166,91 +152,69 @@ def _universes(plan: Plan, universe: Universe) -> list[Universe]:
     return [CountedUniverse(kernels.starts, most)] * 2 + [universe]
 
 
-def _lists_of_kernels(
-    whole: Tensor, places: Tensor, values: Tensor, plan: Plan, quantize: Quantize
-) -> list[_List]:
-    """The lists of these kernels [n], whose elements are among places and values [K]."""
-    owners, sizes = _facts(whole, plan)
-    begins = torch.searchsorted(places, plan.kernels.first_places(whole))
-    shared, streams = host.zeros(len(whole), dtype=torch.bool), []
+def _lists_of_kernels(whole: Tensor, values: Tensor, plan: Plan, quantize: Quantize) -> list[_List]:
+    """The lists of these kernels [n], of the values of their elements, kernel after kernel."""
+    counts = _kernels_within(whole, plan)
+    rows = _rows(values, counts, plan)
+    streams, shared = [], [host.zeros(n, dtype=torch.bool) for n in counts]
     for m in plan.kernels.sizes:
-        mine = (sizes == m).nonzero().flatten()
-        minus = values[begins[mine][:, None] + host.arange(m)].signbit()
-        stream, chosen = encode_patterns(minus)
+        mine = plan.kernels.of_size(m)
+        stream, chosen = encode_patterns(torch.cat([rows[p] for p in mine]).signbit())
         streams.append(stream)
-        shared[mine[chosen]] = True
-    of_shared, of_others = (values[_ranges(begins[of], sizes[of])] for of in (shared, ~shared))
-    counts, other_counts = (
-        _entries_within(owners[of], sizes[of], plan) for of in (shared, ~shared)
+        flags = host.zeros(sum(counts[p] for p in mine), dtype=torch.bool)
+        flags[chosen] = True
+        for p, part in zip(mine, flags.split([counts[p] for p in mine]), strict=True):
+            shared[p] = part
+    flags = torch.cat(shared)
+    of_shared, of_others = (
+        torch.cat([part[each].flatten() for part, each in zip(rows, which, strict=True)])
+        for which in (shared, [~each for each in shared])
     )
-    means = ops.segment_means(of_shared.abs(), counts)[_used(owners[shared], plan)]
-    patterns = torch.cat([means.view(torch.uint8), *streams])
+    means = ops.segment_means(of_shared.abs(), _entries_within(whole[flags], plan))
+    used = host.tensor(_kernels_within(whole[flags], plan), dtype=torch.int64) > 0
+    patterns = torch.cat([means[used].view(torch.uint8), *streams])
+    others = Context(_entries_within(whole[~flags], plan))
     return [
-        _List("pattern", len(of_shared), whole[shared].int(), patterns),
-        _List(
-            "kernel",
-            len(of_others),
-            whole[~shared].int(),
-            quantize.encode(of_others, Context(other_counts)),
-        ),
+        _List("pattern", len(of_shared), whole[flags], patterns),
+        _List("kernel", len(of_others), whole[~flags], quantize.encode(of_others, others)),
     ]
 
 
 def _decode_kernels(data: Tensor, shared: Tensor, plan: Plan) -> tuple[Tensor, int]:
     """The values of kernels [n] of a pattern, kernel after kernel, and the bytes they took."""
-    owners, sizes = _facts(shared, plan)
-    used = _used(owners, plan)
-    means = read_means("patterns", data, int(used.sum()))
-    of_all = host.zeros(len(used), dtype=torch.float32).masked_scatter_(used, means)
-    values = of_all[owners].repeat_interleave(sizes)
-    at, ends = means.nbytes, sizes.cumsum(0)
+    counts = _kernels_within(shared, plan)
+    used = [p for p, n in enumerate(counts) if n]
+    means = read_means("patterns", data, len(used))
+    of_parameter = dict(zip(used, means, strict=True))
+    at = means.nbytes
+    values = [means[:0]] * len(counts)
     for m in plan.kernels.sizes:
-        mine = (sizes == m).nonzero().flatten()
-        minus, read = decode_patterns(data[at:], len(mine), m)
-        elements = (ends[mine] - m)[:, None] + host.arange(m)
-        values[elements] = torch.where(minus, -values[elements], values[elements])
+        mine = plan.kernels.of_size(m)
+        minus, read = decode_patterns(data[at:], sum(counts[p] for p in mine), m)
         at += read
-    return values, at
+        for p, part in zip(mine, minus.split([counts[p] for p in mine]), strict=True):
+            if p in of_parameter:
+                values[p] = torch.where(part, -of_parameter[p], of_parameter[p]).flatten()
+    return torch.cat(values), at
 
 
-def _whole_kernels(places: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The kernels [n] all of whose elements are among ascending places [K]; the other places."""
-    kernels = plan.kernels
-    owner = torch.searchsorted(plan.bounds, places, right=True) - 1
-    first = places - (places - plan.bounds[owner]) % kernels.numels[owner]
-    firsts, inverse, counts = first.unique_consecutive(return_inverse=True, return_counts=True)
-    owner = torch.searchsorted(plan.bounds, firsts, right=True) - 1
-    numels = kernels.numels[owner]
-    whole = (counts == numels) & (numels > 1)
-    number = (firsts - plan.bounds[owner]) // numels + kernels.starts[owner]
-    return number[whole], ~whole[inverse]
+def _rows(values: Tensor, counts: list[int], plan: Plan) -> list[Tensor]:
+    """The kernels [n, m] of every parameter, which has so many."""
+    numels = plan.kernels.numels.tolist()
+    sizes = [n * m for n, m in zip(counts, numels, strict=True)]
+    return [part.view(-1, m) for part, m in zip(values.split(sizes), numels, strict=True)]
 
 
-def _facts(kernels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The parameter and the size [n] of each of these kernels [n]."""
-    owners = plan.kernels.owners(kernels)
-    return owners, plan.kernels.numels[owners]
+def _kernels_within(kernels: Tensor, plan: Plan) -> list[int]:
+    """How many of these, ascending, every parameter has."""
+    return _counts(kernels, plan.kernels.starts).tolist()
 
 
-def _entries_within(owners: Tensor, sizes: Tensor, plan: Plan) -> Tensor:
-    """Entries of every parameter, [P] int64, where kernels have these owners and sizes [n]."""
-    counts = host.zeros(len(plan.bounds) - 1, dtype=torch.int64)
-    return counts.index_add_(0, owners, sizes)
+def _entries_within(kernels: Tensor, plan: Plan) -> Tensor:
+    """How many elements of these kernels [n], ascending, lie in every parameter: [P] int64."""
+    return _counts(kernels, plan.kernels.starts) * plan.kernels.numels
 
 
-def _counts_within(positions: Tensor, plan: Plan) -> Tensor:
-    """How many of the ascending positions [K] lie in every parameter, [P] int64."""
-    return torch.searchsorted(
-        positions, to_device_of(plan.bounds, positions).to(positions.dtype)
-    ).diff()
-
-
-def _used(owners: Tensor, plan: Plan) -> Tensor:
-    """Which parameters own some of the kernels: [P] bool."""
-    return torch.bincount(owners, minlength=len(plan.bounds) - 1) > 0
-
-
-def _ranges(begins: Tensor, sizes: Tensor) -> Tensor:
-    """``begin .. begin + size`` one after another: [sum of sizes] int64."""
-    ends = sizes.cumsum(0)
-    return host.arange(int(sizes.sum())) + (begins - ends + sizes).repeat_interleave(sizes)
+def _counts(numbers: Tensor, bounds: Tensor) -> Tensor:
+    """How many of some ascending numbers lie between each two bounds: [P] int64."""
+    return torch.searchsorted(numbers, bounds.to(numbers.dtype)).diff()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ddp_compress import ops
 from ddp_compress.message.chunk import Chunk, memory_dtype
 from ddp_compress.message.entries import Entries, spans
 from ddp_compress.message.plan import Plan
@@ -72,6 +73,10 @@ class Message:
         """The gradient with all that memory adds to it, [N], in memory's dtype."""
         return torch.cat([self._accumulated(chunk) for chunk in self.chunks])
 
+    def sums(self) -> list[Tensor]:
+        """`accumulated` of every chunk, left where memory wants it."""
+        return [self._sums(chunk) for chunk in self.chunks]
+
     def values_at(self, indices: Tensor) -> Tensor:
         """`accumulated` at ascending positions [K]; 0 where unused."""
         parts = [self._accumulated(chunk, here) for here, chunk in self._places(indices)]
@@ -94,6 +99,14 @@ class Message:
         if momentum is not None:
             sums = self.momentum * momentum[here] + sums
         return sums if residual is None else residual[here] + sums
+
+    def _sums(self, chunk: Chunk) -> Tensor:
+        place, (residual, momentum) = self.memory.place_for_sums(chunk), self.memory.addends(chunk)
+        if place is None or residual is None or momentum is not None:
+            return self._accumulated(chunk)
+        ops.accumulate(residual, chunk.grad, None, 0.0, place, None)
+        chunk.sums = place
+        return place
 
     def _is_finite(self, chunk: Chunk) -> bool:
         """Mostly in one pass over the gradient alone."""

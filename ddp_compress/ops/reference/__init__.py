@@ -10,6 +10,8 @@ from ddp_compress.ops.reference.entries import entries_decode as entries_decode
 from ddp_compress.ops.reference.golomb import golomb_decode as golomb_decode
 from ddp_compress.ops.reference.golomb import golomb_encode as golomb_encode
 from ddp_compress.ops.reference.hadamard import hadamard as hadamard
+from ddp_compress.ops.reference.kernel_lists import join_kernels as join_kernels
+from ddp_compress.ops.reference.kernel_lists import split_kernels as split_kernels
 from ddp_compress.ops.reference.random_words import block_salts as block_salts
 from ddp_compress.ops.reference.random_words import hashes as hashes
 from ddp_compress.ops.reference.random_words import random_words as random_words
@@ -24,3 +26,5 @@ from ddp_compress.ops.reference.signs import sign_encode as sign_encode
 from ddp_compress.ops.reference.topk import topk as topk
 from ddp_compress.ops.reference.uniform import uniform_decode as uniform_decode
 from ddp_compress.ops.reference.uniform import uniform_encode as uniform_encode
+from ddp_compress.ops.reference.whole_kernels import largest_kernels as largest_kernels
+from ddp_compress.ops.reference.whole_kernels import rank_kernels as rank_kernels
