@@ -190,6 +190,13 @@ def test_few_kernels_beside_many_other_entries(codec):
     assert sum(int(mean.count_nonzero()) for mean in state.reduce(grads).values()) > 300
 
 
+def test_a_model_without_convolutions_sends_entries_alone():
+    state = CompressionState(nn.Linear(20, 30), recipes.smartidx(0.1))
+    sent = state.reduce({"weight": torch.randn(30, 20), "bias": torch.randn(30)})
+    assert sum(int(mean.count_nonzero()) for mean in sent.values()) == 63
+    assert state.stats.packages["individual"].entries == 63
+
+
 def a_body() -> Tensor:
     signs = torch.rand(70, 9, generator=torch.Generator().manual_seed(0)) < 0.5
     signs[:50] = signs[0]

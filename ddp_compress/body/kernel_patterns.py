@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -154,60 +156,63 @@ def _universes(plan: Plan, universe: Universe) -> list[Universe]:
 
 def _lists_of_kernels(whole: Tensor, values: Tensor, plan: Plan, quantize: Quantize) -> list[_List]:
     """The lists of these kernels [n], of the values of their elements, kernel after kernel."""
-    counts = _kernels_within(whole, plan)
-    rows = _rows(values, counts, plan)
-    streams, shared = [], [host.zeros(n, dtype=torch.bool) for n in counts]
+    runs = _runs(whole, plan)
+    parts = values.split([m * n for m, n in runs])
+    rows = [part.view(n, m) for part, (m, n) in zip(parts, runs, strict=True)]
+    streams, shared = [], [host.zeros(n, dtype=torch.bool) for _, n in runs]
     for m in plan.kernels.sizes:
-        mine = plan.kernels.of_size(m)
-        stream, chosen = encode_patterns(torch.cat([rows[p] for p in mine]).signbit())
+        mine = [i for i, (size, _) in enumerate(runs) if size == m]
+        stream, chosen = encode_patterns(_joined([rows[i] for i in mine]).signbit())
         streams.append(stream)
-        flags = host.zeros(sum(counts[p] for p in mine), dtype=torch.bool)
+        flags = host.zeros(sum(runs[i][1] for i in mine), dtype=torch.bool)
         flags[chosen] = True
-        for p, part in zip(mine, flags.split([counts[p] for p in mine]), strict=True):
-            shared[p] = part
-    flags = torch.cat(shared)
-    of_shared, of_others = (
-        torch.cat([part[each].flatten() for part, each in zip(rows, which, strict=True)])
-        for which in (shared, [~each for each in shared])
-    )
-    means = ops.segment_means(of_shared.abs(), _entries_within(whole[flags], plan))
-    used = host.tensor(_kernels_within(whole[flags], plan), dtype=torch.int64) > 0
-    patterns = torch.cat([means[used].view(torch.uint8), *streams])
-    others = Context(_entries_within(whole[~flags], plan))
+        for i, part in zip(mine, flags.split([runs[i][1] for i in mine]), strict=True):
+            shared[i] = part
+    of_shared = _joined([each[which].flatten() for each, which in zip(rows, shared, strict=True)])
+    of_others = _joined([each[~which].flatten() for each, which in zip(rows, shared, strict=True)])
+    flags = _joined(shared)
+    patterns, others = whole[flags], whole[~flags]
+    counts = _entries_within(patterns, plan)
+    means = ops.segment_means(of_shared.abs(), counts)[counts > 0]
+    context = Context(_entries_within(others, plan))
     return [
-        _List("pattern", len(of_shared), whole[flags], patterns),
-        _List("kernel", len(of_others), whole[~flags], quantize.encode(of_others, others)),
+        _List(
+            "pattern",
+            len(of_shared),
+            patterns,
+            torch.cat([means.view(torch.uint8), *streams]),
+        ),
+        _List("kernel", len(of_others), others, quantize.encode(of_others, context)),
     ]
 
 
 def _decode_kernels(data: Tensor, shared: Tensor, plan: Plan) -> tuple[Tensor, int]:
     """The values of kernels [n] of a pattern, kernel after kernel, and the bytes they took."""
-    counts = _kernels_within(shared, plan)
-    used = [p for p, n in enumerate(counts) if n]
-    means = read_means("patterns", data, len(used))
-    of_parameter = dict(zip(used, means, strict=True))
-    at = means.nbytes
-    values = [means[:0]] * len(counts)
+    counts, runs = _counts(shared, plan.kernels.starts), _runs(shared, plan)
+    means = read_means("patterns", data, int((counts > 0).sum()))
+    of_kernels = means.repeat_interleave(counts[counts > 0]).split([n for _, n in runs])
+    at, values = means.nbytes, [means[:0]] * len(runs)
     for m in plan.kernels.sizes:
-        mine = plan.kernels.of_size(m)
-        minus, read = decode_patterns(data[at:], sum(counts[p] for p in mine), m)
+        mine = [i for i, (size, _) in enumerate(runs) if size == m]
+        minus, read = decode_patterns(data[at:], sum(runs[i][1] for i in mine), m)
         at += read
-        for p, part in zip(mine, minus.split([counts[p] for p in mine]), strict=True):
-            if p in of_parameter:
-                values[p] = torch.where(part, -of_parameter[p], of_parameter[p]).flatten()
-    return torch.cat(values), at
+        for i, part in zip(mine, minus.split([runs[i][1] for i in mine]), strict=True):
+            mean = of_kernels[i][:, None]
+            values[i] = torch.where(part, -mean, mean).flatten()
+    return (_joined(values) if values else means), at
 
 
-def _rows(values: Tensor, counts: list[int], plan: Plan) -> list[Tensor]:
-    """The kernels [n, m] of every parameter, which has so many."""
-    numels = plan.kernels.numels.tolist()
-    sizes = [n * m for n, m in zip(counts, numels, strict=True)]
-    return [part.view(-1, m) for part, m in zip(values.split(sizes), numels, strict=True)]
+def _runs(kernels: Tensor, plan: Plan) -> list[tuple[int, int]]:
+    """Sizes of neighbouring kernels, and how many of these [n], ascending, have that size."""
+    counts: list[int] = _counts(kernels, plan.kernels.starts).tolist()
+    pairs = zip(plan.kernels.numels.tolist(), counts, strict=True)
+    by_size = groupby((pair for pair in pairs if pair[0] > 1), key=itemgetter(0))
+    return [(m, sum(n for _, n in each)) for m, each in by_size]
 
 
-def _kernels_within(kernels: Tensor, plan: Plan) -> list[int]:
-    """How many of these, ascending, every parameter has."""
-    return _counts(kernels, plan.kernels.starts).tolist()
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of several; mostly there is but one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _entries_within(kernels: Tensor, plan: Plan) -> Tensor:

@@ -108,7 +108,3 @@ class ConvKernels:
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """As the ops take them: bounds, and of the kernels sizes and strides."""
         return self.bounds, self.numels, self.strides
-
-    def of_size(self, m: int) -> list[int]:
-        """The parameters whose kernels have so many elements."""
-        return [p for p, kernel in enumerate(self.kernels) if kernel.numel == m]
