@@ -131,18 +131,11 @@ def rank_kernels(
         worth = rows.abs().double() / single
         kernels.append(_Kernels(rows, worth, signs[rows.shape[1]], price) if fits else None)
         worths.append(worth if kernels[-1] is None else worth.maximum(kernels[-1].worth))
-    worth = torch.cat([each.flatten() for each in worths])
-    tables = bounds, groups, ks, host.empty(0, dtype=torch.int64)
-    places, _, finite, *_ = topk([worth], [torch.zeros_like(worth)], [], 0.0, *tables, False, [])
-    taken = torch.zeros_like(worth, dtype=torch.bool)
-    if finite:
-        taken[places.long()] = True
-
-    none = places[:0]
-    found, ways, sent, singles = [none], [none], [parts[0].new_empty(0)], [none.long()]
+    nothing = parts[0].new_empty(0)
+    found, ways, sent, singles = [nothing.int()], [nothing.int()], [nothing], [nothing.long()]
     starts, begins = starts_of(bounds, numels).tolist(), bounds.tolist()
-    for p, part in enumerate(taken.split(bounds.diff().tolist())):
-        single, each = part.view_as(parts[p]), kernels[p]
+    for p, single in enumerate(_first_of_all(worths, bounds, groups, ks, topk)):
+        each = kernels[p]
         if each is not None:
             whole = single.all(1)
             single = single & ~whole[:, None] & (each.alone > each.worth)
@@ -152,6 +145,24 @@ def rank_kernels(
         singles.append(single.flatten().nonzero().flatten() + begins[p])
     positions = positions_of(torch.cat(singles), bounds, numels, strides).sort().values
     return torch.cat(found), torch.cat(ways), torch.cat(sent), positions.int()
+
+
+def _first_of_all(
+    worths: list[Tensor],
+    bounds: Tensor,
+    groups: Tensor,
+    ks: Tensor,
+    topk: Callable[..., Sequence[Tensor]],
+) -> list[Tensor]:
+    """Which elements rank first in their groups: like the worths [n, m], by parameter, bool."""
+    worth = torch.cat([each.flatten() for each in worths])
+    tables = bounds, groups, ks, host.empty(0, dtype=torch.int64)
+    places, _, finite, *_ = topk([worth], [torch.zeros_like(worth)], [], 0.0, *tables, False, [])
+    taken = torch.zeros_like(worth, dtype=torch.bool)
+    if finite:
+        taken[places.long()] = True
+    parts = taken.split(bounds.diff().tolist())
+    return [part.view_as(each) for part, each in zip(parts, worths, strict=True)]
 
 
 class _Kernels:
