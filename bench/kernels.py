@@ -76,6 +76,13 @@ class Bench:
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
         self.signs = ops.sign_encode(self.grad, self.bounds, 4096)
+        whole = numel // 9  # a convolution of 3 x 3, of kernels that have something in common
+        self.conv = torch.randn(whole, 9).add_(torch.randn(whole, 1)).flatten()
+        self.conv_tables = torch.tensor([0, 9 * whole]), torch.tensor([9]), torch.tensor([1])
+        self.pattern = torch.ones(1, 9, dtype=torch.float64)
+        ranked = self.rank_kernels()
+        self.of_kernels = ranked[0], ranked[2], ranked[3], self.conv[ranked[3].long()]
+        self.of_conv = self.join_kernels()
         self.salts = reference.salts(["weight"], seed=0, step=0)
         self.rotated = {transform: self.rotate(transform) for transform in ("hadamard", "kashin")}
         self.values = [torch.randn(self.k) for _ in range(WORLD_SIZE)]
@@ -145,6 +152,19 @@ class Bench:
 
     def turn_back(self, transform: str) -> Tensor:
         return ops.rotated_decode(self.rotated[transform], *self.tables(transform), bits=4)
+
+    def largest_kernels(self) -> Tensor:
+        return ops.largest_kernels([self.conv], *self.conv_tables, self.groups, self.ks, 9, 2048)
+
+    def rank_kernels(self) -> tuple[Tensor, ...]:
+        given = [self.conv], *self.conv_tables, self.groups, self.ks
+        prices = torch.tensor([[7.0, 7.0, 14.0]]).double(), torch.tensor([12.0]).double()
+        return ops.rank_kernels(*given, [self.pattern], *prices)
+
+    def join_kernels(self) -> tuple[Tensor, Tensor]:
+        kernels, of_kernels, singles, of_singles = self.of_kernels
+        lists = [kernels], [of_kernels], singles, of_singles
+        return ops.join_kernels(*lists, *self.conv_tables)
 
     def torch_topk(self) -> None:
         (self.residual + self.grad).abs().topk(self.k)
@@ -226,6 +246,10 @@ class Bench:
             "rotated_decode, 4 bits": ("copy", lambda: self.turn_back("hadamard")),
             "rotated_add, mean of W=4": ("copy", lambda: self.add_rotated("hadamard")),
             "rotated_decode, 4 bits, Kashin": ("copy", lambda: self.turn_back("kashin")),
+            "largest_kernels": ("add", self.largest_kernels),
+            "rank_kernels": ("add", self.rank_kernels),
+            "split_kernels": ("add", lambda: ops.split_kernels(*self.of_conv, *self.conv_tables)),
+            "join_kernels": ("add", self.join_kernels),
             "segment_means": (
                 "add",
                 lambda: ops.segment_means(self.values[0], self.ks),

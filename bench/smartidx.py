@@ -2,6 +2,7 @@
 
     python bench/smartidx.py                 # Table 3's sparse ratios, Fashion-MNIST's targets
     python bench/smartidx.py --networks vgg11 --steps 40 --recipes smartidx
+    python bench/smartidx.py --rounds 15     # the time of a step, at 10 % of 11.2 M parameters
 
 Networks are those of the appendix's Table 1, images scikit-learn's digits at 28 × 28 pixels. (The
 appendix's are Fashion-MNIST's of that size, which cannot be had here.) Table 1 gives no widths for
@@ -13,9 +14,14 @@ What is shown for every run, means over all steps: the payload's ratio to fp32; 
 value other than 0) over all; bits for each of them; the energy kept, (|a|² - |a - sent|²) / |a|² of
 what had accumulated (a), beside that of as many entries of top-k, sent as they are; and for every
 package its share of the entries and its position and value bits an entry.
+
+With ``--rounds``, a whole one-rank step (select, encode, decode, commit) of ResNet-18's shapes,
+made-up gradients, on one thread, beside SBC's: medians of interleaved rounds.
 """
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +31,9 @@ from torch import Tensor, nn
 
 import ddp_compress as dc
 from digits import digits, grad_of, share_right, shares
-from networks import Block, normed
+from gradients import heavy_tailed
+from networks import RESNET18_NUMEL, RESNET18_SHAPES, Block, normed
+from networks import resnet18 as large_resnet18
 
 # ----------------------------------------------------------------------------------- the networks
 
@@ -152,6 +160,32 @@ def train(
     return state, energy, share_right(network, images[unseen], labels[unseen])
 
 
+# -------------------------------------------------------------------------------- the time it takes
+
+
+def times(rounds: int, density: float) -> dict[str, float]:
+    """Median milliseconds of a step, by recipe."""
+    torch.set_num_threads(1)
+    model = large_resnet18()
+    states = {name: dc.CompressionState(model, make(density)) for name, make in RECIPES.items()}
+    gradients = [dict(zip(RESNET18_SHAPES, heavy_tailed(0, i), strict=True)) for i in range(2)]
+    found: dict[str, list[float]] = {name: [] for name in states}
+    for i in range(rounds + 1):
+        for name, state in states.items():
+            begin = time.perf_counter()
+            state.reduce(gradients[i % 2])
+            found[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(each[1:]) for name, each in found.items()}  # the first warms up
+
+
+def tell_times(rounds: int, density: float) -> None:
+    """Print them, and how they compare."""
+    found = times(rounds, density)
+    print(f"{RESNET18_NUMEL / 1e6:.1f} M parameters, density {density:.0%}, one thread")
+    for name, milliseconds in found.items():
+        print(f"{name}: {milliseconds:.1f} ms, {milliseconds / found['sbc']:.2f} x sbc")
+
+
 def main() -> None:
     """Read the command line, train, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -163,7 +197,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--pixels", type=int, default=28, help="a side")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, help="measure the time of a step instead")
     args = parser.parse_args()
+    if args.rounds:
+        tell_times(args.rounds, args.density or 0.1)
+        return
     for name in args.networks:
         case = CASES[name]
         density = args.density or case.density

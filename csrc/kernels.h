@@ -97,6 +97,67 @@ void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, co
 // Ascending indices of the min(k, count) largest; of equals the first.
 void largest(const int64_t* keys, int64_t count, int64_t k, int64_t* indices);
 
+// whole_kernels.cpp: convolutions' kernels of m elements that lie `stride` apart; of other
+// parameters m is 1. Chunks hold whole parameters.
+struct KernelTables {
+  const int64_t *bounds, *numels, *strides;
+  int64_t params;
+};
+template <typename A>
+struct KernelChunk {
+  const A* values;
+  int64_t numel;
+};
+template <typename A>
+struct KernelValues {
+  std::vector<KernelChunk<A>> chunks;
+  KernelTables tables;
+  const int64_t *groups, *ks;
+  int64_t group_count;
+};
+// Of each kernel the elements, one kernel after another.
+template <typename A>
+std::vector<A> largest_kernels(const KernelValues<A>& given, int64_t m, int64_t count);
+// `ways` has 2 * patterns + 1 prices for every parameter, `singles` one.
+struct KernelPatterns {
+  int64_t m;
+  const double* data;  // [patterns, m]
+};
+struct KernelPrices {
+  std::vector<KernelPatterns> sizes;
+  int64_t patterns;
+  const double *ways, *singles;
+};
+template <typename A>
+struct RankedKernels {
+  std::vector<int32_t> kernels, ways;
+  std::vector<A> values;
+  std::vector<int32_t> singles;
+};
+template <typename A>
+RankedKernels<A> rank_kernels(const KernelValues<A>& given, const KernelPrices& prices);
+
+// kernel_lists.cpp
+template <typename A>
+struct KernelList {
+  const int32_t* kernels;
+  const A* values;
+  int64_t count;
+};
+template <typename A>
+struct SplitKernels {
+  std::vector<int32_t> kernels;
+  std::vector<A> of_kernels;
+  std::vector<int32_t> singles;
+  std::vector<A> of_singles;
+};
+template <typename A>
+SplitKernels<A> split_kernels(const Entries<A>& entries, const KernelTables& tables);
+// indices and values have room for all.
+template <typename A>
+void join_kernels(const std::vector<KernelList<A>>& lists, const Entries<A>& singles,
+                  const KernelTables& tables, int32_t* indices, A* values);
+
 // rans.cpp
 std::vector<uint8_t> rans_encode(const uint8_t* symbols, int64_t count, int alphabet);
 // Returns the bytes read, or a negative DecodeError.

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -231,6 +232,206 @@ Tensor largest_cpu(const Tensor& keys, int64_t k) {
   return indices;
 }
 
+// Calls f(A{}) for values of type float or double.
+template <typename F>
+void dispatch_float(ScalarType type, F f) {
+  type == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+void check_float(const Tensor& t, const char* name) {
+  check(t, name, t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+}
+
+// How many kernels there are.
+int64_t check_kernels(const Tensor& bounds, const Tensor& numels, const Tensor& strides) {
+  check_positions_of(bounds);
+  check_table(numels, "numels");
+  check_table(strides, "strides");
+  const int64_t params = bounds.numel() - 1;
+  check_numel(numels, "numels", params);
+  check_numel(strides, "strides", params);
+  int64_t kernels = 0;
+  for (int64_t p = 0; p < params; ++p) {
+    const int64_t numel = read<int64_t>(bounds)[p + 1] - read<int64_t>(bounds)[p];
+    const int64_t m = read<int64_t>(numels)[p], stride = read<int64_t>(strides)[p];
+    STD_TORCH_CHECK(m > 0 && stride > 0, "numels[", p, "] and strides[", p,
+                    "] must be positive, got ", m, " and ", stride);
+    STD_TORCH_CHECK(numel % m == 0 && numel / m % stride == 0 && (m > 1 || stride == 1),
+                    "parameter ", p, " has ", numel, " elements, expected whole blocks of ", m,
+                    " times ", stride);
+    if (m > 1) kernels += numel / m;
+  }
+  return kernels;
+}
+
+KernelTables kernel_tables(const Tensor& bounds, const Tensor& numels, const Tensor& strides) {
+  return {read<int64_t>(bounds), read<int64_t>(numels), read<int64_t>(strides), numels.numel()};
+}
+
+void check_kernel_values(const std::vector<Tensor>& values, const Tensor& bounds,
+                         const Tensor& numels, const Tensor& strides, const Tensor& groups,
+                         const Tensor& ks) {
+  check_kernels(bounds, numels, strides);
+  check_table(groups, "groups");
+  check_table(ks, "ks");
+  const int64_t params = numels.numel();
+  check_numel(groups, "groups", params);
+  const int64_t *g = read<int64_t>(groups), *k = read<int64_t>(ks), *b = read<int64_t>(bounds);
+  for (int64_t p = 0; p < params; ++p)
+    STD_TORCH_CHECK(g[p] >= -1 && g[p] < ks.numel(), "groups[", p, "] is ", g[p],
+                    ", expected -1 or an index into ks of ", ks.numel(), " entries");
+  STD_TORCH_CHECK(std::all_of(k, k + ks.numel(), [](int64_t each) { return each > 0; }),
+                  "ks must be positive");
+  check_float(values[0], "values");  // at least one: the dispatcher refuses an empty list
+  int64_t total = 0;
+  for (const Tensor& each : values) {
+    check(each, "values", values[0].scalar_type());
+    STD_TORCH_CHECK(std::binary_search(b, b + params + 1, total), "a parameter lies on both sides ",
+                    "of ", total, ", where one of the values ends");
+    total += each.numel();
+  }
+  STD_TORCH_CHECK(b[params] == total, "bounds must run from 0 to ", total);
+}
+
+template <typename A>
+KernelValues<A> kernel_values(const std::vector<Tensor>& values, const Tensor& bounds,
+                              const Tensor& numels, const Tensor& strides, const Tensor& groups,
+                              const Tensor& ks) {
+  std::vector<KernelChunk<A>> chunks;
+  for (const Tensor& each : values) chunks.push_back({read<A>(each), each.numel()});
+  return {chunks, kernel_tables(bounds, numels, strides), read<int64_t>(groups), read<int64_t>(ks),
+          ks.numel()};
+}
+
+// Elements of these kernels, which ascend.
+int64_t elements_of(const int32_t* kernels, int64_t count, const KernelTables& tables) {
+  int64_t elements = 0, end = 0;
+  const int32_t* const last = kernels + count;
+  for (int64_t p = 0; p < tables.params; ++p) {
+    const int64_t m = tables.numels[p];
+    if (m > 1) end += (tables.bounds[p + 1] - tables.bounds[p]) / m;
+    const int32_t* const next = std::lower_bound(kernels, last, end);
+    elements += m * (next - kernels);
+    kernels = next;
+  }
+  return elements;
+}
+
+Tensor largest_kernels_cpu(std::vector<Tensor> values, const Tensor& bounds, const Tensor& numels,
+                           const Tensor& strides, const Tensor& groups, const Tensor& ks, int64_t m,
+                           int64_t count) {
+  check_kernel_values(values, bounds, numels, strides, groups, ks);
+  STD_TORCH_CHECK(m > 1 && count >= 0, "m must be 2 or more and count 0 or more, got ", m, " and ",
+                  count);
+  const ScalarType type = values[0].scalar_type();
+  Tensor rows;
+  dispatch_float(type, [&]<typename A>(A) {
+    const auto given = kernel_values<A>(values, bounds, numels, strides, groups, ks);
+    const std::vector<A> found = largest_kernels(given, m, count);
+    rows = empty_rows(static_cast<int64_t>(found.size()) / m, m, type);
+    std::copy(found.begin(), found.end(), write<A>(rows));
+  });
+  return rows;
+}
+
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+FourTensors rank_kernels_cpu(std::vector<Tensor> values, const Tensor& bounds, const Tensor& numels,
+                             const Tensor& strides, const Tensor& groups, const Tensor& ks,
+                             std::vector<Tensor> patterns, const Tensor& prices,
+                             const Tensor& single_prices) {
+  check_kernel_values(values, bounds, numels, strides, groups, ks);
+  const int64_t params = numels.numel();
+  check(prices, "prices", ScalarType::Double);
+  check(single_prices, "single_prices", ScalarType::Double);
+  STD_TORCH_CHECK(prices.dim() == 2 && prices.size(0) == params && prices.size(1) % 2 == 1 &&
+                      prices.size(1) > 1,
+                  "prices must be of ", params, " parameters, an odd number of ways each");
+  check_numel(single_prices, "single_prices", params);
+  KernelPrices given{{}, prices.size(1) / 2, read<double>(prices), read<double>(single_prices)};
+  for (const Tensor& each : patterns) {
+    check(each, "patterns", ScalarType::Double);
+    STD_TORCH_CHECK(each.dim() == 2 && each.size(0) == given.patterns,
+                    "patterns must hold matrices of ", given.patterns, " rows");
+    given.sizes.push_back({each.size(1), read<double>(each)});
+    for (int64_t i = 0; i < each.numel(); ++i)
+      STD_TORCH_CHECK(std::abs(read<double>(each)[i]) == 1, "patterns must hold 1 and -1");
+  }
+  for (const Tensor* each : {&prices, &single_prices})
+    for (int64_t i = 0; i < each->numel(); ++i)
+      STD_TORCH_CHECK(read<double>(*each)[i] > 0, "prices must be positive");
+  for (int64_t p = 0; p < params; ++p) {
+    const int64_t m = read<int64_t>(numels)[p], group = read<int64_t>(groups)[p];
+    const bool fits = m > 1 && group >= 0 && m <= read<int64_t>(ks)[group];
+    STD_TORCH_CHECK(!fits || std::any_of(given.sizes.begin(), given.sizes.end(),
+                                         [m](const auto& each) { return each.m == m; }),
+                    "patterns holds none for kernels of ", m, " elements");
+  }
+  const ScalarType type = values[0].scalar_type();
+  std::optional<FourTensors> result;
+  dispatch_float(type, [&]<typename A>(A) {
+    const RankedKernels<A> found =
+        rank_kernels(kernel_values<A>(values, bounds, numels, strides, groups, ks), given);
+    result = {to_tensor(found.kernels, ScalarType::Int), to_tensor(found.ways, ScalarType::Int),
+              to_tensor(found.values, type), to_tensor(found.singles, ScalarType::Int)};
+  });
+  return *result;
+}
+
+FourTensors split_kernels_cpu(const Tensor& positions, const Tensor& values, const Tensor& bounds,
+                              const Tensor& numels, const Tensor& strides) {
+  check_kernels(bounds, numels, strides);
+  check_positions(positions, read<int64_t>(bounds)[numels.numel()]);
+  check_float(values, "values");
+  check_numel(values, "values", positions.numel());
+  std::optional<FourTensors> result;
+  dispatch_float(values.scalar_type(), [&]<typename A>(A) {
+    const SplitKernels<A> found =
+        split_kernels<A>({read<int32_t>(positions), read<A>(values), positions.numel()},
+                         kernel_tables(bounds, numels, strides));
+    result = {to_tensor(found.kernels, ScalarType::Int),
+              to_tensor(found.of_kernels, values.scalar_type()),
+              to_tensor(found.singles, ScalarType::Int),
+              to_tensor(found.of_singles, values.scalar_type())};
+  });
+  return *result;
+}
+
+std::tuple<Tensor, Tensor> join_kernels_cpu(std::vector<Tensor> kernels,
+                                            std::vector<Tensor> of_kernels, const Tensor& singles,
+                                            const Tensor& of_singles, const Tensor& bounds,
+                                            const Tensor& numels, const Tensor& strides) {
+  const int64_t all = check_kernels(bounds, numels, strides);
+  const ScalarType type = of_singles.scalar_type();
+  check_float(of_singles, "of_singles");
+  check_positions(singles, read<int64_t>(bounds)[numels.numel()]);
+  check_numel(of_singles, "of_singles", singles.numel());
+  STD_TORCH_CHECK(kernels.size() == of_kernels.size(), "of_kernels has ", of_kernels.size(),
+                  " tensors, expected ", kernels.size());
+  const KernelTables tables = kernel_tables(bounds, numels, strides);
+  int64_t count = singles.numel();
+  for (size_t i = 0; i < kernels.size(); ++i) {
+    check(kernels[i], "kernels", ScalarType::Int);
+    const int32_t* each = read<int32_t>(kernels[i]);
+    const int64_t n = kernels[i].numel();
+    STD_TORCH_CHECK(ascending(each, n) && (n == 0 || each[n - 1] < all), "kernels[", i,
+                    "] must ascend strictly within [0, ", all, ")");
+    check(of_kernels[i], "of_kernels", type);
+    check_numel(of_kernels[i], "of_kernels", elements_of(each, n, tables));
+    count += of_kernels[i].numel();
+  }
+  Tensor indices = empty_cpu(count, ScalarType::Int);
+  Tensor values = empty_cpu(count, type);
+  dispatch_float(type, [&]<typename A>(A) {
+    std::vector<KernelList<A>> lists;
+    for (size_t i = 0; i < kernels.size(); ++i)
+      lists.push_back({read<int32_t>(kernels[i]), read<A>(of_kernels[i]), kernels[i].numel()});
+    join_kernels<A>(lists, {read<int32_t>(singles), read<A>(of_singles), singles.numel()}, tables,
+                    write<int32_t>(indices), write<A>(values));
+  });
+  return {indices, values};
+}
+
 void check_alphabet(int64_t alphabet) {
   STD_TORCH_CHECK(alphabet >= 2 && alphabet <= 65, "alphabet must lie within [2, 65], got ",
                   alphabet);
@@ -359,6 +560,10 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("tally", TORCH_BOX(&tally_cpu));
   m.impl("vote_keys", TORCH_BOX(&vote_keys_cpu));
   m.impl("largest", TORCH_BOX(&largest_cpu));
+  m.impl("largest_kernels", TORCH_BOX(&largest_kernels_cpu));
+  m.impl("rank_kernels", TORCH_BOX(&rank_kernels_cpu));
+  m.impl("split_kernels", TORCH_BOX(&split_kernels_cpu));
+  m.impl("join_kernels", TORCH_BOX(&join_kernels_cpu));
   m.impl("rans_encode", TORCH_BOX(&rans_encode_cpu));
   m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));

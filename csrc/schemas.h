@@ -31,6 +31,19 @@ void define_ops(Library& m) {
       "vote_keys(Tensor positions, Tensor votes, Tensor bounds, Tensor salts, int voters, bool "
       "random) -> Tensor");
   m.def("largest(Tensor keys, int k) -> Tensor");
+  m.def(
+      "largest_kernels(Tensor[] values, Tensor bounds, Tensor numels, Tensor strides, Tensor "
+      "groups, Tensor ks, int m, int count) -> Tensor");
+  m.def(
+      "rank_kernels(Tensor[] values, Tensor bounds, Tensor numels, Tensor strides, Tensor groups, "
+      "Tensor ks, Tensor[] patterns, Tensor prices, Tensor single_prices) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "split_kernels(Tensor positions, Tensor values, Tensor bounds, Tensor numels, Tensor "
+      "strides) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "join_kernels(Tensor[] kernels, Tensor[] of_kernels, Tensor singles, Tensor of_singles, "
+      "Tensor bounds, Tensor numels, Tensor strides) -> (Tensor, Tensor)");
   m.def("rans_encode(Tensor symbols, int alphabet) -> Tensor");
   m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
   m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");

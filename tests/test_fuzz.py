@@ -36,7 +36,10 @@ from tests.make import ROOT, make
 from tests.table import OPTIONS, RECIPES, Row
 
 DECODERS = ("elias_fano", "entries", "golomb", "rans", "rotated", "signs")
-KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means")
+KERNELS = (
+    *("ballot", "topk", "accumulate", "scatter_add", "segment_means"),
+    *("kernel_lists", "whole_kernels"),
+)
 
 
 def test_kernels_under_sanitizers():

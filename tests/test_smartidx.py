@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddp_compress import CompressionState, recipes
+from ddp_compress import CompressionState, ops, recipes
 from ddp_compress.body import KernelPatterns
 from ddp_compress.body.entry_list import EntryList
 from ddp_compress.exchange.bodies import Bodies
@@ -142,9 +142,9 @@ def lists_of(entries: Entries) -> list[EntryList]:
 
 def of_kernels(signs: Tensor) -> Entries:
     """Whole kernels, the first ones of parameter a, as entries of magnitude 2."""
-    places = torch.arange(signs.numel())
-    positions, order = PLAN.kernels.positions(places).sort()
-    return Entries(positions.int(), torch.where(signs.flatten()[order], -2.0, 2.0))
+    kernels, values = torch.arange(len(signs)).int(), torch.where(signs.flatten(), -2.0, 2.0)
+    nothing = kernels[:0], values[:0]
+    return Entries(*ops.join_kernels([kernels], [values], *nothing, *PLAN.kernels.tables))
 
 
 def test_a_pattern_and_its_opposite_are_shared():
@@ -188,6 +188,13 @@ def test_few_kernels_beside_many_other_entries(codec):
     state = CompressionState(model, recipes.smartidx(0.5, codec=codec))
     grads = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
     assert sum(int(mean.count_nonzero()) for mean in state.reduce(grads).values()) > 300
+
+
+def test_a_model_without_convolutions_sends_entries_alone():
+    state = CompressionState(nn.Linear(20, 30), recipes.smartidx(0.1))
+    sent = state.reduce({"weight": torch.randn(30, 20), "bias": torch.randn(30)})
+    assert sum(int(mean.count_nonzero()) for mean in sent.values()) == 63
+    assert state.stats.packages["individual"].entries == 63
 
 
 def a_body() -> Tensor:

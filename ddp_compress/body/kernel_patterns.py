@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +19,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.message.universe import CountedUniverse, Universe
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device, to_device_of, to_host
+from ddp_compress.ops.devices import to_device, to_host
 from ddp_compress.quantize import Signs
 from ddp_compress.quantize.symbols import read_means
 
@@ -88,20 +90,11 @@ class KernelPatterns:
         """Find the whole kernels, and what is the least for each."""
         kernels, quantize = plan.kernels, recipe.quantize
         positions, values = to_host(entries.positions), to_host(entries.values)
-        places, order = kernels.places(positions).sort()
-        whole, single = _whole_kernels(places, plan)
-        alone = positions[order[single]].sort()
-        alone_values = values[order[single]][alone.indices]
-        lists = [
-            _List(
-                "individual",
-                len(alone.values),
-                alone.values,
-                quantize.encode(alone_values, Context(_counts_within(alone.values, plan))),
-            )
-        ]
+        whole, of_whole, alone, of_alone = ops.split_kernels(positions, values, *kernels.tables)
+        single = quantize.encode(of_alone, Context(_counts(alone, plan.bounds)))
+        lists = [_List("individual", len(alone), alone, single)]
         if kernels.sizes:
-            lists = _lists_of_kernels(whole, places, values[order], plan, quantize) + lists
+            lists = _lists_of_kernels(whole, of_whole, plan, quantize) + lists
         device = entries.values.device
         return [
             EntryList(
@@ -124,26 +117,21 @@ class KernelPatterns:
         device, places = data.device, []
         for where in _universes(plan, universe):
             found, used = recipe.codec.decode(data, where)
-            places.append(to_host(found).long())
+            places.append(to_host(found))
             data = data[used:]
         *of_kernels, singles = places
         shared, other = of_kernels or (singles[:0], singles[:0])
         values, quantize = to_host(data), recipe.quantize
         shared_values, used = _decode_kernels(values, shared, plan)
-        owners, sizes = _facts(other, plan)
-        counts = _entries_within(owners, sizes, plan)
+        counts = _entries_within(other, plan)
         split = used + quantize.size(counts)
         other_values = quantize.decode(values[used:split], Context(counts))
-        alone = quantize.decode(values[split:], Context(_counts_within(singles, plan)))
-        at = [
-            _ranges(plan.kernels.first_places(shared), _facts(shared, plan)[1]),
-            _ranges(plan.kernels.first_places(other), sizes),
-        ]
-        positions, order = torch.cat([plan.kernels.positions(torch.cat(at)), singles]).sort()
-        if (positions.diff() == 0).any():
+        alone = quantize.decode(values[split:], Context(_counts(singles, plan.bounds)))
+        lists = [shared, other], [shared_values, other_values], singles, alone
+        positions, found_values = ops.join_kernels(*lists, *plan.kernels.tables)
+        if (positions[1:] == positions[:-1]).any():
             raise ValueError("patterns: an entry comes twice, expected it in one list alone")
-        found_values = torch.cat([shared_values, other_values, alone])[order]
-        entries = Entries(to_device(positions.int(), device), to_device(found_values, device))
+        entries = Entries(to_device(positions, device), to_device(found_values, device))
         return entries, plan.counts(entries.indices)
 
 
@@ -166,91 +154,72 @@ def _universes(plan: Plan, universe: Universe) -> list[Universe]:
     return [CountedUniverse(kernels.starts, most)] * 2 + [universe]
 
 
-def _lists_of_kernels(
-    whole: Tensor, places: Tensor, values: Tensor, plan: Plan, quantize: Quantize
-) -> list[_List]:
-    """The lists of these kernels [n], whose elements are among places and values [K]."""
-    owners, sizes = _facts(whole, plan)
-    begins = torch.searchsorted(places, plan.kernels.first_places(whole))
-    shared, streams = host.zeros(len(whole), dtype=torch.bool), []
+def _lists_of_kernels(whole: Tensor, values: Tensor, plan: Plan, quantize: Quantize) -> list[_List]:
+    """The lists of these kernels [n], of the values of their elements, kernel after kernel."""
+    runs = _runs(whole, plan)
+    parts = values.split([m * n for m, n in runs])
+    rows = [part.view(n, m) for part, (m, n) in zip(parts, runs, strict=True)]
+    streams, shared = [], [host.zeros(n, dtype=torch.bool) for _, n in runs]
     for m in plan.kernels.sizes:
-        mine = (sizes == m).nonzero().flatten()
-        minus = values[begins[mine][:, None] + host.arange(m)].signbit()
-        stream, chosen = encode_patterns(minus)
+        mine = [i for i, (size, _) in enumerate(runs) if size == m]
+        stream, chosen = encode_patterns(_joined([rows[i] for i in mine]).signbit())
         streams.append(stream)
-        shared[mine[chosen]] = True
-    of_shared, of_others = (values[_ranges(begins[of], sizes[of])] for of in (shared, ~shared))
-    counts, other_counts = (
-        _entries_within(owners[of], sizes[of], plan) for of in (shared, ~shared)
-    )
-    means = ops.segment_means(of_shared.abs(), counts)[_used(owners[shared], plan)]
-    patterns = torch.cat([means.view(torch.uint8), *streams])
+        flags = host.zeros(sum(runs[i][1] for i in mine), dtype=torch.bool)
+        flags[chosen] = True
+        for i, part in zip(mine, flags.split([runs[i][1] for i in mine]), strict=True):
+            shared[i] = part
+    of_shared = _joined([each[which].flatten() for each, which in zip(rows, shared, strict=True)])
+    of_others = _joined([each[~which].flatten() for each, which in zip(rows, shared, strict=True)])
+    flags = _joined(shared)
+    patterns, others = whole[flags], whole[~flags]
+    counts = _entries_within(patterns, plan)
+    means = ops.segment_means(of_shared.abs(), counts)[counts > 0]
+    context = Context(_entries_within(others, plan))
     return [
-        _List("pattern", len(of_shared), whole[shared].int(), patterns),
         _List(
-            "kernel",
-            len(of_others),
-            whole[~shared].int(),
-            quantize.encode(of_others, Context(other_counts)),
+            "pattern",
+            len(of_shared),
+            patterns,
+            torch.cat([means.view(torch.uint8), *streams]),
         ),
+        _List("kernel", len(of_others), others, quantize.encode(of_others, context)),
     ]
 
 
 def _decode_kernels(data: Tensor, shared: Tensor, plan: Plan) -> tuple[Tensor, int]:
     """The values of kernels [n] of a pattern, kernel after kernel, and the bytes they took."""
-    owners, sizes = _facts(shared, plan)
-    used = _used(owners, plan)
-    means = read_means("patterns", data, int(used.sum()))
-    of_all = host.zeros(len(used), dtype=torch.float32).masked_scatter_(used, means)
-    values = of_all[owners].repeat_interleave(sizes)
-    at, ends = means.nbytes, sizes.cumsum(0)
+    counts, runs = _counts(shared, plan.kernels.starts), _runs(shared, plan)
+    means = read_means("patterns", data, int((counts > 0).sum()))
+    of_kernels = means.repeat_interleave(counts[counts > 0]).split([n for _, n in runs])
+    at, values = means.nbytes, [means[:0]] * len(runs)
     for m in plan.kernels.sizes:
-        mine = (sizes == m).nonzero().flatten()
-        minus, read = decode_patterns(data[at:], len(mine), m)
-        elements = (ends[mine] - m)[:, None] + host.arange(m)
-        values[elements] = torch.where(minus, -values[elements], values[elements])
+        mine = [i for i, (size, _) in enumerate(runs) if size == m]
+        minus, read = decode_patterns(data[at:], sum(runs[i][1] for i in mine), m)
         at += read
-    return values, at
+        for i, part in zip(mine, minus.split([runs[i][1] for i in mine]), strict=True):
+            mean = of_kernels[i][:, None]
+            values[i] = torch.where(part, -mean, mean).flatten()
+    return (_joined(values) if values else means), at
 
 
-def _whole_kernels(places: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The kernels [n] all of whose elements are among ascending places [K]; the other places."""
-    kernels = plan.kernels
-    owner = torch.searchsorted(plan.bounds, places, right=True) - 1
-    first = places - (places - plan.bounds[owner]) % kernels.numels[owner]
-    firsts, inverse, counts = first.unique_consecutive(return_inverse=True, return_counts=True)
-    owner = torch.searchsorted(plan.bounds, firsts, right=True) - 1
-    numels = kernels.numels[owner]
-    whole = (counts == numels) & (numels > 1)
-    number = (firsts - plan.bounds[owner]) // numels + kernels.starts[owner]
-    return number[whole], ~whole[inverse]
+def _runs(kernels: Tensor, plan: Plan) -> list[tuple[int, int]]:
+    """Sizes of neighbouring kernels, and how many of these [n], ascending, have that size."""
+    counts: list[int] = _counts(kernels, plan.kernels.starts).tolist()
+    pairs = zip(plan.kernels.numels.tolist(), counts, strict=True)
+    by_size = groupby((pair for pair in pairs if pair[0] > 1), key=itemgetter(0))
+    return [(m, sum(n for _, n in each)) for m, each in by_size]
 
 
-def _facts(kernels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The parameter and the size [n] of each of these kernels [n]."""
-    owners = plan.kernels.owners(kernels)
-    return owners, plan.kernels.numels[owners]
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of several; mostly there is but one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _entries_within(owners: Tensor, sizes: Tensor, plan: Plan) -> Tensor:
-    """Entries of every parameter, [P] int64, where kernels have these owners and sizes [n]."""
-    counts = host.zeros(len(plan.bounds) - 1, dtype=torch.int64)
-    return counts.index_add_(0, owners, sizes)
+def _entries_within(kernels: Tensor, plan: Plan) -> Tensor:
+    """How many elements of these kernels [n], ascending, lie in every parameter: [P] int64."""
+    return _counts(kernels, plan.kernels.starts) * plan.kernels.numels
 
 
-def _counts_within(positions: Tensor, plan: Plan) -> Tensor:
-    """How many of the ascending positions [K] lie in every parameter, [P] int64."""
-    return torch.searchsorted(
-        positions, to_device_of(plan.bounds, positions).to(positions.dtype)
-    ).diff()
-
-
-def _used(owners: Tensor, plan: Plan) -> Tensor:
-    """Which parameters own some of the kernels: [P] bool."""
-    return torch.bincount(owners, minlength=len(plan.bounds) - 1) > 0
-
-
-def _ranges(begins: Tensor, sizes: Tensor) -> Tensor:
-    """``begin .. begin + size`` one after another: [sum of sizes] int64."""
-    ends = sizes.cumsum(0)
-    return host.arange(int(sizes.sum())) + (begins - ends + sizes).repeat_interleave(sizes)
+def _counts(numbers: Tensor, bounds: Tensor) -> Tensor:
+    """How many of some ascending numbers lie between each two bounds: [P] int64."""
+    return torch.searchsorted(numbers, bounds.to(numbers.dtype)).diff()

@@ -61,8 +61,8 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     number = host.zeros(len(rows), dtype=torch.int64)
     for part in rows.split(WORD_BITS, dim=1):
-        weights = 2 ** host.arange(part.shape[1]).flip(0)
-        words = (number << WORD_BITS) + (part * weights).sum(1)
+        weights = 2.0 ** host.arange(part.shape[1], dtype=torch.float64).flip(0)
+        words = (number << WORD_BITS) + (part.double() @ weights).long()  # exact
         number = words.unique(return_inverse=True)[1]
     distinct = rows.new_empty(int(number.max()) + 1, rows.shape[1])
     return distinct.index_copy_(0, number, rows), number

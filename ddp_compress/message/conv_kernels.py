@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ddp_compress.ops import host
-from ddp_compress.ops.devices import to_device_of
 
 CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -67,19 +66,12 @@ def convolutions(model: nn.Module) -> frozenset[int]:
 class ConvKernels:
     """The kernels of a message's P parameters, one parameter after another.
 
-    A *place* counts elements kernel after kernel, a *position* as they lie in memory; both begin
-    and end with the parameter. They differ where a weight is channels_last.
-
     Args:
         bounds: offsets of the parameters, [P + 1] int64.
         kernels: of every parameter; parameters that are no convolution's have kernels of 1.
 
     Example:
         >>> kernels = ConvKernels(torch.tensor([0, 8, 10]), [ConvKernel(4, 2), ConvKernel()])
-        >>> kernels.places(torch.tensor([1, 2, 9]))
-        tensor([4, 1, 9])
-        >>> kernels.gather(torch.arange(10))
-        tensor([0, 2, 4, 6, 1, 3, 5, 7, 8, 9])
         >>> kernels.starts
         tensor([0, 2, 2])
     """
@@ -91,6 +83,11 @@ class ConvKernels:
     def numels(self) -> Tensor:
         """Elements of a kernel, [P] int64."""
         return host.tensor([kernel.numel for kernel in self.kernels], dtype=torch.int64)
+
+    @cached_property
+    def strides(self) -> Tensor:
+        """How far apart these lie, [P] int64."""
+        return host.tensor([kernel.stride for kernel in self.kernels], dtype=torch.int64)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -107,57 +104,7 @@ class ConvKernels:
         """Offsets of the parameters among all kernels, [P + 1] int64."""
         return torch.nn.functional.pad(self.counts.cumsum(0), (1, 0))
 
-    def gather(self, flat: Tensor) -> Tensor:
-        """A flat tensor [N] by place."""
-        if all(kernel.stride == 1 for kernel in self.kernels):
-            return flat
-        parts = [
-            part.view(-1, numel, stride).transpose(1, 2).flatten() if stride > 1 else part
-            for part, (numel, stride) in zip(
-                flat.split(self.bounds.diff().tolist()), self.kernels, strict=True
-            )
-        ]
-        return torch.cat(parts)
-
-    def places(self, positions: Tensor) -> Tensor:
-        """The places [K] int64 of positions [K]."""
-        start, numel, stride = self._around(positions)
-        block, rest = _divide(positions.long() - start, numel * stride)
-        within, channel = _divide(rest, stride)
-        return start + (block * stride + channel) * numel + within
-
-    def positions(self, places: Tensor) -> Tensor:
-        """The positions [K] int64 of places [K]: `places` undone."""
-        start, numel, stride = self._around(places)
-        kernel, within = _divide(places.long() - start, numel)
-        block, channel = _divide(kernel, stride)
-        return start + (block * numel + within) * stride + channel
-
-    def first_places(self, kernels: Tensor) -> Tensor:
-        """The first place [n] int64 of each of these kernels [n], counted among all."""
-        owner = self.owners(kernels)
-        first = to_device_of(self.bounds[:-1], kernels)[owner]
-        number = kernels.long() - to_device_of(self.starts[:-1], kernels)[owner]
-        return first + number * to_device_of(self.numels, kernels)[owner]
-
-    def owners(self, kernels: Tensor) -> Tensor:
-        """The parameter [n] int64 of each of these kernels [n], counted among all."""
-        return (
-            torch.searchsorted(to_device_of(self.starts, kernels), kernels.long(), right=True) - 1
-        )
-
-    def _around(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the parameter that each position or place lies in: start, kernel size, stride."""
-        strides = host.tensor([kernel.stride for kernel in self.kernels], dtype=torch.int64)
-        owner = (
-            torch.searchsorted(to_device_of(self.bounds, positions), positions.long(), right=True)
-            - 1
-        )
-        tables = (self.bounds[:-1], self.numels, strides)
-        start, numel, stride = (to_device_of(table, positions)[owner] for table in tables)
-        return start, numel, stride
-
-
-def _divide(number: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-    quotient = number.div(by, rounding_mode="floor")
-    return quotient, number - quotient * by
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As the ops take them: bounds, and of the kernels sizes and strides."""
+        return self.bounds, self.numels, self.strides

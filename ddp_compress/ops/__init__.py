@@ -68,17 +68,31 @@ def _trimmed(twin: F, lists: int) -> F:
     return cast(F, op)
 
 
+def _on_host(twin: F) -> F:
+    """The same where only the CPU has a kernel: on a GPU the twin runs."""
+    kernel = _kernel_of(twin)
+
+    def op(values: Sequence[Tensor] | Tensor, *args: Any) -> Any:
+        first = values if isinstance(values, Tensor) else values[0]
+        return (twin if first.is_cuda else kernel)(values, *args)
+
+    return cast(F, op)
+
+
 accumulate = _kernel_of(reference.accumulate)
 elias_fano_encode = _kernel_of(reference.elias_fano_encode)
 entries_decode = _kernel_of(reference.entries_decode)
 golomb_encode = _kernel_of(reference.golomb_encode)
+join_kernels = _on_host(reference.join_kernels)
 largest = _kernel_of(reference.largest)
+largest_kernels = _on_host(reference.largest_kernels)
 rans_encode = _kernel_of(reference.rans_encode)  # on the host: a state runs through all symbols
 rans_decode = _kernel_of(reference.rans_decode)
 rotated_encode = _kernel_of(reference.rotated_encode)
 rotated_add = _kernel_of(reference.rotated_add)
 rotated_decode = _kernel_of(reference.rotated_decode)
 scatter_add = _kernel_of(reference.scatter_add)
+split_kernels = _kernel_of(reference.split_kernels)  # on the host: bodies are its work
 sign_encode = _kernel_of(reference.sign_encode)
 sign_add = _kernel_of(reference.sign_add)
 sign_decode = _kernel_of(reference.sign_decode)
@@ -89,8 +103,27 @@ topk = _trimmed(reference.topk, lists=2)
 elias_fano_decode = _trimmed(reference.elias_fano_decode, lists=1)
 tally = _trimmed(reference.tally, lists=2)
 
+_rank_kernels = _kernel_of(reference.rank_kernels)
 _segment_means = _kernel_of(reference.segment_means)
 _golomb_decode = _kernel_of(reference.golomb_decode)
+
+
+def rank_kernels(
+    values: Sequence[Tensor],
+    bounds: Tensor,
+    numels: Tensor,
+    strides: Tensor,
+    groups: Tensor,
+    ks: Tensor,
+    patterns: Sequence[Tensor],
+    prices: Tensor,
+    single_prices: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.rank_kernels`."""
+    given = values, bounds, numels, strides, groups, ks, patterns, prices, single_prices
+    if values[0].is_cuda:  # where only the last step has a kernel
+        return reference.rank_kernels(*given, topk=topk)
+    return _rank_kernels(*given)
 
 
 def segment_means(values: Tensor, counts: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from ddp_compress.ops.reference.elias_fano import elias_fano_encode as elias_fan
 from ddp_compress.ops.reference.entries import entries_decode as entries_decode
 from ddp_compress.ops.reference.golomb import golomb_decode as golomb_decode
 from ddp_compress.ops.reference.golomb import golomb_encode as golomb_encode
+from ddp_compress.ops.reference.kernel_lists import join_kernels as join_kernels
+from ddp_compress.ops.reference.kernel_lists import split_kernels as split_kernels
 from ddp_compress.ops.reference.random_words import block_salts as block_salts
 from ddp_compress.ops.reference.random_words import hashes as hashes
 from ddp_compress.ops.reference.random_words import random_words as random_words
@@ -25,3 +27,5 @@ from ddp_compress.ops.reference.signs import sign_add as sign_add
 from ddp_compress.ops.reference.signs import sign_decode as sign_decode
 from ddp_compress.ops.reference.signs import sign_encode as sign_encode
 from ddp_compress.ops.reference.topk import topk as topk
+from ddp_compress.ops.reference.whole_kernels import largest_kernels as largest_kernels
+from ddp_compress.ops.reference.whole_kernels import rank_kernels as rank_kernels
