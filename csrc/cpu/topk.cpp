@@ -43,7 +43,7 @@ Key<A> magnitude(A value) {
 
 // Below this a scan's candidates are cheaper than a sample.
 constexpr int64_t kSmall = 8192;
-constexpr int64_t kBlock = 2048;  // elements scanned between two looks at the threshold
+constexpr int64_t kBlock = 4096;  // elements scanned between two looks at the threshold
 constexpr int64_t kRun = 16;      // neighbours sampled together: one cache line of fp32
 
 // Positions and values, in ascending position: what a scan found in one block.
