@@ -5,7 +5,7 @@ gradient ─► memory + select ─► body (codec, quantize) ─► exchange �
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -108,6 +108,14 @@ class Quantize(Protocol):
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values [K] again, fp32; ValueError where the bytes do not fit the context."""
+
+
+@runtime_checkable
+class DecodesAll(Quantize, Protocol):
+    """A quantizer that decodes several ranks' bytes in less time than one after another."""
+
+    def decode_all(self, bodies: Sequence[Tensor], context: Context) -> Sequence[Tensor]:
+        """What `decode` gives for each of the bodies, of which there is at least one."""
 
 
 @runtime_checkable

@@ -75,11 +75,11 @@ inline bool is_decode_error(int64_t status) { return status >= -8 && status <= -
     std::abort();                                                                 \
   } while (false)
 
-extern const Target kAccumulate, kBallot, kEliasFano, kEntries, kGolomb, kHadamard, kRans,
+extern const Target kAccumulate, kBallot, kCells, kEliasFano, kEntries, kGolomb, kHadamard, kRans,
     kScatterAdd, kSegmentMeans, kSigns, kTopK, kUniform;
 
-inline const Target* const kTargets[] = {&kEliasFano,  &kEntries,    &kGolomb,       &kRans,
-                                         &kSigns,      &kUniform,    &kBallot,       &kTopK,
-                                         &kAccumulate, &kScatterAdd, &kSegmentMeans, &kHadamard};
+inline const Target* const kTargets[] = {
+    &kEliasFano, &kEntries, &kGolomb,     &kRans,       &kSigns,        &kUniform, &kBallot,
+    &kCells,     &kTopK,    &kAccumulate, &kScatterAdd, &kSegmentMeans, &kHadamard};
 
 }  // namespace ddp_compress::fuzz

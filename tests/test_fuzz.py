@@ -34,7 +34,7 @@ from tests.make import ROOT, make
 from tests.table import OPTIONS, RECIPES, Row
 
 DECODERS = ("elias_fano", "entries", "golomb", "rans", "signs", "uniform")
-KERNELS = ("ballot", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
+KERNELS = ("ballot", "cells", "topk", "accumulate", "scatter_add", "segment_means", "hadamard")
 
 
 def test_kernels_under_sanitizers():
