@@ -85,11 +85,9 @@ int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, 
                       int64_t limit, int32_t* indices, int64_t* found);
 
 // ballot.cpp
-struct Tally {
-  std::vector<int32_t> positions;  // ascending
-  std::vector<int32_t> votes;      // how many ballots hold each
-};
-Tally tally(std::vector<Tally> ballots);
+// The positions that any of the ballots holds, ascending, and how many hold each. Returns how many
+// positions there are; room for one more than all ballots' entries.
+int64_t tally(std::vector<std::span<const int32_t>> ballots, int32_t* positions, int32_t* votes);
 void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, const int64_t* bounds,
                const int64_t* salts, int64_t params, int64_t voters, bool random, int64_t* keys);
 // Ascending indices of the min(k, count) largest; of equals the first.

@@ -203,16 +203,18 @@ std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& b
 }
 
 std::tuple<Tensor, Tensor> tally_cpu(std::vector<Tensor> ballots) {
-  std::vector<Tally> single;  // at least one: the dispatcher refuses an empty list
+  std::vector<std::span<const int32_t>> lists;  // at least one: the dispatcher refuses none
+  int64_t room = 1;
   for (size_t i = 0; i < ballots.size(); ++i) {
     check(ballots[i], "ballots", ScalarType::Int);
-    const int32_t* p = read<int32_t>(ballots[i]);
-    const int64_t count = ballots[i].numel();
-    STD_TORCH_CHECK(ascending(p, count), "ballots[", i, "] must ascend strictly from 0 or more");
-    single.push_back({{p, p + count}, std::vector<int32_t>(static_cast<size_t>(count), 1)});
+    lists.emplace_back(read<int32_t>(ballots[i]), ballots[i].numel());
+    STD_TORCH_CHECK(ascending(lists[i].data(), std::ssize(lists[i])), "ballots[", i,
+                    "] must ascend strictly from 0 or more");
+    room += std::ssize(lists[i]);
   }
-  const Tally all = tally(std::move(single));
-  return {to_tensor(all.positions, ScalarType::Int), to_tensor(all.votes, ScalarType::Int)};
+  Tensor positions = empty_cpu(room, ScalarType::Int), votes = empty_cpu(room, ScalarType::Int);
+  const int64_t count = tally(std::move(lists), write<int32_t>(positions), write<int32_t>(votes));
+  return {torch::stable::narrow(positions, 0, 0, count), torch::stable::narrow(votes, 0, 0, count)};
 }
 
 Tensor vote_keys_cpu(const Tensor& positions, const Tensor& votes, const Tensor& bounds,
