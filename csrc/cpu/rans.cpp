@@ -117,12 +117,13 @@ struct Slots {
   std::array<uint8_t, kTotal> symbols;
 
   void fill(const Frequencies& frequencies) {
-    uint32_t slot = 0;
-    for (int s = 0; s < kMaxAlphabet; ++s)
-      for (uint32_t offset = 0; offset < frequencies[s]; ++offset, ++slot) {
-        slots[slot] = {static_cast<uint16_t>(frequencies[s]), static_cast<uint16_t>(offset)};
-        symbols[slot] = static_cast<uint8_t>(s);
-      }
+    size_t start = 0;
+    for (int s = 0; s < kMaxAlphabet; start += frequencies[s++]) {
+      const auto frequency = static_cast<uint16_t>(frequencies[s]);
+      std::fill_n(symbols.begin() + start, frequency, static_cast<uint8_t>(s));
+      for (uint16_t offset = 0; offset < frequency; ++offset)
+        slots[start + offset] = {frequency, offset};
+    }
   }
 };
 
@@ -162,14 +163,14 @@ DDP_COMPRESS_INLINE void keep(uint32_t& value) {
 
 DDP_COMPRESS_INLINE uint8_t step(const Slots& table, uint32_t& state, const uint8_t*& next) {
   const uint32_t slot = state % kTotal;
-  const auto [frequency, offset] = table.slots[slot];
+  const uint32_t frequency = table.slots[slot].frequency, offset = table.slots[slot].offset;
   const uint32_t product = frequency * (state >> kTotalBits);
   state = product + offset;
   if (frequency < kRare) [[unlikely]] {
     while (state < kLow) state = state << 8 | *next++;
   } else {
     // One byte or none: nothing foretells it, so both are worked out.
-    uint32_t longer = (product << 8) + (uint32_t{offset} << 8 | *next);
+    uint32_t longer = (product << 8) + (offset << 8 | *next);
     keep(longer);
     const bool drawn = state < kLow;
     state = drawn ? longer : state;
