@@ -75,6 +75,8 @@ class Bench:
         self.golomb = ops.golomb_encode(self.positions[0], self.bounds)
         self.symbols = torch.rand(self.k).pow(2).mul(17).byte()
         self.rans = ops.rans_encode(self.symbols, 17)
+        self.edges = torch.linspace(0.2, 2, 7, dtype=torch.float64)[None]
+        self.table = torch.randn(1, 17)
         self.signs = ops.sign_encode(self.grad, self.bounds, 4096)
         whole = numel // 9  # a convolution of 3 x 3, of kernels that have something in common
         self.conv = torch.randn(whole, 9).add_(torch.randn(whole, 1)).flatten()
@@ -233,7 +235,20 @@ class Bench:
                 lambda: ops.golomb_decode(self.golomb, self.bounds, self.k),
             ),
             "rans_encode": ("add", lambda: ops.rans_encode(self.symbols, 17)),
-            "rans_decode": ("add", lambda: ops.rans_decode(self.rans, self.k, 17)),
+            "rans_decode": ("add", lambda: ops.rans_decode([self.rans], self.k, 17)),
+            "rans_decode, W=4": (
+                "add",
+                lambda: ops.rans_decode([self.rans] * WORLD_SIZE, self.k, 17),
+            ),
+            "cell_numbers": (
+                "add",
+                lambda: ops.cell_numbers(self.values[0], self.ks, self.edges),
+            ),
+            "cell_means": (
+                "add",
+                lambda: ops.cell_means(self.values[0], self.symbols, self.ks, 17),
+            ),
+            "cell_values": ("add", lambda: ops.cell_values(self.table, self.symbols, self.ks)),
             "sign_encode": ("add", lambda: ops.sign_encode(self.grad, self.bounds, 4096)),
             "sign_decode": (
                 "zero",

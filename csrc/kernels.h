@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace ddp_compress {
@@ -82,16 +83,15 @@ void entries_decode(const uint8_t* data, int64_t size, Groups groups, int64_t nu
 // golomb.cpp
 std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const int64_t* bounds,
                                    int64_t params);
-// Appends to indices; returns the bytes read, or a negative DecodeError.
+// Room for `limit` indices, or one for every bit if these are fewer; how many were found. Returns
+// the bytes read, or a negative DecodeError.
 int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, int64_t params,
-                      int64_t limit, std::vector<int32_t>& indices);
+                      int64_t limit, int32_t* indices, int64_t* found);
 
 // ballot.cpp
-struct Tally {
-  std::vector<int32_t> positions;  // ascending
-  std::vector<int32_t> votes;      // how many ballots hold each
-};
-Tally tally(std::vector<Tally> ballots);
+// The positions that any of the ballots holds, ascending, and how many hold each. Returns how many
+// positions there are; room for one more than all ballots' entries.
+int64_t tally(std::vector<std::span<const int32_t>> ballots, int32_t* positions, int32_t* votes);
 void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, const int64_t* bounds,
                const int64_t* salts, int64_t params, int64_t voters, bool random, int64_t* keys);
 // Ascending indices of the min(k, count) largest; of equals the first.
@@ -160,9 +160,22 @@ void join_kernels(const std::vector<KernelList<A>>& lists, const Entries<A>& sin
 
 // rans.cpp
 std::vector<uint8_t> rans_encode(const uint8_t* symbols, int64_t count, int alphabet);
-// Returns the bytes read, or a negative DecodeError.
-int64_t rans_decode(const uint8_t* data, int64_t size, int64_t count, int alphabet,
-                    uint8_t* symbols);
+// Several messages of `count` symbols each. status: the bytes read, or a negative DecodeError, and
+// then the message's symbols have no meaning.
+void rans_decode(const std::vector<std::span<const uint8_t>>& messages, int64_t count, int alphabet,
+                 uint8_t* symbols, int64_t* status);
+
+// cells.cpp: values come group after group, `counts` of them; a group has `width` cells.
+constexpr int kMostCells = 65;  // two signs of 32 levels, and zero
+// `edge_count` edges of every group, which is less than 32.
+template <typename A>
+void cell_numbers(const A* values, const int64_t* counts, int64_t groups, const double* edges,
+                  int64_t edge_count, uint8_t* cells);
+template <typename A>
+void cell_means(const A* values, const uint8_t* cells, const int64_t* counts, int64_t groups,
+                int width, float* means);
+void cell_values(const float* table, const uint8_t* cells, const int64_t* counts, int64_t groups,
+                 int width, float* values);
 
 // signs.cpp
 template <typename A>

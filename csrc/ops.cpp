@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -72,23 +73,36 @@ TopKResult topk_cpu(std::vector<Tensor> grads, std::vector<Tensor> residuals,
           finite, counts, means};
 }
 
-Tensor segment_means_cpu(const Tensor& values, const Tensor& counts) {
+// Of `numel` values that come segment after segment.
+void check_counts(const Tensor& counts, int64_t numel) {
   check(counts, "counts", ScalarType::Long);
-  check(values, "values", values.scalar_type());
   const int64_t* c = read<int64_t>(counts);
   int64_t total = 0;
   for (int64_t i = 0; i < counts.numel(); ++i) {
     STD_TORCH_CHECK(c[i] >= 0, "counts must not be negative");
     total += c[i];
   }
-  STD_TORCH_CHECK(total == values.numel(), "counts sum to ", total, ", expected ", values.numel());
-  Tensor means = empty_cpu(counts.numel(), ScalarType::Float);
+  STD_TORCH_CHECK(total == numel, "counts sum to ", total, ", expected ", numel);
+}
+
+// Calls `use` with a float or a double, as the values are.
+template <typename Use>
+void dispatch_wide(const Tensor& values, Use use) {
   if (values.scalar_type() == ScalarType::Double) {
-    segment_means(read<double>(values), c, counts.numel(), write<float>(means));
+    check(values, "values", ScalarType::Double);
+    use(double{});
   } else {
     check(values, "values", ScalarType::Float);
-    segment_means(read<float>(values), c, counts.numel(), write<float>(means));
+    use(float{});
   }
+}
+
+Tensor segment_means_cpu(const Tensor& values, const Tensor& counts) {
+  check_counts(counts, values.numel());
+  Tensor means = empty_cpu(counts.numel(), ScalarType::Float);
+  dispatch_wide(values, [&]<typename A>(A) {
+    segment_means(read<A>(values), read<int64_t>(counts), counts.numel(), write<float>(means));
+  });
   return means;
 }
 
@@ -180,24 +194,28 @@ std::tuple<Tensor, Tensor> golomb_decode_cpu(const Tensor& data, const Tensor& b
   check(data, "data", ScalarType::Byte);
   check_positions_of(bounds);
   STD_TORCH_CHECK(limit >= 0, "limit must be 0 or more, got ", limit);
-  std::vector<int32_t> indices;
+  // A position takes a bit at least.
+  Tensor indices = empty_cpu(std::min(limit, 8 * data.numel()), ScalarType::Int);
+  int64_t found = 0;
   const int64_t status = golomb_decode(read<uint8_t>(data), data.numel(), read<int64_t>(bounds),
-                                       bounds.numel() - 1, limit, indices);
-  if (status < 0) indices.clear();
-  return {to_tensor(indices, ScalarType::Int), scalar<int64_t>(status, ScalarType::Long)};
+                                       bounds.numel() - 1, limit, write<int32_t>(indices), &found);
+  return {torch::stable::narrow(indices, 0, 0, status < 0 ? 0 : found),
+          scalar<int64_t>(status, ScalarType::Long)};
 }
 
 std::tuple<Tensor, Tensor> tally_cpu(std::vector<Tensor> ballots) {
-  std::vector<Tally> single;  // at least one: the dispatcher refuses an empty list
+  std::vector<std::span<const int32_t>> lists;  // at least one: the dispatcher refuses none
+  int64_t room = 1;
   for (size_t i = 0; i < ballots.size(); ++i) {
     check(ballots[i], "ballots", ScalarType::Int);
-    const int32_t* p = read<int32_t>(ballots[i]);
-    const int64_t count = ballots[i].numel();
-    STD_TORCH_CHECK(ascending(p, count), "ballots[", i, "] must ascend strictly from 0 or more");
-    single.push_back({{p, p + count}, std::vector<int32_t>(static_cast<size_t>(count), 1)});
+    lists.emplace_back(read<int32_t>(ballots[i]), ballots[i].numel());
+    STD_TORCH_CHECK(ascending(lists[i].data(), std::ssize(lists[i])), "ballots[", i,
+                    "] must ascend strictly from 0 or more");
+    room += std::ssize(lists[i]);
   }
-  const Tally all = tally(std::move(single));
-  return {to_tensor(all.positions, ScalarType::Int), to_tensor(all.votes, ScalarType::Int)};
+  Tensor positions = empty_cpu(room, ScalarType::Int), votes = empty_cpu(room, ScalarType::Int);
+  const int64_t count = tally(std::move(lists), write<int32_t>(positions), write<int32_t>(votes));
+  return {torch::stable::narrow(positions, 0, 0, count), torch::stable::narrow(votes, 0, 0, count)};
 }
 
 Tensor vote_keys_cpu(const Tensor& positions, const Tensor& votes, const Tensor& bounds,
@@ -432,6 +450,15 @@ std::tuple<Tensor, Tensor> join_kernels_cpu(std::vector<Tensor> kernels,
   return {indices, values};
 }
 
+// 0 of none. Without a call in the loop: this runs over every rank's symbols.
+int64_t largest_of(const Tensor& bytes) {
+  const uint8_t* b = read<uint8_t>(bytes);
+  const int64_t count = bytes.numel();
+  uint8_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, b[i]);
+  return largest;
+}
+
 void check_alphabet(int64_t alphabet) {
   STD_TORCH_CHECK(alphabet >= 2 && alphabet <= 65, "alphabet must lie within [2, 65], got ",
                   alphabet);
@@ -440,23 +467,82 @@ void check_alphabet(int64_t alphabet) {
 Tensor rans_encode_cpu(const Tensor& symbols, int64_t alphabet) {
   check(symbols, "symbols", ScalarType::Byte);
   check_alphabet(alphabet);
-  const uint8_t* s = read<uint8_t>(symbols);
-  uint8_t largest = 0;
-  for (int64_t i = 0; i < symbols.numel(); ++i) largest = std::max(largest, s[i]);
+  const int64_t largest = largest_of(symbols);
   STD_TORCH_CHECK(largest < alphabet, "symbols must lie below the alphabet, ", alphabet, ", got ",
-                  static_cast<int>(largest));
-  return to_tensor(rans_encode(s, symbols.numel(), static_cast<int>(alphabet)), ScalarType::Byte);
+                  largest);
+  return to_tensor(rans_encode(read<uint8_t>(symbols), symbols.numel(), static_cast<int>(alphabet)),
+                   ScalarType::Byte);
 }
 
-std::tuple<Tensor, Tensor> rans_decode_cpu(const Tensor& data, int64_t count, int64_t alphabet) {
-  check(data, "data", ScalarType::Byte);
+std::tuple<Tensor, Tensor> rans_decode_cpu(std::vector<Tensor> messages, int64_t count,
+                                           int64_t alphabet) {
   check_alphabet(alphabet);
   STD_TORCH_CHECK(count >= 0, "count must be 0 or more, got ", count);
-  Tensor symbols = empty_cpu(count, ScalarType::Byte);
-  const int64_t status = rans_decode(read<uint8_t>(data), data.numel(), count,
-                                     static_cast<int>(alphabet), write<uint8_t>(symbols));
-  if (status < 0) symbols = empty_cpu(0, ScalarType::Byte);
-  return {symbols, scalar<int64_t>(status, ScalarType::Long)};
+  std::vector<std::span<const uint8_t>> bytes;
+  for (const Tensor& message : messages) {
+    check(message, "messages", ScalarType::Byte);
+    bytes.emplace_back(read<uint8_t>(message), message.numel());
+  }
+  const int64_t ranks = std::ssize(bytes);
+  Tensor symbols = empty_rows(ranks, count, ScalarType::Byte);
+  Tensor status = empty_cpu(ranks, ScalarType::Long);
+  uint8_t* const rows = write<uint8_t>(symbols);
+  int64_t* const s = write<int64_t>(status);
+  rans_decode(bytes, count, static_cast<int>(alphabet), rows, s);
+  for (int64_t r = 0; r < ranks; ++r)
+    if (s[r] < 0) std::fill_n(rows + r * count, count, uint8_t{0});
+  return {symbols, status};
+}
+
+Tensor cell_numbers_cpu(const Tensor& values, const Tensor& counts, const Tensor& edges) {
+  check_counts(counts, values.numel());
+  check(edges, "edges", ScalarType::Double);
+  const int64_t groups = counts.numel();
+  STD_TORCH_CHECK(edges.dim() == 2 && edges.size(0) == groups, "edges must have a row for each of ",
+                  groups, " groups");
+  const int64_t edge_count = edges.size(1);
+  STD_TORCH_CHECK(2 * (edge_count + 1) < kMostCells, "edges has ", edge_count,
+                  " columns, expected up to 31");
+  Tensor cells = empty_cpu(values.numel(), ScalarType::Byte);
+  dispatch_wide(values, [&]<typename A>(A) {
+    cell_numbers(read<A>(values), read<int64_t>(counts), groups, read<double>(edges), edge_count,
+                 write<uint8_t>(cells));
+  });
+  return cells;
+}
+
+void check_cells(const Tensor& cells, const Tensor& counts, int64_t width) {
+  check(cells, "cells", ScalarType::Byte);
+  check_counts(counts, cells.numel());
+  const int64_t largest = largest_of(cells);
+  STD_TORCH_CHECK(cells.numel() == 0 || largest < width, "cells must lie below the width, ", width,
+                  ", got ", largest);
+}
+
+Tensor cell_means_cpu(const Tensor& values, const Tensor& cells, const Tensor& counts,
+                      int64_t width) {
+  STD_TORCH_CHECK(width >= 1 && width <= kMostCells, "width must lie within [1, ", kMostCells,
+                  "], got ", width);
+  check_cells(cells, counts, width);
+  STD_TORCH_CHECK(values.numel() == cells.numel(), "values has ", values.numel(),
+                  " elements, expected one for each of ", cells.numel(), " cells");
+  Tensor means = empty_rows(counts.numel(), width, ScalarType::Float);
+  dispatch_wide(values, [&]<typename A>(A) {
+    cell_means(read<A>(values), read<uint8_t>(cells), read<int64_t>(counts), counts.numel(),
+               static_cast<int>(width), write<float>(means));
+  });
+  return means;
+}
+
+Tensor cell_values_cpu(const Tensor& table, const Tensor& cells, const Tensor& counts) {
+  check(table, "table", ScalarType::Float);
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == counts.numel(),
+                  "table must have a row for each of ", counts.numel(), " groups");
+  check_cells(cells, counts, table.size(1));
+  Tensor values = empty_cpu(cells.numel(), ScalarType::Float);
+  cell_values(read<float>(table), read<uint8_t>(cells), read<int64_t>(counts), counts.numel(),
+              static_cast<int>(table.size(1)), write<float>(values));
+  return values;
 }
 
 std::tuple<Tensor, Tensor> sign_encode_cpu(const Tensor& values, const Tensor& bounds,
@@ -467,16 +553,10 @@ std::tuple<Tensor, Tensor> sign_encode_cpu(const Tensor& values, const Tensor& b
                   " elements, expected the last of bounds, ", sizes.numel);
   Tensor bits = empty_cpu(sizes.bits, ScalarType::Byte);
   Tensor scales = empty_cpu(sizes.scales, ScalarType::Float);
-  const auto encode = [&]<typename A>(A) {
+  dispatch_wide(values, [&]<typename A>(A) {
     sign_encode(read<A>(values), read<int64_t>(bounds), bounds.numel() - 1, block,
                 write<uint8_t>(bits), write<float>(scales));
-  };
-  if (values.scalar_type() == ScalarType::Double) {
-    encode(double{});
-  } else {
-    check(values, "values", ScalarType::Float);
-    encode(float{});
-  }
+  });
   return {bits, scales};
 }
 
@@ -566,6 +646,9 @@ STABLE_TORCH_LIBRARY_IMPL(ddp_compress, CPU, m) {
   m.impl("join_kernels", TORCH_BOX(&join_kernels_cpu));
   m.impl("rans_encode", TORCH_BOX(&rans_encode_cpu));
   m.impl("rans_decode", TORCH_BOX(&rans_decode_cpu));
+  m.impl("cell_numbers", TORCH_BOX(&cell_numbers_cpu));
+  m.impl("cell_means", TORCH_BOX(&cell_means_cpu));
+  m.impl("cell_values", TORCH_BOX(&cell_values_cpu));
   m.impl("sign_encode", TORCH_BOX(&sign_encode_cpu));
   m.impl("sign_decode", TORCH_BOX(&sign_decode_cpu));
   m.impl("sign_add", TORCH_BOX(&sign_add_cpu));

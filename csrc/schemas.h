@@ -45,7 +45,10 @@ void define_ops(Library& m) {
       "join_kernels(Tensor[] kernels, Tensor[] of_kernels, Tensor singles, Tensor of_singles, "
       "Tensor bounds, Tensor numels, Tensor strides) -> (Tensor, Tensor)");
   m.def("rans_encode(Tensor symbols, int alphabet) -> Tensor");
-  m.def("rans_decode(Tensor data, int count, int alphabet) -> (Tensor, Tensor)");
+  m.def("rans_decode(Tensor[] messages, int count, int alphabet) -> (Tensor, Tensor)");
+  m.def("cell_numbers(Tensor values, Tensor counts, Tensor edges) -> Tensor");
+  m.def("cell_means(Tensor values, Tensor cells, Tensor counts, int width) -> Tensor");
+  m.def("cell_values(Tensor table, Tensor cells, Tensor counts) -> Tensor");
   m.def("sign_encode(Tensor values, Tensor bounds, int block) -> (Tensor, Tensor)");
   m.def("sign_decode(Tensor bits, Tensor scales, Tensor bounds, int block) -> Tensor");
   m.def(

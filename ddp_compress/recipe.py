@@ -132,6 +132,14 @@ class QuantizeRuns(Quantize, Protocol):
 
 
 @runtime_checkable
+class DecodesAll(Quantize, Protocol):
+    """A quantizer that decodes several ranks' bytes in less time than one after another."""
+
+    def decode_all(self, bodies: Sequence[Tensor], context: Context) -> Sequence[Tensor]:
+        """What `decode` gives for each of the bodies, of which there is at least one."""
+
+
+@runtime_checkable
 class Codec(Protocol):
     """Positions on the wire."""
 

@@ -25,10 +25,14 @@ struct Decoded {
 };
 
 std::optional<Decoded> decode(const Bytes& message, const Shape& shape) {
-  Decoded found;
+  const int64_t room = std::min(shape.limit, 8 * std::ssize(message));
+  Decoded found{std::vector<int32_t>(static_cast<size_t>(room)), 0};
+  int64_t count = 0;
   found.used = golomb_decode(message.data(), std::ssize(message), shape.bounds.data(),
-                             shape.params(), shape.limit, found.indices);
+                             shape.params(), shape.limit, found.indices.data(), &count);
   if (is_decode_error(found.used)) return {};
+  EXPECT(count >= 0 && count <= room);
+  found.indices.resize(static_cast<size_t>(count));
   EXPECT(found.used >= 0 && found.used <= std::ssize(message));
   return found;
 }

@@ -22,13 +22,18 @@ struct Decoded {
   int64_t used;
 };
 
+// Beside its first half, which is another message.
 std::optional<Decoded> decode(const Bytes& message, Shape shape) {
-  Decoded found{Bytes(static_cast<size_t>(shape.count)), 0};
-  found.used = rans_decode(message.data(), std::ssize(message), shape.count, shape.alphabet,
-                           found.symbols.data());
-  if (is_decode_error(found.used)) return {};
-  EXPECT(found.used >= 0 && found.used <= std::ssize(message));
-  return found;
+  const Bytes half(message.begin(), message.begin() + std::ssize(message) / 2);
+  Bytes symbols(static_cast<size_t>(3 * shape.count));
+  int64_t used[3];
+  rans_decode({message, half, message}, shape.count, shape.alphabet, symbols.data(), used);
+  EXPECT(used[0] == used[2]);
+  if (is_decode_error(used[0])) return {};
+  EXPECT(used[0] >= 0 && used[0] <= std::ssize(message));
+  const auto end = symbols.begin() + shape.count;
+  EXPECT(std::equal(symbols.begin(), end, end + shape.count));
+  return Decoded{{symbols.begin(), end}, used[0]};
 }
 
 // Encodes, and sees that all comes back.

@@ -75,11 +75,12 @@ inline bool is_decode_error(int64_t status) { return status >= -8 && status <= -
     std::abort();                                                                 \
   } while (false)
 
-extern const Target kAccumulate, kBallot, kEliasFano, kEntries, kGolomb, kKernelLists, kRans,
-    kRotated, kScatterAdd, kSegmentMeans, kSigns, kTopK, kWholeKernels;
+extern const Target kAccumulate, kBallot, kCells, kEliasFano, kEntries, kGolomb, kKernelLists,
+    kRans, kRotated, kScatterAdd, kSegmentMeans, kSigns, kTopK, kWholeKernels;
 
-inline const Target* const kTargets[] = {
-    &kEliasFano, &kEntries,    &kGolomb,     &kRans,         &kRotated,     &kSigns,       &kBallot,
-    &kTopK,      &kAccumulate, &kScatterAdd, &kSegmentMeans, &kKernelLists, &kWholeKernels};
+inline const Target* const kTargets[] = {&kEliasFano,   &kEntries,     &kGolomb,     &kRans,
+                                         &kCells,       &kRotated,     &kSigns,      &kBallot,
+                                         &kTopK,        &kAccumulate,  &kScatterAdd, &kSegmentMeans,
+                                         &kKernelLists, &kWholeKernels};
 
 }  // namespace ddp_compress::fuzz

@@ -38,7 +38,7 @@ from tests.table import OPTIONS, RECIPES, Row
 DECODERS = ("elias_fano", "entries", "golomb", "rans", "rotated", "signs")
 KERNELS = (
     *("ballot", "topk", "accumulate", "scatter_add", "segment_means"),
-    *("kernel_lists", "whole_kernels"),
+    *("cells", "kernel_lists", "whole_kernels"),
 )
 
 

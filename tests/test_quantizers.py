@@ -9,6 +9,7 @@ from torch import Tensor
 from ddp_compress import ops
 from ddp_compress.message.context import Context
 from ddp_compress.quantize import Fractional, Levels, Means, Signs, Values
+from ddp_compress.recipe import DecodesAll
 
 QUANTIZERS = [
     Values(),
@@ -116,6 +117,24 @@ def test_altered_bytes_arrive_finite_or_are_refused(quantizer, data):
     else:
         assert found.isfinite().all()
         assert len(found) == len(values)
+
+
+@pytest.mark.parametrize(
+    "quantizer", [each for each in QUANTIZERS if isinstance(each, DecodesAll)], ids=repr
+)
+@pytest.mark.parametrize("guessed", [False, True])
+def test_several_ranks_are_decoded_like_each_alone(quantizer, guessed):
+    counts = torch.tensor([700, 0, 300])
+    guess = random_guess(random_values(1000)) if guessed else None
+    context = Context(counts, guess=guess)
+    ranks = [random_values(1000) * scale for scale in (1.0, -3.0, 0.0, 1e-3, 7.0)]
+    bodies = [quantizer.encode(values, context) for values in ranks]
+    found = quantizer.decode_all(bodies, context)
+    for body, values in zip(bodies, found, strict=True):
+        assert torch.equal(values, quantizer.decode(body, context))
+    bodies[3] = bodies[3][:-1]
+    with pytest.raises(ValueError, match="bytes"):
+        quantizer.decode_all(bodies, context)
 
 
 @every_quantizer

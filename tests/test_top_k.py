@@ -1,4 +1,4 @@
-"""How `TopK` breaks ties."""
+"""How `TopK` breaks ties, and the sums that it leaves."""
 
 import pytest
 import torch
@@ -43,3 +43,25 @@ def test_with_a_seed_they_differ_by_step_and_by_seed(kind):
 def test_ranks_and_layouts_break_ties_alike():
     """DDP rebuilds its buckets in another order; the choice stays."""
     assert chosen(TopK(0.1, "model", 7), 5, "abc") == chosen(TopK(0.1, "model", 7), 5, "cab")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_accumulated_gradient_is_the_same_from_the_sums_that_it_leaves(dtype):
+    memory_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    layouts = tuple(Layout((name,), (size,)) for name, size in SIZES.items())
+    torch.manual_seed(0)
+    chunks = [
+        Chunk(
+            torch.randn(x.numel).to(dtype),
+            x,
+            Arena({"residual": torch.randn(x.numel, dtype=memory_dtype)}),
+        )
+        for x in layouts
+    ]
+    message = Message(chunks, Plan(layouts, "model", 0.1, min_numel=250), 0, Residual())
+    positions = torch.arange(0, 1000, 7).int()
+    look = [lambda: message.values_at(positions), message.uncompressed, message.accumulated]
+    before = [each() for each in look]
+    TopK(0.1, "model")(message)
+    assert all(chunk.sums is not None for chunk in chunks)
+    assert all(map(torch.equal, [each() for each in look], before))

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <utility>
 
 #include "../kernels.h"
@@ -8,44 +10,64 @@
 namespace ddp_compress {
 namespace {
 
-// Positions of either side, each with the votes of both.
-Tally merge(const Tally& left, const Tally& right) {
-  const size_t lefts = left.positions.size(), rights = right.positions.size();
-  Tally both{std::vector<int32_t>(lefts + rights), std::vector<int32_t>(lefts + rights)};
-  size_t i = 0, j = 0, count = 0;
-  // No branch on which comes first: nothing foretells it.
-  while (i < lefts && j < rights) {
-    const int32_t a = left.positions[i], b = right.positions[j];
-    const int32_t from_left = a <= b, from_right = b <= a;
-    both.positions[count] = std::min(a, b);
-    both.votes[count++] = (-from_left & left.votes[i]) + (-from_right & right.votes[j]);
-    i += static_cast<size_t>(from_left);
-    j += static_cast<size_t>(from_right);
+constexpr int kWord = 64;
+constexpr int64_t kWindow = kWord * kWord;  // positions; their counters stay in the nearest cache
+
+// The votes for the positions of a window: a counter for each, a bit where it is not zero, and a
+// bit where a word of these is not.
+struct Counters {
+  std::array<int32_t, kWindow> votes{};
+  std::array<uint64_t, kWord> voted{};
+  uint64_t words = 0;
+
+  // Returns how many of a ballot's positions, from its first on, are in the window.
+  size_t add(std::span<const int32_t> ballot, int64_t start) {
+    uint64_t here = 0;
+    size_t next = 0;
+    for (; next < ballot.size() && ballot[next] < start + kWindow; ++next) {
+      const int64_t place = ballot[next] - start;
+      ++votes[place];
+      voted[place / kWord] |= uint64_t{1} << (place % kWord);
+      here |= uint64_t{1} << (place / kWord);
+    }
+    words |= here;
+    return next;
   }
-  const auto append = [&](const Tally& rest, size_t from) {
-    std::copy(rest.positions.begin() + from, rest.positions.end(), both.positions.begin() + count);
-    std::copy(rest.votes.begin() + from, rest.votes.end(), both.votes.begin() + count);
-    count += rest.positions.size() - from;
-  };
-  append(left, i);
-  append(right, j);
-  both.positions.resize(count);
-  both.votes.resize(count);
-  return both;
-}
+
+  // Appends what was voted for to `count` positions and zeroes it. May write one slot beyond them.
+  int64_t take(int64_t start, int32_t* positions, int32_t* found, int64_t count) {
+    for (; words != 0; words &= words - 1) {
+      const int word = std::countr_zero(words);
+      // Several at once, though there may be fewer: nothing foretells how many there are. Where
+      // none is left, the last place is taken again, which nobody needs any more.
+      for (uint64_t bits = std::exchange(voted[word], 0); bits != 0;) {
+        for (int i = 0; i < 4; ++i) {
+          const int place = kWord * word + std::countr_zero(bits | uint64_t{1} << (kWord - 1));
+          positions[count] = static_cast<int32_t>(start + place);
+          found[count] = std::exchange(votes[place], 0);
+          count += bits != 0;
+          bits &= bits - 1;
+        }
+      }
+    }
+    return count;
+  }
+};
 
 }  // namespace
 
-// Merges neighbours until one is left, so that every vote is moved log2(ballots) times.
-Tally tally(std::vector<Tally> ballots) {
-  while (ballots.size() > 1) {
-    std::vector<Tally> merged;
-    for (size_t i = 0; i + 1 < ballots.size(); i += 2)
-      merged.push_back(merge(ballots[i], ballots[i + 1]));
-    if (ballots.size() % 2) merged.push_back(std::move(ballots.back()));
-    ballots = std::move(merged);
+// Counts window after window; the next starts at the first position that any ballot still holds.
+int64_t tally(std::vector<std::span<const int32_t>> ballots, int32_t* positions, int32_t* votes) {
+  Counters counters;
+  int64_t count = 0;
+  for (;;) {
+    int64_t start = INT64_MAX;
+    for (const auto& ballot : ballots)
+      if (!ballot.empty()) start = std::min<int64_t>(start, ballot.front());
+    if (start == INT64_MAX) return count;
+    for (auto& ballot : ballots) ballot = ballot.subspan(counters.add(ballot, start));
+    count = counters.take(start, positions, votes, count);
   }
-  return std::move(ballots[0]);
 }
 
 void vote_keys(const int32_t* positions, const int32_t* votes, int64_t count, const int64_t* bounds,
@@ -70,9 +92,11 @@ void largest(const int64_t* keys, int64_t count, int64_t k, int64_t* indices) {
   const int64_t kth = kth_largest(keys, count, k);
   int64_t ties = k;
   for (int64_t i = 0; i < count; ++i) ties -= keys[i] > kth;
-  for (int64_t i = 0; i < count; ++i) {
+  // No branch on what is taken: nothing foretells it.
+  for (int64_t i = 0, taken = 0; taken < k; ++i) {
     const bool tie = keys[i] == kth;
-    if (keys[i] > kth || (tie && ties > 0)) *indices++ = i;
+    indices[taken] = i;
+    taken += (keys[i] > kth) | (tie & (ties > 0));
     ties -= tie;
   }
 }

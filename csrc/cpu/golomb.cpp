@@ -89,22 +89,30 @@ void write(const Section& section, BitWriter& writer) {
 int64_t read(BitReader& in, int b, int64_t count, int64_t first, int64_t numel, int32_t* indices) {
   const uint64_t mask = low_mask(b);
   int64_t position = -1;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t word = in.peek();
-    int64_t ones = std::countr_one(word);
-    int64_t low;
-    if (ones + 1 + b <= BitReader::kPeek) {
-      low = static_cast<int64_t>(word >> (ones + 1) & mask);
-      in.skip(ones + 1 + b);
-    } else {
-      ones = in.take_unary();
-      low = static_cast<int64_t>(in.take(b));
+  for (int64_t i = 0; i < count;) {
+    // All codes that end in a word, which has zeros behind the bytes' end.
+    uint64_t word = in.peek();
+    int used = 0;
+    for (; i < count; ++i) {
+      const int ones = std::countr_one(word), length = ones + 1 + b;
+      if (used + length > BitReader::kPeek) break;
+      used += length;
+      position += 1 + static_cast<int64_t>(uint64_t(ones) << b | (word >> (ones + 1) & mask));
+      if (position >= numel) return in.left() < used ? kTruncated : kOutOfRange;
+      indices[i] = static_cast<int32_t>(first + position);
+      word >>= length;
     }
+    in.skip(used);
+    if (in.left() < 0) return kTruncated;
+    if (used > 0) continue;
+
+    const int64_t ones = in.take_unary();
+    const auto low = static_cast<int64_t>(in.take(b));
     if (in.left() < 0) return kTruncated;
     if (ones > numel >> b) return kOutOfRange;  // first, so that the shift below cannot overflow
     position += 1 + (ones << b | low);
     if (position >= numel) return kOutOfRange;
-    indices[i] = static_cast<int32_t>(first + position);
+    indices[i++] = static_cast<int32_t>(first + position);
   }
   return 0;
 }
@@ -134,22 +142,22 @@ std::vector<uint8_t> golomb_encode(const int32_t* indices, int64_t count, const 
 // For each parameter: is there a count, may it be that large, can its codes fit into the bytes
 // left; then each code must end, and end inside its parameter. reference/golomb.py does the same.
 int64_t golomb_decode(const uint8_t* data, int64_t size, const int64_t* bounds, int64_t params,
-                      int64_t limit, std::vector<int32_t>& indices) {
+                      int64_t limit, int32_t* indices, int64_t* found) {
   BitReader in(data, size);
+  *found = 0;
   for (int64_t p = 0; p < params; ++p) {
     const int64_t numel = bounds[p + 1] - bounds[p];
     if (numel == 0) continue;
     const int64_t count = static_cast<int64_t>(in.take(count_bits(numel)));
     if (in.left() < 0) return kTruncated;
-    const int64_t found = static_cast<int64_t>(indices.size());
-    if (count > numel || found + count > limit) return kTooMany;
+    if (count > numel || *found + count > limit) return kTooMany;
     if (count == 0) continue;
 
     const int b = static_cast<int>(in.take(kParameterBits));
     if (in.left() < count * (b + 1)) return kTruncated;
-    indices.resize(static_cast<size_t>(found + count));
-    const int64_t error = read(in, b, count, bounds[p], numel, indices.data() + found);
+    const int64_t error = read(in, b, count, bounds[p], numel, indices + *found);
     if (error != 0) return error;
+    *found += count;
   }
   const int64_t bytes = bytes_for(in.position());
   if (in.take(static_cast<int>(8 * bytes - in.position())) != 0) return kDirtyPadding;

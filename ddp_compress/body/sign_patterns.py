@@ -81,6 +81,6 @@ def decode_patterns(data: Tensor, n: int, m: int) -> tuple[Tensor, int]:
         raise ValueError(f"patterns: got {len(data)} bytes, expected at least {end} for patterns")
     if bits[count * m :].any():
         raise ValueError("patterns: an unused bit is set; expected only zeros there")
-    symbols, used = read_symbols("patterns", data[end:], n, 2 * count)
+    (symbols,), (used,) = read_symbols("patterns", [data[end:]], n, 2 * count)
     patterns = bits[: count * m].view(count, m).bool()
     return patterns[symbols.long() // 2] ^ (symbols % 2).bool()[:, None], end + used

@@ -150,7 +150,7 @@ class _Gathered(_Poll):
             with named(f"rank {rank}: ballot"):
                 check_counts(votes, self.plan)
         positions, keys = self.keys(ballots, self.plan.bounds, self.salts)
-        return positions[ops.largest(keys, self.plan.k)]
+        return positions.index_select(0, ops.largest(keys, self.plan.k))
 
 
 class _Sharded(_Poll):

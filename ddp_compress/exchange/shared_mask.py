@@ -20,7 +20,7 @@ from ddp_compress.message.message import Message
 from ddp_compress.message.random_key import RandomKey
 from ddp_compress.ops.devices import to_device
 from ddp_compress.quantize import Levels
-from ddp_compress.recipe import Quantize, Recipe, Tensors
+from ddp_compress.recipe import DecodesAll, Quantize, Recipe, Tensors
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.phases import Phases
 
@@ -163,7 +163,7 @@ class _MaskedValues:
         bodies = yield from channel.share(self._encoded)
         assert bodies is not None, "all was finite when the mask was agreed on"
         channel.stats.value_bits += 8 * len(bodies[channel.rank])
-        received = [self._decoded(body) for body in bodies]
+        received = self._decoded(bodies)
         return received[channel.rank], received, 1.0 / channel.world_size
 
     def _reduce(self) -> Phases[tuple[Tensor, list[Tensor], float]]:
@@ -174,7 +174,7 @@ class _MaskedValues:
         """
         k, dtype, length = self._message.plan.k, self._quantize.sum_dtype, len(self._mask)
         sent, mean = yield from self._channel.mean(
-            lambda: pad(self._decoded(self._encoded()), (0, k - length)), k, dtype
+            lambda: pad(self._decoded([self._encoded()])[0], (0, k - length)), k, dtype
         )
         self._channel.stats.value_bits += 8 * k * dtype.itemsize
         sent, mean = (self._on_device(each[:length]) for each in (sent, mean))
@@ -184,8 +184,13 @@ class _MaskedValues:
         message = self._message
         return self._quantize.encode(message.clamped(message.values_at(self._mask)), self._context)
 
-    def _decoded(self, body: Tensor) -> Tensor:
-        return self._on_device(self._quantize.decode(body, self._context))
+    def _decoded(self, bodies: list[Tensor]) -> list[Tensor]:
+        quantize, context = self._quantize, self._context
+        if isinstance(quantize, DecodesAll):
+            values = quantize.decode_all(bodies, context)
+        else:
+            values = [quantize.decode(body, context) for body in bodies]
+        return [self._on_device(each) for each in values]
 
     def _on_device(self, values: Tensor) -> Tensor:
         message = self._message

@@ -102,11 +102,13 @@ class Message:
 
     def _accumulated(self, chunk: Chunk, here: Tensor | slice = slice(None)) -> Tensor:
         """Of one chunk: all of it, or some places."""
+        if chunk.sums is not None:
+            return _at(chunk.sums, here)
         residual, momentum = self.memory.addends(chunk)
-        sums = chunk.grad[here].to(self.memory_dtype)
+        sums = _at(chunk.grad, here).to(self.memory_dtype)
         if momentum is not None:
-            sums = self.momentum * momentum[here] + sums
-        return sums if residual is None else residual[here] + sums
+            sums = self.momentum * _at(momentum, here) + sums
+        return sums if residual is None else _at(residual, here) + sums
 
     def _is_finite(self, chunk: Chunk) -> bool:
         """Mostly in one pass over the gradient alone."""
@@ -145,7 +147,7 @@ class Message:
 
     def kept_at(self, name: str, indices: Tensor) -> Tensor:
         """A tensor that is kept from step to step at ascending positions [K]."""
-        return torch.cat([chunk.kept[name][here] for here, chunk in self._places(indices)])
+        return torch.cat([_at(chunk.kept[name], here) for here, chunk in self._places(indices)])
 
     def _places(self, indices: Tensor) -> Iterator[tuple[Tensor, Chunk]]:
         """For every chunk, which of its elements are at these positions."""
@@ -186,3 +188,9 @@ class Message:
             return values
         limit = cast(float, self.limit)  # what a tensor can be, too
         return values.clamp(-limit, limit)
+
+
+def _at(flat: Tensor, here: Tensor | slice) -> Tensor:
+    """Some places of a flat tensor."""
+    # Several times faster than indexing with a tensor, where places are far apart.
+    return flat[here] if isinstance(here, slice) else flat.index_select(0, here)

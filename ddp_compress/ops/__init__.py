@@ -80,6 +80,9 @@ def _on_host(twin: F) -> F:
 
 
 accumulate = _kernel_of(reference.accumulate)
+cell_means = _kernel_of(reference.cell_means)  # on the host, as entropy coding is
+cell_numbers = _kernel_of(reference.cell_numbers)
+cell_values = _kernel_of(reference.cell_values)
 elias_fano_encode = _kernel_of(reference.elias_fano_encode)
 entries_decode = _kernel_of(reference.entries_decode)
 golomb_encode = _kernel_of(reference.golomb_encode)

@@ -1,24 +1,19 @@
 """Round magnitudes to intervals that are equally wide on a logarithmic scale."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ddp_compress import ops
 from ddp_compress.checks import check_within
 from ddp_compress.message.context import Context
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
-from ddp_compress.quantize.symbols import (
-    cell_means,
-    check_size,
-    groups_of,
-    most_bytes,
-    read_means,
-    read_symbols,
-)
+from ddp_compress.quantize.symbols import check_size, most_bytes, read_means, read_symbols
 
 
 @dataclass(frozen=True)
@@ -72,34 +67,43 @@ class Fractional:
         """The means of all levels of all groups, fp32; then a symbol a value."""
         values, counts = to_host(values), context.counts
         magnitudes = values.abs()
-        levels = [_intervals(part, self._levels) for part in magnitudes.split(counts.tolist())]
-        level = torch.cat([host.empty(0, dtype=torch.int64), *levels])
-        means = cell_means(magnitudes, level, counts, self._levels + 1)[:, 1:]
-        symbols = (2 * level - (values > 0).long()).byte()
+        edges = [_edges(part, self._levels) for part in magnitudes.split(counts.tolist())]
+        none = host.empty(0, self._levels - 1, dtype=torch.float64)
+        symbols = ops.cell_numbers(values, counts, torch.cat([none, *edges]))
+        level = (symbols + 1) >> 1
+        means = ops.cell_means(magnitudes, level, counts, self._levels + 1)[:, 1:]
         stream = ops.rans_encode(symbols, self._alphabet)
         return torch.cat([means.flatten().view(torch.uint8), stream])
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The mean of its level for every value, with its sign: fp32 [K]."""
-        data, counts = to_host(data), context.counts
-        means = read_means("fractional", data, self._levels * len(counts)).view(-1, self._levels)
-        rest = data[means.nbytes :]
-        symbols, used = read_symbols("fractional", rest, int(counts.sum()), self._alphabet)
-        check_size("fractional", data, means.nbytes + used)
-        both = torch.stack([means, -means], dim=-1).flatten(1)
-        table = torch.nn.functional.pad(both, (1, 0))
-        return table[groups_of(counts), symbols.long()]
+        return self.decode_all([data], context)[0]
+
+    def decode_all(self, bodies: Sequence[Tensor], context: Context) -> list[Tensor]:
+        """The values of several ranks, in less time than one after another."""
+        bodies, counts = [to_host(data) for data in bodies], context.counts
+        count = self._levels * len(counts)
+        means = [read_means("fractional", data, count) for data in bodies]
+        rests = [data[4 * count :] for data in bodies]
+        symbols, used = read_symbols("fractional", rests, int(counts.sum()), self._alphabet)
+        for data, size in zip(bodies, used, strict=True):
+            check_size("fractional", data, 4 * count + size)
+        tables = [_with_signs(each.view(-1, self._levels)) for each in means]
+        return [ops.cell_values(*each, counts) for each in zip(tables, symbols, strict=True)]
 
 
-def _intervals(magnitudes: Tensor, count: int) -> Tensor:
-    """The interval of every magnitude of a group, int64 [n], from 1 up; 0 for zeros.
-
-    Edges are worked out in fp64, and magnitudes compared there: none is rounded.
-    """
-    wide = magnitudes.double()
-    logs = wide[wide > 0].log()
-    if not len(logs):
-        return host.zeros(len(wide), dtype=torch.int64)
+def _edges(magnitudes: Tensor, count: int) -> Tensor:
+    """Edges between the intervals of a group, [1, count - 1] fp64, in which none is rounded."""
+    if not len(magnitudes) or magnitudes.amin() == 0:
+        magnitudes = magnitudes[magnitudes > 0]
+    if not len(magnitudes):
+        return host.zeros(1, count - 1, dtype=torch.float64)
+    low, high = torch.stack(magnitudes.aminmax()).double().log()
     steps = host.arange(1, count, dtype=torch.float64) / count
-    edges = torch.lerp(logs.min(), logs.max(), steps).exp()
-    return torch.bucketize(wide, edges, right=True).add_(1).mul_(wide > 0)
+    return torch.lerp(low, high, steps).exp()[None]
+
+
+def _with_signs(means: Tensor) -> Tensor:
+    """What every symbol stands for: zero, then every level's mean, positive and negative."""
+    both = torch.stack([means, -means], dim=-1).flatten(1)
+    return pad(both, (1, 0))

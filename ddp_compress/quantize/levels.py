@@ -1,24 +1,19 @@
 """Round values to signs, and to levels of magnitude that hold equally many of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ddp_compress import ops
 from ddp_compress.checks import check_within
 from ddp_compress.message.context import Context
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
-from ddp_compress.quantize.symbols import (
-    cell_means,
-    check_size,
-    groups_of,
-    most_bytes,
-    read_means,
-    read_symbols,
-)
+from ddp_compress.quantize.symbols import check_size, most_bytes, read_means, read_symbols
 
 
 @dataclass(frozen=True)
@@ -71,51 +66,65 @@ class Levels:
         """The groups' means, fp32, positive levels first; symbols never seen, then those seen."""
         values, counts = to_host(values), context.counts
         codes = self._codes(values, counts)
-        means = cell_means(values, codes, counts, self._zero + 1)[:, : self._zero]
-        seen, guessed = self._guessed(context)
-        symbols = torch.where(codes == self._zero, codes, codes ^ guessed).byte()
-        streams = [ops.rans_encode(symbols[mask], self._zero + 1) for mask in (~seen, seen)]
+        means = ops.cell_means(values, codes, counts, self._zero + 1)[:, : self._zero]
+        parts, guessed = self._guessed(context)
+        symbols = self._differences(codes, guessed)
+        streams = [ops.rans_encode(symbols[part], self._zero + 1) for part in parts]
         return torch.cat([means.flatten().view(torch.uint8), *streams])
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The mean of its level for every value: fp32 [K]."""
-        data, counts = to_host(data), context.counts
-        means = read_means("levels", data, self._zero * len(counts)).view(-1, self._zero)
-        seen, guessed = self._guessed(context)
-        symbols, position = torch.empty_like(guessed), means.nbytes
-        for mask in (~seen, seen):
-            count = int(mask.sum())
-            found, used = read_symbols("levels", data[position:], count, self._zero + 1)
-            symbols[mask] = found.long()
-            position += used
-        check_size("levels", data, position)
-        codes = torch.where(symbols == self._zero, symbols, symbols ^ guessed)
-        table = torch.nn.functional.pad(means, (0, 1))
-        return table[groups_of(counts), codes]
+        return self.decode_all([data], context)[0]
 
-    def _guessed(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Which positions were seen before, and the codes of their guesses, 0 elsewhere."""
+    def decode_all(self, bodies: Sequence[Tensor], context: Context) -> list[Tensor]:
+        """The values of several ranks, in less time than one after another."""
+        bodies, counts = [to_host(data) for data in bodies], context.counts
+        count = self._zero * len(counts)
+        means = [read_means("levels", data, count) for data in bodies]
+        parts, guessed = self._guessed(context)
+        symbols = guessed.new_empty(len(bodies), len(guessed))
+        positions = [4 * count] * len(bodies)
+        for part in parts:
+            rests = [data[at:] for data, at in zip(bodies, positions, strict=True)]
+            found, used = read_symbols("levels", rests, len(guessed[part]), self._zero + 1)
+            symbols[:, part] = found
+            positions = [at + size for at, size in zip(positions, used, strict=True)]
+        for data, size in zip(bodies, positions, strict=True):
+            check_size("levels", data, size)
+        codes = self._differences(symbols, guessed)
+        tables = [pad(each.view(-1, self._zero), (0, 1)) for each in means]
+        return [ops.cell_values(*each, counts) for each in zip(tables, codes, strict=True)]
+
+    def _guessed(self, context: Context) -> tuple[list[slice | Tensor], Tensor]:
+        """Which positions were never seen, and which were; the codes of their guesses, 0 elsewhere.
+
+        Codes are uint8 [K].
+        """
         if context.guess is None:
-            codes = host.zeros(int(context.counts.sum()), dtype=torch.int64)
-            return codes.bool(), codes
+            codes = host.zeros(int(context.counts.sum()), dtype=torch.uint8)
+            return [slice(None), slice(0)], codes
         codes = self._codes(to_host(context.guess), context.counts)
         seen = codes != self._zero
-        return seen, codes * seen
+        return [~seen, seen], codes * seen
+
+    def _differences(self, codes: Tensor, guessed: Tensor) -> Tensor:
+        """How codes differ from those of their guesses, and the way back; zeros stay."""
+        return torch.where(codes == self._zero, codes, codes ^ guessed)
 
     def _codes(self, values: Tensor, counts: Tensor) -> Tensor:
-        """The code of every value, int64 [K]: its level, above that its sign, or that of zero."""
-        sides = torch.where(values == 0, 2, (values < 0).long())
+        """The code of every value, uint8 [K]: its level, above that its sign, or that of zero."""
+        sides = (values < 0).byte() + (values == 0).byte() * 2
         if self.bits == 1:
             return sides
         levels = self._zero // 2
-        cells = 3 * groups_of(counts) + sides
+        cells = 3 * host.arange(len(counts)).repeat_interleave(counts) + sides
         order = _ranked(values.abs(), cells)
         sizes = torch.bincount(cells)
         starts = sizes.cumsum(0) - sizes
         ranks = host.arange(len(values)) - starts.repeat_interleave(sizes)
         ranked = ranks * levels // sizes.repeat_interleave(sizes)
         codes = sides * levels + torch.empty_like(order).scatter_(0, order, ranked)
-        return codes.clamp_(max=self._zero)
+        return codes.clamp_(max=self._zero).byte()
 
 
 def _ranked(magnitudes: Tensor, cells: Tensor) -> Tensor:

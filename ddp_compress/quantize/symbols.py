@@ -1,12 +1,12 @@
 """Read entropy-coded symbols and means for quantizers, and say what is wrong with them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ddp_compress import ops
-from ddp_compress.ops import host
 from ddp_compress.ops.reference.wire_format import DecodeError
 
 WORDS = {
@@ -29,26 +29,29 @@ def most_bytes(count: int, alphabet: int) -> int:
     return (table + 7 + state + symbols + 7) // 8
 
 
-def read_symbols(name: str, data: Tensor, count: int, alphabet: int) -> tuple[Tensor, int]:
-    """Symbols [count] uint8 from the beginning of the data, and the bytes they took.
+def read_symbols(
+    name: str, bodies: Sequence[Tensor], count: int, alphabet: int
+) -> tuple[Tensor, list[int]]:
+    """Symbols [W, count] uint8 from the beginning of W bodies, and the bytes that each took.
 
     Args:
         name: whose symbols they are.
-        data: [B] uint8.
-        count: symbols to read.
+        bodies: W tensors [B] uint8, at least one.
+        count: symbols to read of each.
         alphabet: as encoded.
 
     Raises:
         ValueError: these are no such symbols.
 
     Example:
-        >>> read_symbols("levels", torch.tensor([4], dtype=torch.uint8), count=2, alphabet=3)
-        (tensor([2, 2], dtype=torch.uint8), 1)
+        >>> read_symbols("levels", [torch.tensor([4], dtype=torch.uint8)], count=2, alphabet=3)
+        (tensor([[2, 2]], dtype=torch.uint8), [1])
     """
-    symbols, status = ops.rans_decode(data, count, alphabet)
-    used = int(status)
-    if used < 0:
-        raise ValueError(f"{name}: {WORDS[DecodeError(used)]}")
+    symbols, status = ops.rans_decode(bodies, count, alphabet)
+    used: list[int] = status.tolist()
+    for each in used:
+        if each < 0:
+            raise ValueError(f"{name}: {WORDS[DecodeError(each)]}")
     return symbols, used
 
 
@@ -86,32 +89,3 @@ def read_means(name: str, data: Tensor, count: int) -> Tensor:
     if not means.isfinite().all():
         raise ValueError(f"{name}: a mean is not finite")
     return means
-
-
-def cell_means(values: Tensor, cells: Tensor, counts: Tensor, width: int) -> Tensor:
-    """The exact mean of the values in every cell of every group, fp32 [G, width]; 0 where empty.
-
-    Args:
-        values: [K], group after group.
-        cells: [K] int64, the cell of every value, below ``width``.
-        counts: [G] int64, how many values lie in every group.
-        width: how many cells a group has.
-
-    Example:
-        >>> values, cells = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1, 0, 1])
-        >>> cell_means(values, cells, torch.tensor([3]), width=3)
-        tensor([[2., 3., 0.]])
-    """
-    cells = groups_of(counts) * width + cells
-    sizes = torch.bincount(cells, minlength=len(counts) * width)
-    return ops.segment_means(values[cells.int().argsort()], sizes).view(-1, width)
-
-
-def groups_of(counts: Tensor) -> Tensor:
-    """The group of every value, [K] int64, where ``counts`` [G] values lie in every group.
-
-    Example:
-        >>> groups_of(torch.tensor([2, 0, 1]))
-        tensor([0, 0, 2])
-    """
-    return host.arange(len(counts)).repeat_interleave(counts)

@@ -80,6 +80,19 @@ def test_twins_count_large_ballots(voters):
     assert same(native.tally(ballots), reference.tally(ballots))
 
 
+@pytest.mark.parametrize("voters", [1, 300])
+def test_twins_count_sparse_ballots(voters):
+    ballots = [random_positions(100_000, 0.001, seed) for seed in range(voters)]
+    assert same(native.tally(ballots), reference.tally(ballots))
+
+
+@pytest.mark.parametrize("start", [0, 5, 2**31 - 10_000])
+def test_twins_count_next_to_the_edges_of_words_and_windows(start):
+    edges = start + ints(0, 1, 62, 63, 64, 65, 127, 128, 4094, 4095, 4096, 4097, 8191, 8192)
+    ballots = [edges, edges[:4], edges[3:]]
+    assert same(native.tally(ballots), reference.tally(ballots))
+
+
 @emulable
 @given(any_ballots)
 def test_a_device_counts_any_ballots(on_device, sets):

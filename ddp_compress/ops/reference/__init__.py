@@ -4,6 +4,9 @@ from ddp_compress.ops.reference.accumulate import accumulate as accumulate
 from ddp_compress.ops.reference.ballot import largest as largest
 from ddp_compress.ops.reference.ballot import tally as tally
 from ddp_compress.ops.reference.ballot import vote_keys as vote_keys
+from ddp_compress.ops.reference.cells import cell_means as cell_means
+from ddp_compress.ops.reference.cells import cell_numbers as cell_numbers
+from ddp_compress.ops.reference.cells import cell_values as cell_values
 from ddp_compress.ops.reference.elias_fano import elias_fano_decode as elias_fano_decode
 from ddp_compress.ops.reference.elias_fano import elias_fano_encode as elias_fano_encode
 from ddp_compress.ops.reference.entries import entries_decode as entries_decode

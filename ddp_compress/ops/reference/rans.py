@@ -1,5 +1,7 @@
 """rANS in plain PyTorch: symbols of a small alphabet, near the entropy of their counts."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -134,25 +136,38 @@ def _read_symbols(
     return (symbols, used) if state == LOW else DecodeError.BAD_STATE
 
 
-def _decoded(symbols: list[int], status: int) -> tuple[Tensor, Tensor]:
-    return host.tensor(symbols, dtype=torch.uint8), host.tensor([int(status)], dtype=torch.int64)
+def _decode(data: Tensor, count: int, alphabet: int) -> tuple[list[int], int] | DecodeError:
+    """The symbols of one message and the bytes read."""
+    if count == 0:
+        return [], 0
+    table = _read_table(data, alphabet)
+    if isinstance(table, DecodeError):
+        return table
+    frequencies, table_bytes = table
+    if TOTAL in frequencies:
+        return [int(frequencies.argmax())] * count, table_bytes
+    found = _read_symbols(data[table_bytes:].tolist(), count, frequencies)
+    if isinstance(found, DecodeError):
+        return found
+    symbols, used = found
+    return symbols, table_bytes + used
 
 
-def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor]:
-    """Decode what `rans_encode` wrote; nothing in `data` is trusted.
+def rans_decode(messages: Sequence[Tensor], count: int, alphabet: int) -> tuple[Tensor, Tensor]:
+    """Decode what `rans_encode` wrote, W messages of K symbols each; nothing in them is trusted.
 
     Checked in this order: the table is there, some symbol occurs, the frequencies are there and
     leave some for the last, the padding is zero; then the first state is there and in its range,
     every byte drawn is there, and the last state is the encoder's first.
 
     Args:
-        data: `[B]` uint8; bytes after the message are not looked at.
-        count: symbols of the message, K.
+        messages: W tensors `[B]` uint8, at least one; bytes after a message are not looked at.
+        count: symbols of a message, K.
         alphabet: as encoded.
 
     Returns:
-        Symbols `[K]` uint8 and a status `[1]` int64: the bytes read, or a negative `DecodeError`
-        and no symbols.
+        Symbols `[W, K]` uint8 and statuses `[W]` int64: the bytes read, or a negative
+        `DecodeError`, where symbols are 0.
 
     Raises:
         RuntimeError: the count is negative, or the alphabet too large.
@@ -162,22 +177,17 @@ def rans_decode(data: Tensor, count: int, alphabet: int) -> tuple[Tensor, Tensor
 
     Example:
         >>> data = torch.tensor([253, 31, 0, 196, 189, 4], dtype=torch.uint8)
-        >>> rans_decode(data, count=4, alphabet=3)
-        (tensor([2, 0, 2, 2], dtype=torch.uint8), tensor([6]))
+        >>> rans_decode([data, data[:5]], count=4, alphabet=3)
+        (tensor([[2, 0, 2, 2],
+                [0, 0, 0, 0]], dtype=torch.uint8), tensor([ 6, -1]))
     """
     _check_alphabet(alphabet)
     if count < 0:
         raise RuntimeError(f"count must be 0 or more, got {count}")
-    if count == 0:
-        return _decoded([], 0)
-    table = _read_table(data, alphabet)
-    if isinstance(table, DecodeError):
-        return _decoded([], table)
-    frequencies, table_bytes = table
-    if TOTAL in frequencies:
-        return _decoded([int(frequencies.argmax())] * count, table_bytes)
-    found = _read_symbols(data[table_bytes:].tolist(), count, frequencies)
-    if isinstance(found, DecodeError):
-        return _decoded([], found)
-    symbols, used = found
-    return _decoded(symbols, table_bytes + used)
+    symbols, status = [], []
+    for data in messages:
+        found = _decode(data, count, alphabet)
+        each, used = ([0] * count, int(found)) if isinstance(found, DecodeError) else found
+        symbols.append(each)
+        status.append(used)
+    return host.tensor(symbols, dtype=torch.uint8), host.tensor(status, dtype=torch.int64)
