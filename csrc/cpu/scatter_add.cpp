@@ -5,25 +5,48 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "scratch.h"
 #include "write.h"
 
 namespace ddp_compress {
 namespace {
 
-constexpr int64_t kTile = 16384;  // elements: so much fp32 stays in the L2 cache for all ranks
+// Elements: so much fp32 stays in the L2 cache for all ranks, and near the L1 cache while it is
+// made.
+constexpr int64_t kTile = 16384, kFresh = 8192;
 
-// Adds every rank's entries within [begin, end) of the message, rank after rank.
+// The entries of all ranks, tile after tile of the message.
 template <typename A>
-void add_tile(A* tile, int64_t begin, int64_t end, const std::vector<Entries<A>>& ranks,
-              std::vector<int64_t>& cursors, A scale) {
-  for (size_t r = 0; r < ranks.size(); ++r) {
-    const Entries<A>& entries = ranks[r];
-    int64_t i = cursors[r];
-    for (; i < entries.count && entries.indices[i] < end; ++i)
-      tile[entries.indices[i] - begin] += entries.values[i] * scale;
-    cursors[r] = i;
+class Lists {
+ public:
+  Lists(const std::vector<Entries<A>>& ranks, int64_t start, A scale)
+      : ranks_(ranks), begins_(ranks.size()), scale_(scale) {
+    for (const Entries<A>& r : ranks)
+      ends_.push_back(std::lower_bound(r.indices, r.indices + r.count, start) - r.indices);
   }
-}
+
+  // Adds those within [begin, end), rank after rank.
+  void add(A* tile, int64_t begin, int64_t end) {
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      const Entries<A>& entries = ranks_[r];
+      int64_t i = begins_[r] = ends_[r];
+      for (; i < entries.count && entries.indices[i] < end; ++i)
+        tile[entries.indices[i] - begin] += entries.values[i] * scale_;
+      ends_[r] = i;
+    }
+  }
+
+  // Makes a tile zero again after `add`, the few that were added alone.
+  void clear(A* tile, int64_t begin) const {
+    for (size_t r = 0; r < ranks_.size(); ++r)
+      for (int64_t i = begins_[r]; i < ends_[r]; ++i) tile[ranks_[r].indices[i] - begin] = A(0);
+  }
+
+ private:
+  const std::vector<Entries<A>>& ranks_;
+  std::vector<int64_t> begins_, ends_;  // of the last tile
+  A scale_;
+};
 
 }  // namespace
 
@@ -33,30 +56,23 @@ void add_tile(A* tile, int64_t begin, int64_t end, const std::vector<Entries<A>>
 template <typename G, typename A>
 void scatter_add(G* out, int64_t start, int64_t numel, const std::vector<Entries<A>>& ranks,
                  A scale, bool afresh) {
-  std::vector<int64_t> cursors;
-  for (const Entries<A>& r : ranks)
-    cursors.push_back(std::lower_bound(r.indices, r.indices + r.count, start) - r.indices);
-  const auto add = [&](A* tile, int64_t begin, int64_t end) {
-    add_tile(tile, start + begin, start + end, ranks, cursors, scale);
-  };
-  const bool in_place = std::is_same_v<G, A> && !afresh;
-  const int64_t size = in_place ? kTile : kMade;
-  const auto put = writer<G, A>(numel);
-  alignas(32) A made[kMade];
-  for (int64_t begin = 0; begin < numel; begin += size) {
-    const int64_t end = std::min(begin + size, numel);
-    if constexpr (std::is_same_v<G, A>) {
-      if (in_place) {
-        add(out + begin, begin, end);
-        continue;
-      }
+  Lists<A> lists(ranks, start, scale);
+  if constexpr (std::is_same_v<G, A>) {
+    if (!afresh) {
+      for (int64_t begin = 0; begin < numel; begin += kTile)
+        lists.add(out + begin, start + begin, start + std::min(begin + kTile, numel));
+      return;
     }
-    if (afresh)
-      std::fill(made, made + (end - begin), A(0));
-    else
-      std::copy(out + begin, out + end, made);
-    add(made, begin, end);
-    put(made, out + begin, end - begin);
+  }
+  const auto put = writer<G, A>(numel);
+  const Scratch<A> made(kFresh);
+  std::fill_n(made.get(), kFresh, A(0));
+  for (int64_t begin = 0; begin < numel; begin += kFresh) {
+    const int64_t end = std::min(begin + kFresh, numel);
+    if (!afresh) std::copy(out + begin, out + end, made.get());
+    lists.add(made.get(), start + begin, start + end);
+    put(made.get(), out + begin, end - begin);
+    if (afresh) lists.clear(made.get(), start + begin);
   }
   end_streams();
 }

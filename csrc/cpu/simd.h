@@ -31,7 +31,7 @@ inline bool has_f16c() {
 #endif
 
 // Whether a wide register can be stored there past the caches.
-inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 32 == 0; }
+inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 64 == 0; }
 
 // What was stored past the caches is there before anything that is stored from now on.
 inline void end_streams() {

@@ -43,21 +43,25 @@ Key<A> magnitude(A value) {
 
 // Below this a scan's candidates are cheaper than a sample.
 constexpr int64_t kSmall = 8192;
-constexpr int64_t kBlock = 4096;  // elements scanned between two looks at the threshold
+constexpr int64_t kBlock = 8192;  // elements scanned between two looks at the threshold
 constexpr int64_t kRun = 16;      // neighbours sampled together: one cache line of fp32
 
 // Positions and values, in ascending position: what a scan found in one block.
 template <typename A>
 struct Hits {
-  // A vector store may write up to eight entries past the last.
-  std::array<int32_t, kBlock + 8> indices;
-  std::array<A, kBlock + 8> values;
+  // Vectors may write or read up to sixteen entries past the last.
+  std::array<int32_t, kBlock + 16> indices;
+  std::array<A, kBlock + 16> values;
   int64_t count = 0;
 
   void push(int32_t index, A value) {
     indices[count] = index;
     values[count++] = value;
   }
+
+  // So that vectors may read past the last: a zero is above nothing.
+  void close() { std::fill_n(values.begin() + count, 8, A(0)); }
+  int64_t whole_vectors() const { return (count + 7) / 8 * 8; }
 };
 
 // What decides between equal magnitudes: the larger hash of their places, or without salts, and of
@@ -128,12 +132,12 @@ struct Admission {
   }
 };
 
-// Puts what is admitted of a block's hits, from one on, behind `count` candidates; returns how many
-// there are then. Stores may write up to eight entries past the last.
+// Puts what is admitted of a block's hits behind `count` candidates; returns how many there are
+// then. Stores may write up to eight entries past the last.
 template <typename A>
-int64_t append_portable(const Hits<A>& hits, int64_t from, const Admission<A>& admits,
-                        int32_t* indices, A* values, int64_t count) {
-  for (int64_t i = from; i < hits.count; ++i) {
+int64_t append_portable(const Hits<A>& hits, const Admission<A>& admits, int32_t* indices,
+                        A* values, int64_t count) {
+  for (int64_t i = 0; i < hits.count; ++i) {
     indices[count] = hits.indices[i];
     values[count] = hits.values[i];
     count += admits(hits.values[i], i);
@@ -142,7 +146,7 @@ int64_t append_portable(const Hits<A>& hits, int64_t from, const Admission<A>& a
 }
 
 #ifdef DDP_COMPRESS_AVX2
-DDP_COMPRESS_TARGET_AVX2 int64_t append_avx2(const Hits<float>& hits, int64_t from,
+DDP_COMPRESS_TARGET_AVX2 int64_t append_avx2(const Hits<float>& hits,
                                              const Admission<float>& admits, int32_t* indices,
                                              float* values, int64_t count) {
   const __m256i top = _mm256_set1_epi32(INT32_MIN), rest = _mm256_set1_epi32(INT32_MAX);
@@ -153,16 +157,17 @@ DDP_COMPRESS_TARGET_AVX2 int64_t append_avx2(const Hits<float>& hits, int64_t fr
   const auto load = [](const auto* from) DDP_COMPRESS_TARGET_AVX2 {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   };
-  int64_t i = from;
-  for (; i + 8 <= hits.count; i += 8) {
+  for (int64_t i = 0; i < hits.count; i += 8) {
     const __m256 value = _mm256_loadu_ps(&hits.values[i]);
     unsigned mask = (static_cast<unsigned>(_mm256_movemask_ps(value)) ^ flipped) | both;
+    mask &= 255u >> (8 - std::min<int64_t>(8, hits.count - i));
     if (admits.hashes) {
       const __m256i hash = _mm256_xor_si256(top, load(admits.hashes + i));
       const __m256i size = _mm256_and_si256(rest, _mm256_castps_si256(value));
       const __m256i over =
           _mm256_or_si256(_mm256_cmpgt_epi32(size, floor), _mm256_cmpgt_epi32(hash, bar));
       mask &= static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(over)));
+      if (mask == 0) continue;  // as nearly always, where all are equal
     }
     const __m256i order = load(kLanes[mask].data());
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices + count),
@@ -170,7 +175,7 @@ DDP_COMPRESS_TARGET_AVX2 int64_t append_avx2(const Hits<float>& hits, int64_t fr
     _mm256_storeu_ps(values + count, _mm256_permutevar8x32_ps(value, order));
     count += std::popcount(mask);
   }
-  return append_portable(hits, i, admits, indices, values, count);
+  return count;
 }
 #endif
 
@@ -216,12 +221,12 @@ class Candidates {
   // Takes the hits of one block that are of a side.
   void take(const Hits<A>& hits, Side side) {
     Admission<A> admits{side, floor_, bar_, nullptr};
-    const Scratch<uint32_t> hashes(bar_ ? kBlock : 0);
     if (bar_) {
-      ties_.hash(hits.indices.data(), hits.count, hashes.get());
-      admits.hashes = hashes.get();
+      hashes_.resize(kBlock + 8);
+      ties_.hash(hits.indices.data(), hits.count, hashes_.data());
+      admits.hashes = hashes_.data();
     }
-    count_ = fastest_.append(hits, 0, admits, indices_.get(), values_.get(), count_);
+    count_ = fastest_.append(hits, admits, indices_.get(), values_.get(), count_);
     // Too many candidates mean that the threshold can rise.
     if (count_ > capacity_) keep_largest();
   }
@@ -282,6 +287,7 @@ class Candidates {
   Key<A> floor_ = 1;
   uint32_t bar_ = 0;  // what the hash of a key at the floor must exceed; 0 where all are admitted
   int64_t count_ = 0;
+  std::vector<uint32_t> hashes_;  // of a block's hits
   Scratch<int32_t> indices_;
   Scratch<A> values_;
 };
@@ -306,7 +312,7 @@ struct Search {
 
   // Takes one block's hits. Only here is anything checked for being finite: what is not is a hit.
   void take(const Hits<A>& hits) {
-    finite = finite && fastest_.largest(hits.values.data(), hits.count) < kInfinity<A>;
+    finite = finite && fastest_.largest(hits.values.data(), hits.whole_vectors()) < kInfinity<A>;
     if (!heavier) return positive.take(hits, Side::kBoth);
     positive.take(hits, Side::kPositive);
     negative.take(hits, Side::kNegative);
@@ -363,6 +369,23 @@ struct Accumulated {
     if constexpr (!kMomentum) return g;
     return _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(mu), _mm256_loadu_ps(momentum + i)), g);
   }
+
+  // With a mask of all lanes, because without one a compiler warns of its own header.
+  static constexpr __mmask16 kAll = 0xFFFF;
+  DDP_COMPRESS_TARGET_AVX512 static __m512 widen16(const float* p) { return _mm512_loadu_ps(p); }
+  DDP_COMPRESS_TARGET_AVX512 static __m512 widen16(const Half* p) {
+    return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  DDP_COMPRESS_TARGET_AVX512 static __m512 widen16(const BFloat16* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(
+        _mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, half), 16));
+  }
+  DDP_COMPRESS_TARGET_AVX512 __m512 moved16(int64_t i) const {
+    const __m512 g = widen16(grad + i);
+    if constexpr (!kMomentum) return g;
+    return _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(mu), _mm512_loadu_ps(momentum + i)), g);
+  }
 #endif
 };
 
@@ -381,7 +404,7 @@ void scan_portable(const Source& source, int64_t begin, int64_t end, int64_t bas
 // Sums go past the caches: nobody reads them soon, and to read first what they replace, as a cache
 // would, costs a quarter of the traffic.
 template <bool kSums, typename Source>
-DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int64_t end,
+DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source source, int64_t begin, int64_t end,
                                         int64_t base, const Search<float>& search,
                                         Hits<float>& hits) {
   if constexpr (kSums) {
@@ -415,6 +438,39 @@ DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source& source, int64_t begin, int
   hits.count = count;
   scan_portable(source, i, end, base, search, hits);
 }
+
+template <bool kSums, typename Source>
+DDP_COMPRESS_TARGET_AVX512 void scan_avx512(const Source source, int64_t begin, int64_t end,
+                                            int64_t base, const Search<float>& search,
+                                            Hits<float>& hits) {
+  if constexpr (kSums) {
+    const int64_t aligned = std::min(end, (begin + 15) / 16 * 16);
+    scan_portable(source, begin, aligned, base, search, hits);
+    begin = aligned;
+  }
+  const __m512 above = _mm512_set1_ps(search.above()), below = _mm512_set1_ps(search.below());
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  int32_t* const indices = hits.indices.data();
+  float* const values = hits.values.data();
+  int64_t i = begin, count = hits.count;
+#pragma GCC unroll 4
+  for (; i + 16 <= end; i += 16) {
+    const __m512 moved = source.moved16(i);
+    const __m512 value = _mm512_add_ps(_mm512_loadu_ps(source.residual + i), moved);
+    if constexpr (kSums) {
+      _mm512_stream_ps(source.sums + i, value);
+      if constexpr (Source::kHasMomentum) _mm512_stream_ps(source.next_momentum + i, moved);
+    }
+    const auto mask = static_cast<__mmask16>(_mm512_cmp_ps_mask(value, above, _CMP_NLT_UQ) |
+                                             _mm512_cmp_ps_mask(value, below, _CMP_NGT_UQ));
+    const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(base + i)));
+    _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(mask, index));
+    _mm512_storeu_ps(values + count, _mm512_maskz_compress_ps(mask, value));
+    count += std::popcount(unsigned{mask});
+  }
+  hits.count = count;
+  scan_portable(source, i, end, base, search, hits);
+}
 #endif
 
 template <typename G, typename A, bool kMomentum>
@@ -423,7 +479,7 @@ class Selector {
   using Source = Accumulated<G, A, kMomentum>;
 
   Selector(const std::vector<Chunk<G, A>>& chunks, A mu, bool has_salts)
-      : avx2_(use_avx2()), has_salts_(has_salts) {
+      : avx2_(use_avx2()), avx512_(use_avx512()), has_salts_(has_salts) {
     for (const auto& c : chunks)
       sources_.push_back({c.grad, c.residual, c.momentum, mu, c.sums, c.next_momentum});
   }
@@ -489,7 +545,9 @@ class Selector {
         hits.count = 0;
         const int64_t end = std::min(begin + kBlock, p.end);
         scan_block(sources_[p.chunk], begin, end, p.base, search, hits);
-        if (hits.count) search.take(hits);
+        if (hits.count == 0) continue;
+        hits.close();
+        search.take(hits);
         if (!search.finite) return;
       }
   }
@@ -498,7 +556,9 @@ class Selector {
                   const Search<A>& search, Hits<A>& hits) const {
 #ifdef DDP_COMPRESS_AVX2
     if constexpr (std::is_same_v<A, float>) {
-      const auto scan = source.sums ? scan_avx2<true, Source> : scan_avx2<false, Source>;
+      const auto narrow = source.sums ? scan_avx2<true, Source> : scan_avx2<false, Source>;
+      const auto wide = source.sums ? scan_avx512<true, Source> : scan_avx512<false, Source>;
+      const auto scan = avx512_ ? wide : narrow;
       if (avx2_ && is_aligned(source.sums) && is_aligned(source.next_momentum))
         return scan(source, begin, end, base, search, hits);
     }
@@ -507,7 +567,7 @@ class Selector {
   }
 
   std::vector<Source> sources_;
-  bool avx2_, has_salts_;
+  bool avx2_, avx512_, has_salts_;
 };
 
 template <typename G, typename A, bool kMomentum>
