@@ -58,7 +58,7 @@ class Memory(Protocol):
         """What is added to the gradient, before anything is selected of it."""
 
     def places(self, chunk: Chunk) -> Addends:
-        """Where a selection may leave what it has added up: the next residual and momentum."""
+        """Where a selection may leave what it has added up: the next of all `addends`, or none."""
 
     def retain(self, chunk: Chunk, momentum: float) -> None:
         """Take the gradient [N] into memory."""
@@ -106,7 +106,7 @@ class Quantize(Protocol):
         """The most bytes that `encode` gives for ``counts`` [G] values in the groups."""
 
     def encode(self, values: Tensor, context: Context) -> Tensor:
-        """Bytes of the values [K]."""
+        """Bytes of the values [K], which may be memory's own: to be read only."""
 
     def decode(self, data: Tensor, context: Context) -> Tensor:
         """The values [K] again, fp32; ValueError where the bytes do not fit the context."""

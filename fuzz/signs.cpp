@@ -59,6 +59,12 @@ bool accepts(Input in) {
   std::vector<float> values(static_cast<size_t>(shape.bounds.back()));
   sign_decode(message.bits.data(), message.scales.data(), shape.bounds.data(), shape.segments(),
               shape.block, values.data());
+  std::vector<float> twice(values.size(), 1.0f);
+  const SignList sent{message.bits.data(), message.scales.data()};
+  sign_add<float, float>(twice.data(), {sent, sent}, shape.bounds.data(), shape.segments(),
+                         shape.block, 1.0f, true);
+  for (size_t i = 0; i < values.size(); ++i)
+    EXPECT(std::isnan(values[i]) ? std::isnan(twice[i]) : twice[i] == values[i] + values[i]);
   const Message again = encode(values, shape);
   const Message wide = encode(std::vector<double>(values.begin(), values.end()), shape);
   EXPECT(again.bits == wide.bits);

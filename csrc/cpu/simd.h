@@ -1,4 +1,5 @@
-// Run-time choice of AVX2: baseline builds run anywhere, and use the wide registers where they are.
+// Run-time choice of AVX2 and AVX-512: baseline builds run anywhere, and use the wide registers
+// where they are.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +10,12 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #define DDP_COMPRESS_TARGET_AVX2 __attribute__((target("avx2,f16c")))
+#ifdef __clang__  // which does not know what GCC prefers narrower registers without
+#define DDP_COMPRESS_TARGET_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl")))
+#else
 #define DDP_COMPRESS_TARGET_AVX512 \
   __attribute__((target("avx512f,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
 #endif
 
 // A function that is compiled once more into every caller, with the caller's registers.
@@ -50,11 +55,12 @@ inline bool use_avx2() {
 #endif
 }
 
-// For products of 64-bit integers, which narrower registers lack.
+// Sixteen floats at once, and products of 64-bit integers. False, too, where DDP_COMPRESS_AVX2 is
+// set.
 inline bool use_avx512() {
 #ifdef DDP_COMPRESS_AVX2
   static const bool wide = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return wide && use_avx2();
+  return wide && use_avx2() && std::getenv("DDP_COMPRESS_AVX2") == nullptr;
 #else
   return false;
 #endif

@@ -2,9 +2,9 @@
 //
 // A sample guesses a threshold a little below the k-th largest value. One scan then reads the
 // gradient and its memory, adds them in registers and keeps the few positions above the threshold;
-// the k largest of those are the answer. Nothing is written but the answer, and the sums where they
-// are wanted. The guess decides the speed alone: too many candidates raise the threshold on the
-// way, too few cost a second scan.
+// the k largest of those are the answer. Nothing is written but the answer, and the sums and the
+// momentum where they are wanted. The guess decides the speed alone: too many candidates raise the
+// threshold on the way, too few cost a second scan.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 

@@ -36,7 +36,7 @@ class Residual:
         return Addends(chunk.kept["residual"])
 
     def places(self, chunk: Chunk) -> Addends:
-        """The next residual: two thirds of the traffic that adding anew would cost."""
+        """The next residual."""
         return Addends(chunk.kept.next("residual"))
 
     def retain(self, chunk: Chunk, momentum: float) -> None:

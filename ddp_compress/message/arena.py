@@ -45,8 +45,8 @@ class Arena(dict[str, Tensor]):
         return self._others[slot]
 
     def advance(self, slot: str) -> None:
-        """Put a slot's next tensor into its place."""
-        self._others[slot], self[slot] = self[slot], self.next(slot)
+        """Put a slot's next tensor, which has been written, into its place."""
+        self._others[slot], self[slot] = self[slot], self._others[slot]
         self._replaced.append(slot)
 
     def overwrite(self, slot: str, entries: Entries) -> None:

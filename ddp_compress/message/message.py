@@ -17,6 +17,7 @@ from ddp_compress.message.plan import Plan
 from ddp_compress.message.selection import Selection
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_device_of
+from ddp_compress.ops.finite import all_finite_squares
 
 if TYPE_CHECKING:
     from ddp_compress.recipe import Memory, Select
@@ -115,7 +116,7 @@ class Message:
         added = [chunk.grad.to(self.memory_dtype), self.memory.addends(chunk).momentum]
         # A finite sum of squares holds no number that could make the finite residual overflow: it
         # would have to be half the spacing of the largest numbers, whose square is infinite.
-        if all(torch.dot(each, each).isfinite() for each in added if each is not None):
+        if all(all_finite_squares(each) for each in added if each is not None):
             return True
         return bool(self._accumulated(chunk).isfinite().all())
 

@@ -14,7 +14,7 @@ from ddp_compress.select import TopK
 
 def topk(
     density: float | Schedule = 0.01,
-    scope: Scope = "model",
+    scope: Scope = "bucket",
     codec: str = "elias_fano",
     value_dtype: torch.dtype = torch.float32,
     exchange: str = "all_gather",
@@ -25,8 +25,8 @@ def topk(
 
     Args:
         density: share of the elements to send, or a schedule of it.
-        scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``. Over the whole
-            model it keeps most of the gradient, but its one message waits for the last bucket.
+        scope: what one top-k runs over: ``"tensor"``, ``"bucket"`` or ``"model"``. A bucket's
+            entries travel while backward goes on; those of the whole model wait for the last one.
         codec: how positions travel: ``"elias_fano"``, ``"golomb"`` (smallest) or ``"raw"``.
         value_dtype: how values travel; what rounding loses stays in the residual.
         exchange: how ranks share: ``"all_gather"``, ``"sharded"`` or ``"union"``; see
@@ -43,7 +43,7 @@ def topk(
 
     Example:
         >>> topk(density=0.01).select
-        TopK(density=0.01, scope='model', seed=None)
+        TopK(density=0.01, scope='bucket', seed=None)
     """
     return Recipe(
         "topk",

@@ -42,7 +42,7 @@ from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
 from ddp_compress.step.warm_up import warm_up
 
-FLUSH_BYTES = 256 * 1024
+FLUSH_BYTES = 32 * 1024
 
 
 class CompressionState:

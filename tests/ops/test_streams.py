@@ -91,7 +91,8 @@ def rotated_add(a: SimpleNamespace) -> Tensor:
 
 CALLS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "topk": lambda a: a.kernels.topk(
-        [a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False, [], []
+        *([a.grad], [a.memory], [a.memory], 0.9, a.bounds, a.groups, a.ks, a.salts, False),
+        *([torch.empty_like(a.memory)], [torch.empty_like(a.memory)]),
     ),
     "segment_means": lambda a: a.kernels.segment_means(a.values, a.counts),
     "accumulate": accumulate,

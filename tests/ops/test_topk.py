@@ -19,11 +19,11 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 either_side = pytest.mark.parametrize("heavier", [False, True], ids=["both", "heavier"])
 
 
-@pytest.fixture(params=["avx2", "portable"])
+@pytest.fixture(params=["avx512", "avx2", "portable"])
 def path(request, monkeypatch):
-    """Run a test on both paths of the kernel; they are the same where there is no AVX2."""
-    if request.param == "portable":
-        monkeypatch.setenv("DDP_COMPRESS_PORTABLE", "1")
+    """Run a test on all paths of the kernel; they are the same where registers are narrower."""
+    if request.param != "avx512":
+        monkeypatch.setenv(f"DDP_COMPRESS_{request.param.upper()}", "1")
 
 
 def memory_of(grads: list[Tensor], seed: int = 0) -> list[Tensor]:
