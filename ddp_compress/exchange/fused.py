@@ -22,6 +22,8 @@ from ddp_compress.select import HeavierSide, TopK
 from ddp_compress.select.top_k import Slots
 from ddp_compress.stats import Stats
 
+NO_EDGE = host.tensor([0], dtype=torch.int64)  # no position lies before the first group
+
 
 def can_fuse(recipe: Recipe) -> bool:
     """Whether these kernels write and read a recipe's lists: parts as they are, none of its own.
@@ -119,12 +121,14 @@ class FusedLists:
 
     def _counts(self) -> list[int]:
         """How many entries every rank has sent."""
-        words = self._words.get()
-        edges = words.index_fill(1, host.arange(1), 0)  # no position lies before the first group
-        bad = (words[:, 0] < 0) | (edges.diff(dim=1) > self._message.plan.ks).any(1)
+        words, plan = self._words.get(), self._message.plan
+        bad = words[:, 0] < 0
+        if len(plan.ks) > 1:  # the slots of a list are no more than one group may send
+            edges = words.index_fill(1, NO_EDGE, 0)
+            bad |= (edges.diff(dim=1) > plan.ks).any(1)
         if bad.any():
             self._refuse(int(bad.nonzero()[0]))
-        counts: list[int] = edges[:, -1].tolist()
+        counts: list[int] = words[:, -1].tolist() if len(plan.ks) else [0] * len(words)
         return counts
 
     def _refuse(self, rank: int) -> None:

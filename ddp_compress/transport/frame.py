@@ -69,7 +69,8 @@ def announce(frame: Tensor, capacity: int) -> Tensor:
 
 def padded(frame: Tensor, capacity: int) -> Tensor:
     """The frame with zeros behind it, ``capacity`` bytes in all."""
-    return torch.nn.functional.pad(frame, (0, capacity - len(frame)))
+    missing = capacity - len(frame)
+    return torch.nn.functional.pad(frame, (0, missing)) if missing else frame
 
 
 def unseal(data: Tensor) -> tuple[Header, Tensor]:
