@@ -46,6 +46,24 @@ DDP_COMPRESS_TARGET_AVX512 inline void hash_avx512(const int32_t* positions, int
 }
 #endif
 
+#ifdef DDP_COMPRESS_AVX2
+// The hashes of neighbours, a salt for each parameter.
+DDP_COMPRESS_TARGET_AVX512 inline void hash_range_avx512(int64_t first, int64_t count,
+                                                         const int64_t* bounds,
+                                                         const int64_t* salts, int64_t params,
+                                                         uint32_t* hashes) {
+  for (const int64_t end = first + count; first < end;) {
+    const int64_t p = std::upper_bound(bounds, bounds + params, first) - bounds - 1;
+    const auto salt = static_cast<uint64_t>(salts[p]);
+    const int64_t here = std::min(end, bounds[p + 1]) - first;
+    for (int64_t i = 0; i < here; ++i)
+      hashes[i] = tie_hash(salt, static_cast<uint64_t>(first + i - bounds[p]), 0);
+    hashes += here;
+    first += here;
+  }
+}
+#endif
+
 // The hashes of ascending positions, a salt for each parameter.
 inline void hash_places(const int32_t* positions, int64_t count, const int64_t* bounds,
                         const int64_t* salts, int64_t params, uint32_t* hashes) {
