@@ -88,17 +88,23 @@ void scan_portable(const Source& source, int64_t begin, int64_t end, int64_t bas
 }
 
 #ifdef DDP_COMPRESS_AVX2
+// The elements before the first that begins a whole vector of so many; returns where that is. There
+// sums can be stored past the caches.
+template <int64_t kWidth, typename Source>
+int64_t scan_to_vector(const Source& source, int64_t begin, int64_t end, int64_t base,
+                       const Search<float>& search, Hits<float>& hits) {
+  const int64_t vector = std::min(end, (begin + kWidth - 1) / kWidth * kWidth);
+  scan_portable(source, begin, vector, base, search, hits);
+  return vector;
+}
+
 // Sums go past the caches: nobody reads them soon, and to read first what they replace, as a cache
 // would, costs a quarter of the traffic.
 template <bool kSums, typename Source>
 DDP_COMPRESS_TARGET_AVX2 void scan_avx2(const Source source, int64_t begin, int64_t end,
                                         int64_t base, const Search<float>& search,
                                         Hits<float>& hits) {
-  if constexpr (kSums) {
-    const int64_t aligned = std::min(end, (begin + 7) / 8 * 8);
-    scan_portable(source, begin, aligned, base, search, hits);
-    begin = aligned;
-  }
+  if constexpr (kSums) begin = scan_to_vector<8>(source, begin, end, base, search, hits);
   const __m256 above = _mm256_set1_ps(search.above()), below = _mm256_set1_ps(search.below());
   int32_t* indices = hits.indices.data();
   float* values = hits.values.data();
@@ -133,11 +139,7 @@ DDP_COMPRESS_TARGET_AVX512 void scan_avx512(const Source source, int64_t begin, 
                                             int64_t base, const Search<float>& search,
                                             const uint32_t* hashes, Hits<float>& hits) {
   const int64_t block = begin;
-  if constexpr (kSums) {
-    const int64_t aligned = std::min(end, (begin + 15) / 16 * 16);
-    scan_portable(source, begin, aligned, base, search, hits);
-    begin = aligned;
-  }
+  if constexpr (kSums) begin = scan_to_vector<16>(source, begin, end, base, search, hits);
   const __m512i least_up = _mm512_set1_epi32(static_cast<int>(search.least_hash_above()));
   const __m512i least_down = _mm512_set1_epi32(static_cast<int>(search.least_hash_below()));
   const __m512 above = _mm512_set1_ps(search.above()), below = _mm512_set1_ps(search.below());

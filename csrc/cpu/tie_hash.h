@@ -27,26 +27,24 @@ class Places {
   const int64_t* salt_;
 };
 
-// The hashes of ascending positions that lie in one parameter.
-DDP_COMPRESS_INLINE void hash_each(const int32_t* positions, int64_t count, int64_t start,
-                                   uint64_t salt, uint32_t* hashes) {
-  for (int64_t i = 0; i < count; ++i)
-    hashes[i] = tie_hash(salt, static_cast<uint64_t>(positions[i] - start), 0);
+// The hashes of places, which at(i) counts from the beginning of their parameter.
+template <typename At>
+DDP_COMPRESS_INLINE void hash_each(At at, int64_t count, uint64_t salt, uint32_t* hashes) {
+  for (int64_t i = 0; i < count; ++i) hashes[i] = tie_hash(salt, static_cast<uint64_t>(at(i)), 0);
 }
 
+// Those of ascending positions that lie in one parameter, which begins at `start`.
 inline void hash_portable(const int32_t* positions, int64_t count, int64_t start, uint64_t salt,
                           uint32_t* hashes) {
-  hash_each(positions, count, start, salt, hashes);
+  hash_each([=](int64_t i) { return positions[i] - start; }, count, salt, hashes);
 }
 
 #ifdef DDP_COMPRESS_AVX2
 DDP_COMPRESS_TARGET_AVX512 inline void hash_avx512(const int32_t* positions, int64_t count,
                                                    int64_t start, uint64_t salt, uint32_t* hashes) {
-  hash_each(positions, count, start, salt, hashes);
+  hash_each([=](int64_t i) { return positions[i] - start; }, count, salt, hashes);
 }
-#endif
 
-#ifdef DDP_COMPRESS_AVX2
 // The hashes of neighbours, a salt for each parameter.
 DDP_COMPRESS_TARGET_AVX512 inline void hash_range_avx512(int64_t first, int64_t count,
                                                          const int64_t* bounds,
@@ -54,10 +52,8 @@ DDP_COMPRESS_TARGET_AVX512 inline void hash_range_avx512(int64_t first, int64_t 
                                                          uint32_t* hashes) {
   for (const int64_t end = first + count; first < end;) {
     const int64_t p = std::upper_bound(bounds, bounds + params, first) - bounds - 1;
-    const auto salt = static_cast<uint64_t>(salts[p]);
-    const int64_t here = std::min(end, bounds[p + 1]) - first;
-    for (int64_t i = 0; i < here; ++i)
-      hashes[i] = tie_hash(salt, static_cast<uint64_t>(first + i - bounds[p]), 0);
+    const int64_t here = std::min(end, bounds[p + 1]) - first, offset = first - bounds[p];
+    hash_each([=](int64_t i) { return offset + i; }, here, static_cast<uint64_t>(salts[p]), hashes);
     hashes += here;
     first += here;
   }

@@ -65,7 +65,7 @@ class AllEntries(SeparateLists):
             for run in self._runs
         ]
         data = self._quantize.encode_runs(values, self._runs, self._context)
-        if data is None or not message.uncompressed().isfinite().all():
+        if data is None or not message.has_finite_uncompressed():
             return None
         self._stats.entry_list("individual", message.plan.k, 0, 8 * len(data))
         return data

@@ -97,6 +97,12 @@ class Message:
         parts = map(self._accumulated, self.chunks, places)
         return self._masked(torch.cat(list(parts)), self.plan.uncompressed)
 
+    def has_finite_uncompressed(self) -> bool:
+        """Whether `uncompressed` is finite everywhere."""
+        if not len(self.plan.uncompressed):
+            return True
+        return bool(self.uncompressed().isfinite().all())
+
     def is_finite(self) -> bool:
         """Whether `accumulated` is finite everywhere."""
         return all(map(self._is_finite, self.chunks))
@@ -127,8 +133,7 @@ class Message:
         """
         selection = select(self)
         chosen, finite = selection.entries, selection.finite
-        if len(self.plan.uncompressed):
-            finite = finite and bool(self.uncompressed().isfinite().all())
+        finite = finite and self.has_finite_uncompressed()
         entries = Entries(chosen.indices, self.clamped(chosen.values))
         return Selection(entries, finite, selection.writes)
 

@@ -68,13 +68,13 @@ def _trimmed(twin: F, lists: int) -> F:
     return cast(F, op)
 
 
-def _on_host(twin: F) -> F:
-    """The same where only the CPU has a kernel: on a GPU the twin runs."""
+def _on_host(twin: F, **steps: Callable[..., Any]) -> F:
+    """The same where only the CPU has a kernel: on a GPU the twin runs, with kernels for steps."""
     kernel = _kernel_of(twin)
 
     def op(values: Sequence[Tensor] | Tensor, *args: Any) -> Any:
         first = values if isinstance(values, Tensor) else values[0]
-        return (twin if first.is_cuda else kernel)(values, *args)
+        return twin(values, *args, **steps) if first.is_cuda else kernel(values, *args)
 
     return cast(F, op)
 
@@ -105,28 +105,10 @@ topk_slots = _kernel_of(reference.topk)  # where nobody waits yet
 topk = _trimmed(reference.topk, lists=2)
 elias_fano_decode = _trimmed(reference.elias_fano_decode, lists=1)
 tally = _trimmed(reference.tally, lists=2)
+rank_kernels = _on_host(reference.rank_kernels, topk=topk)
 
-_rank_kernels = _kernel_of(reference.rank_kernels)
 _segment_means = _kernel_of(reference.segment_means)
 _golomb_decode = _kernel_of(reference.golomb_decode)
-
-
-def rank_kernels(
-    values: Sequence[Tensor],
-    bounds: Tensor,
-    numels: Tensor,
-    strides: Tensor,
-    groups: Tensor,
-    ks: Tensor,
-    patterns: Sequence[Tensor],
-    prices: Tensor,
-    single_prices: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `reference.rank_kernels`."""
-    given = values, bounds, numels, strides, groups, ks, patterns, prices, single_prices
-    if values[0].is_cuda:  # where only the last step has a kernel
-        return reference.rank_kernels(*given, topk=topk)
-    return _rank_kernels(*given)
 
 
 def segment_means(values: Tensor, counts: Tensor) -> Tensor:

@@ -125,8 +125,9 @@ class _Ranking:
             [gap + signs for signs in self._signs[m]]
             for gap, m in zip(self._gaps, numels, strict=True)
         ]
-        tables = (host.tensor(each, dtype=torch.float64) for each in (prices, self._single))
-        return ops.rank_kernels(*self._given, self._patterns, *tables)
+        of_kernels = host.tensor(prices, dtype=torch.float64)
+        of_singles = host.tensor(self._single, dtype=torch.float64)
+        return ops.rank_kernels(*self._given, self._patterns, of_kernels, of_singles)
 
     def learn_prices(self, kernels: Tensor, ways: Tensor, _: Tensor, singles: Tensor) -> None:
         """Set prices to what these cost."""
