@@ -40,12 +40,16 @@ class Checkpoints:
         folder: one that all hosts share.
         every: steps.
         parts: by name. "compression" differs from rank to rank.
+        ranks_per_node: how many of them have a slice each of what is kept; 1 for all of it.
     """
 
-    def __init__(self, folder: Path, every: int, parts: Mapping[str, Part]) -> None:
+    def __init__(
+        self, folder: Path, every: int, parts: Mapping[str, Part], ranks_per_node: int = 1
+    ) -> None:
         self.folder = folder
         self.every = every
         self.parts = parts
+        self.ranks_per_node = ranks_per_node
         together(lambda: folder.mkdir(parents=True, exist_ok=True))
 
     def save(self, step: int) -> None:
@@ -104,13 +108,18 @@ class Checkpoints:
         return name
 
     def _read(self, files: list[Path], device: torch.device) -> dict[str, Any]:
-        """This rank's file; of other numbers of ranks, the compression of all files."""
+        """This rank's file; of other ranks or nodes, the compression of all files."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
         saved = read(files[rank % len(files)], device, ["step", *self.parts])
-        if "compression" in self.parts and len(files) != world_size:
-            host = torch.device("cpu")  # all ranks' together may be too much for a GPU
-            everyone = [read(file, host, ["compression"])["compression"] for file in files]
-            saved["compression"] = dc.redistribute(everyone, rank, world_size)
+        if "compression" in self.parts:
+            part = saved["compression"]["part"]
+            before = len(files), 1 if part is None else part[-1]
+            if before != (world_size, self.ranks_per_node):
+                host = torch.device("cpu")  # all ranks' together may be too much for a GPU
+                everyone = [read(file, host, ["compression"])["compression"] for file in files]
+                saved["compression"] = dc.redistribute(
+                    everyone, rank, world_size, self.ranks_per_node
+                )
         return saved
 
     def _take_back(self, saved: Mapping[str, Any], file: Path) -> None:

@@ -53,6 +53,13 @@ def parse_args() -> argparse.Namespace:
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
     add("--period", type=positive_int, help="local steps between rounds (default: no local steps)")
+    add(
+        "--within",
+        type=node_size,
+        metavar="node|L",
+        help="average dense inside a node, compress between nodes: those that torchrun has "
+        "started, or of L ranks each",
+    )
     add("--federated-dropout", type=density, metavar="RATE", help="share of units kept in a round")
     add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
@@ -85,6 +92,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--warmup-steps {args.warmup_steps} must be below --steps {args.steps}")
     if args.federated_dropout and (args.task != "image" or not args.period):
         parser.error("--federated-dropout needs --task image and --period: a round of local steps")
+    if args.within and args.recipe in BUILT_IN:
+        parser.error(f"--within is of compressed recipes, not of {args.recipe}")
     if args.checkpoint and args.recipe == "powersgd":
         parser.error("--checkpoint cannot save what powersgd keeps from step to step")
     if args.amp == "fp16" and args.recipe == "powersgd":
@@ -120,6 +129,11 @@ def momentum(text: str) -> float:
     """A number in [0, 1)."""
     number = float(text)
     return number if 0 <= number < 1 else refuse(text, "must lie in [0, 1)")
+
+
+def node_size(text: str) -> str | int:
+    """ "node", or how many ranks share one."""
+    return text if text == "node" else positive_int(text)
 
 
 def word(text: str) -> tuple[str, Any]:

@@ -136,6 +136,8 @@ class Report:
             "received bytes": ("received_bytes", "{:,.0f}"),
             "ratio": ("ratio", "{:,.1f}"),
         }
+        if self.args.within:
+            rows["sent inside the node"] = ("within_bytes", "{:,.0f}")
         for title, (key, form) in rows.items():
             table.add_row(
                 title, *(form.format(c[key]) if c[key] is not None else "–" for c in costs)
@@ -150,6 +152,7 @@ class Report:
             "payload_bytes": payload / steps,
             "sent_bytes": traffic.sent_bytes / steps,
             "received_bytes": traffic.received_bytes / steps,
+            "within_bytes": traffic.within_bytes / steps,
             "ratio": 4 * self.elements * traffic.steps / payload if payload else None,
         }
 

@@ -1,6 +1,7 @@
 """How gradients travel, and what that costs: dense, PyTorch's own hooks, or a compressed recipe."""
 
 import inspect
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -27,6 +29,7 @@ class Traffic:
     payload_bytes: float  # what the rank encoded
     sent_bytes: float  # what it gave to collectives
     received_bytes: float  # what it took from them
+    within_bytes: float = 0  # what it gave to the other ranks of its node, dense
     nonzeros: int | None = None  # entries the payload holds, where that is counted
     measured: bool = True  # False: computed as for a ring all-reduce
 
@@ -36,6 +39,7 @@ class Traffic:
             self.payload_bytes - earlier.payload_bytes,
             self.sent_bytes - earlier.sent_bytes,
             self.received_bytes - earlier.received_bytes,
+            self.within_bytes - earlier.within_bytes,
             None if self.nonzeros is None else self.nonzeros - (earlier.nonzeros or 0),
             self.measured,
         )
@@ -98,7 +102,7 @@ def attach(
         a meter of what travelling costs.
     """
     if args.period:  # two lines that a training script needs
-        state = dc.CompressionState(model, recipe)
+        state = dc.CompressionState(model, recipe, within=node_of(args))
         return dc.LocalUpdates(optimizer, model, state, args.period), state, meter_of(state)
     return optimizer, *attach_to_gradients(model, args, recipe)
 
@@ -116,8 +120,22 @@ def attach_to_gradients(
     if args.recipe == "powersgd":
         return None, attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
 
-    state = dc.attach(model, recipe)  # the one line that a training script needs
+    # The one line that a training script needs.
+    state = dc.attach(model, recipe, within=node_of(args))
     return state, meter_of(state)
+
+
+def ranks_per_node(args: Namespace) -> int:
+    """How many ranks average their gradients dense; 1 where all of them are compressed."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if args.within == "node" else args.within or 1
+
+
+def node_of(args: Namespace) -> Any:
+    """Which ranks share this one's node: what ``within`` takes."""
+    if not isinstance(args.within, int):
+        return args.within
+    shape = (dist.get_world_size() // args.within, args.within)
+    return init_device_mesh("cpu", shape, mesh_dim_names=("node", "rank"))["rank"]
 
 
 def meter_of(state: dc.CompressionState) -> Meter:
@@ -125,8 +143,8 @@ def meter_of(state: dc.CompressionState) -> Meter:
 
     def meter(steps: int) -> Traffic:
         stats = state.stats
-        payload_bytes = stats.payload_bits / 8
-        return Traffic(steps, payload_bytes, stats.sent_bytes, stats.received_bytes, stats.nonzeros)
+        moved = stats.sent_bytes, stats.received_bytes, stats.within.sent_bytes
+        return Traffic(steps, stats.payload_bits / 8, *moved, stats.nonzeros)
 
     return meter
 

@@ -1,9 +1,11 @@
 """Train on several ranks and let the gradients travel compressed.
 
 torchrun --nproc_per_node=4 examples/train.py --recipe sbc --density 0.01
+torchrun --nproc_per_node=4 examples/train.py --recipe sbc --within 2
 torchrun --nproc_per_node=4 --max-restarts=3 examples/train.py --checkpoint runs/one
 
-The last goes on where a rank or a host has died: see docs/checkpoints.md.
+The second acts as two nodes of two ranks each; on several hosts it is ``--within node``. The last
+goes on where a rank or a host has died: see docs/checkpoints.md.
 
 This is an ordinary DistributedDataParallel script. What compression adds to it is one line,
 ``dc.attach(model, recipe)`` in ``traffic.py``; with ``--period`` two, and one at the end.
@@ -35,7 +37,7 @@ from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, PlainConvNet, count_parameters
 from options import fail, parse_args
 from report import Journal, Measurement, Report
-from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe
+from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe, ranks_per_node
 
 EVALUATIONS = 8  # points of the learning curve
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -52,6 +54,9 @@ def main() -> None:
         data = load(args, int(os.environ["WORLD_SIZE"]))
     except (OSError, TypeError, ValueError) as error:
         fail(str(error))
+
+    if isinstance(args.within, int) and int(os.environ["WORLD_SIZE"]) % args.within:
+        fail(f"--within {args.within} ranks a node do not divide {os.environ['WORLD_SIZE']} ranks")
 
     with process_group() as device:
         torch.manual_seed(args.seed)
@@ -149,7 +154,8 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         parts |= {"scheduler": scheduler, "scaler": scaler, "journal": journal}
         parts |= {"compression": state} if state else {}
         parts |= {"sub_model": dropout.sub_model, "dropout": dropout} if dropout else {}
-        checkpoints = Checkpoints(args.checkpoint, args.checkpoint_every, parts)
+        nodes = ranks_per_node(args)
+        checkpoints = Checkpoints(args.checkpoint, args.checkpoint_every, parts, nodes)
         done = checkpoints.load(device)
 
     stream = batches(data.train, args.batch_size, args.seed, done)

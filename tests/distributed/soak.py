@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddp_compress import CompressionState, compress_hook
 from tests.distributed.harness import Ranks
+from tests.distributed.nodes import on_nodes
 from tests.distributed.test_local_updates import POISONS, poisoned_rounds
 from tests.distributed.training import (
     MANY_BUCKETS,
@@ -112,6 +113,7 @@ def poisoned_steps(row: Row, trials: int, seed: int = 0) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--ranks-per-node", type=int, help="over two levels; without: flat")
     parser.add_argument("--steps", type=int, default=2000, help="with delays, 0 for none")
     parser.add_argument("--trials", type=int, default=100, help="with poison, 0 for none")
     parser.add_argument("--longest", type=float, default=0.02, help="sleep, in seconds")
@@ -128,7 +130,10 @@ def main() -> None:
             ):
                 if count:
                     start = time.perf_counter()
-                    results = ranks.run(args.ranks, what, ROWS[name], count, *extra, limit=3600)
+                    told = what, ROWS[name], count, *extra
+                    if args.ranks_per_node:
+                        told = on_nodes, args.ranks_per_node, *told
+                    results = ranks.run(args.ranks, *told, limit=3600)
                     agree = "bit-identical" if len(set(results)) == 1 else "DIFFERENT"
                     failed = failed or len(set(results)) > 1
                     seconds = time.perf_counter() - start
