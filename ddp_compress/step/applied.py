@@ -27,8 +27,15 @@ from ddp_compress.step.guards import refuse_second_momentum
 from ddp_compress.step.optimizers import parameters_of
 from ddp_compress.step.sharded_model import local_of
 
-DDP = "in `with ddp_model.no_sync():`"  # a pass that sends nothing
-SHARDED = "after model.set_requires_gradient_sync(False)"
+# How passes send nothing: all of a step but the last, and one whose gradients are not applied.
+DDP = (
+    "in `with ddp_model.no_sync():`",
+    "call ddp_model.module, or ddp_model in `with ddp_model.no_sync():`",
+)
+SHARDED = (
+    "after model.set_requires_gradient_sync(False)",
+    "call model.set_requires_gradient_sync(False) before the pass",
+)
 
 
 class Applied:
@@ -57,7 +64,7 @@ class Applied:
         self._settle: Callable[[], None] = _do_nothing
         self._parameters = parameters
         sharded = any(local_of(p) is not p for p in parameters.values())
-        self._without = SHARDED if sharded else DDP
+        self._unsent, self._send_none = SHARDED if sharded else DDP
         self._ids = {id(p) for p in parameters.values()}
         self._momentum_of = momentum_of
         self._with_gradients: dict[int, set[int]] = {}  # that optimizers in a step began with
@@ -146,7 +153,7 @@ class Applied:
             raise ValueError(
                 f"gradients of {self._some(summed)} are accumulated upon averaged ones, which the "
                 "recipe's momentum has taken in already: run all backward passes of a step but the "
-                f"last {self._without}, passes that only evaluate under "
+                f"last {self._unsent}, passes that only evaluate under "
                 "torch.no_grad(), and give what no optimizer clears requires_grad_(False)"
             )
 
@@ -161,8 +168,8 @@ class Applied:
             f"gradients of {self._some(cleared)} were sent, and cleared before an optimizer has "
             "applied them: what was sent is lost, and what was not sent will be applied later. If "
             "they are not to be applied, as those of a generator's loss or of a batch that is "
-            "skipped, call state.discard() before the next pass; or send none: run the pass "
-            f"{self._without}",
+            "skipped, call state.discard() before the next pass; or send none: "
+            f"{self._send_none}",
             stacklevel=2,
         )
 

@@ -36,6 +36,7 @@ class Binding:
     Attributes:
         parameters: of the bare model; those of its copy, once the state is a copy's.
         buckets: in which gradients of a sharded model travel; none before it is followed.
+        weights: a number that models of equal weights share, of a sharded one that is followed.
         find_unused: whether a parameter may be left out of this rank's step.
         applied: what became of the gradients that were sent.
         restored: whether weights were loaded without memory.
@@ -50,6 +51,7 @@ class Binding:
         self.parameters = Parameters(module)
         self.find_unused = False
         self.buckets: list[ShardBucket] = []
+        self.weights: int | None = None
         self.before_forward: BeforeForward | None = None
         self._recipe = recipe
         self._peers = peers
@@ -59,7 +61,7 @@ class Binding:
     def __getstate__(self) -> dict[str, Any]:
         """All but what sees this very model."""
         seen = dict.fromkeys(("applied", "restored", "before_forward"))
-        return self.__dict__ | seen | {"buckets": []}
+        return self.__dict__ | seen | {"buckets": [], "weights": None}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
@@ -126,10 +128,14 @@ class Binding:
             ValueError: its gradients are exchanged already.
         """
         trained = {n: p for n, p in self.parameters.named.items() if p.requires_grad}
-        applied = self.applied
-        passes = AfterBackward(model, trained, end, begin=applied.begin_backward)
-        applied.check_by(passes.check_optimizer)
+        passes = AfterBackward(model, trained, end, begin=self._begin_backward)
+        self.applied.check_by(passes.check_optimizer)
         self.buckets = shard_buckets(self.parameters)
+
+    def _begin_backward(self) -> None:
+        self.applied.begin_backward()
+        if not self._peers.have_met:  # they will compare what weights are before the first step
+            self.weights = self.parameters.digest()
 
     @property
     def model(self) -> DistributedDataParallel | None:

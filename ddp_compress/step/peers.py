@@ -15,6 +15,7 @@ from ddp_compress.step.worker import Worker
 from ddp_compress.transport.comm import Comm, PeerError
 from ddp_compress.transport.groups import members, rank_and_size
 from ddp_compress.transport.nodes import Claim, Within, claim, lasting, nodes_of
+from ddp_compress.transport.two_levels import meet_and_own
 
 CLOSED = "this state was closed: make a new one, or close it later"
 
@@ -25,7 +26,8 @@ class Peers:
     Args:
         group: their process group; None for the DDP model's, or the default one.
         within: which of them share a node, see `CompressionState`.
-        shards: the ranks with which this one holds a sharded model; None where it has all of it.
+        shards: the ranks with which this one holds a sharded model, itself included; None where it
+            has all of it.
 
     Attributes:
         given: see above.
@@ -108,7 +110,7 @@ class Peers:
         describe: Callable[[], str],
         density: float,
         step: int,
-        weights: Callable[[], int] | None = None,
+        weights: int | None = None,
     ) -> None:
         """Meet them.
 
@@ -120,7 +122,7 @@ class Peers:
             describe: what all ranks must share, in words.
             density: of the next step.
             step: the next.
-            weights: gives a number that models of equal weights share, where they must be equal and
+            weights: a number that models of equal weights share, where they must be equal and
                 nobody has made them so.
 
         Raises:
@@ -152,17 +154,18 @@ class Peers:
                 nodes = "of shard {} of {}".format(*rank_and_size(self.shards))
             return f"{describe()}, loaded density {self.loaded_density}, exchange {nodes}"
 
+        def between() -> str:
+            name = comm.agree(described, latest, step, prepare)
+            if weights is not None:
+                _check_equal_weights(comm, weights)
+            return name
+
         if self.shards is not None:
-
-            def between() -> str:
-                name = comm.agree(described, latest, step, prepare)
-                if weights is not None:
-                    _check_equal_weights(comm, weights())
-                return name
-
-            self.comm, self.replica = self._meet_shards(comm, between, latest, step, stats)
+            inside = Comm(self.shards, stats.within, device)
+            meet_and_own(comm, inside, between, f"step {step}", latest, step)
+            self.comm, self.replica = comm, Replica(inside)
             return
-        name = comm.agree(described, latest, step, prepare)
+        name = between()
         if own:
             self.comm, self.replica = self._nodes(comm, own[0], name, stats)
         else:
@@ -191,35 +194,6 @@ class Peers:
             whole.part(node, f"{inside}, {backend}", stats.within, backend) if backend else None
         )
         return between, Node(comm, on_device, whole.device)
-
-    def _meet_shards(
-        self, comm: Comm, meet: Callable[[], str], latest: float, step: int, stats: Stats
-    ) -> tuple[Comm, Replica | None]:
-        """The exchange between replicas, and the ranks of this one; None where it is alone.
-
-        What has failed between replicas, the ranks of this one hear.
-        """
-        assert self.shards is not None
-        inside = Comm(self.shards, stats.within, comm.device)
-        comm.names, inside.names = members(comm.group), members(self.shards)
-        outcome: str | Exception = ""
-        try:
-            outcome = meet()
-        except Exception as error:
-            outcome = error
-
-        def told() -> str:
-            if isinstance(outcome, Exception):
-                raise outcome
-            return f"step {step}, replica {comm.rank} of {comm.world_size}"
-
-        name = inside.agree(told, latest, step)
-        assert isinstance(outcome, str)
-        comm.own(outcome)
-        if inside.world_size == 1:
-            return comm, None
-        inside.own(name)
-        return comm, Replica(inside)
 
     def loaded(
         self, saved_by: list[int] | None, part: Part | None, density: float | None, stats: Stats

@@ -62,6 +62,12 @@ def shard_group(model: nn.Module) -> dist.ProcessGroup:
     return mesh.get_group()
 
 
+def shards_of(model: nn.Module) -> dist.ProcessGroup | None:
+    """The same; None where this rank has all of the model."""
+    group = shard_group(model)
+    return group if len(members(group)) > 1 else None
+
+
 def refuse_unsupported_shards(
     model: nn.Module, recipe: Recipe, group: dist.ProcessGroup | None, within: object
 ) -> None:
@@ -108,10 +114,16 @@ def _refuse_unmanaged(named: dict[str, nn.Parameter]) -> None:
 def _refuse_other_meshes(named: dict[str, nn.Parameter]) -> None:
     sharded = {n: p for n, p in named.items() if isinstance(p, DTensor)}
     for name, parameter in sharded.items():
-        if parameter.device_mesh.ndim > 1 or not parameter.placements[0].is_shard():
+        if parameter.device_mesh.ndim > 1:
             raise ValueError(
-                f"{name} lies as {_words(parameter)}, so it is averaged, dense, by what has put it "
-                f"there: {CURE}"
+                f"{name} lies as {_words(parameter)}, on which FSDP would average it between "
+                f"replicas by itself: {CURE}"
+            )
+        if not parameter.placements[0].is_shard():
+            raise ValueError(
+                f"{name} lies as {_words(parameter)}: replicate() averages gradients by itself. "
+                "Leave it out and wrap the bare model, as in "
+                "attach(DistributedDataParallel(model), recipe)"
             )
     groups = {n: members(p.device_mesh.get_group()) for n, p in sharded.items()}
     first, *others = groups

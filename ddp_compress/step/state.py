@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist  # noqa: TID251 - types alone
@@ -39,7 +39,7 @@ from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
 from ddp_compress.step.settings import Settings
-from ddp_compress.step.sharded_model import is_sharded, refuse_unsupported_shards, shard_group
+from ddp_compress.step.sharded_model import is_sharded, refuse_unsupported_shards, shards_of
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
@@ -127,7 +127,7 @@ class CompressionState:
         shards = None
         if is_sharded(bare):
             refuse_unsupported_shards(bare, recipe, process_group, within)
-            shards = shard_group(bare)
+            shards = shards_of(bare)
         self._peers = Peers(process_group, within, shards)
         self._binding = Binding(bare, recipe, self._peers)
         self._store = ParameterStore(recipe.tensors)
@@ -166,6 +166,11 @@ class CompressionState:
     def process_group(self) -> dist.ProcessGroup | None:
         """The ranks to exchange with; None for the default group, or before they are known."""
         return self._peers.group
+
+    @property
+    def shard_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold a sharded model together with this one; None where this has all."""
+        return self._peers.shards
 
     @property
     def _parameters(self) -> Parameters:
@@ -377,15 +382,24 @@ class CompressionState:
             layout, named = self._parameters.layout_of_given(tensors), self._parameters.here
             flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
         except Exception as error:
-            transaction = self._current_step(alone)
-            transaction.fail(error)
-            self._finish(transaction)
-            raise
+            self.fail(error)
         chunk = self._chunk(flat, layout)
         chunk.must_match = (self.must_match, must_match)
         mean = self._take(chunk, True, alone).wait()
         parts = layout.split(mean)
         return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Take part in a step for which this rank has nothing, and tell every rank why.
+
+        Raises:
+            Exception: ``error``, or a `PeerError` from it.
+        """
+        self.abandon_step()
+        transaction = self._current_step(Buckets())
+        transaction.fail(error)
+        self._finish(transaction)
+        raise error
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -508,8 +522,7 @@ class CompressionState:
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
         meet = partial(self._peers.meet, recipe.exchange, device, self.stats, self._warm_up)
-        weights = self._parameters.digest if self._binding.buckets else None
-        meet(describe, density, self.step, weights)
+        meet(describe, density, self.step, self._binding.weights)
 
     def _warm_up(self) -> None:
         device, worker = self._parameters.device, self._peers.worker
