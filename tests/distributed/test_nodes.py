@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ddp_compress import CompressionState, PeerError, recipes, redistribute
 from ddp_compress.message.conv_kernels import ConvKernel
 from ddp_compress.message.slices import range_lengths
 from ddp_compress.step.node import mean_into
+from ddp_compress.transport import shared_memory
 from tests.distributed.nodes import on_nodes
 from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.test_checkpoints import (
@@ -131,9 +133,39 @@ def test_levels_are_counted_apart(ranks):
     for elements, within, sent, kept in ranks.run(4, on_nodes, 2, counts):
         assert elements == [12000, 120, 3]
         assert kept == 4000
-        # Half a gradient to the other, and a slice back; some headers.
+        # Half a gradient to the other, and a slice back: some headers.
         assert 3 * 32000 <= min(within) <= max(within) <= 3 * 32000 + 1000
         assert sent < flat_sent / 4  # to one rank half as many entries as before to three
+
+
+def without_shared_memory(fault: str) -> list[str]:
+    """Rank 2 has none, or finds another process's in the place of rank 3's."""
+    unlucky = dist.get_rank() == 2
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if unlucky and fault == "none":
+            patch.setattr(os, "posix_fallocate", no_memory)
+        if unlucky and fault == "another":
+            patch.setattr(shared_memory, "_opened", lambda place: opened(bytes(8) + place[8:]))
+        digests = grads_of_every_step(ROWS["topk"])
+    assert len(told) == (dist.get_rank() >= 2), [str(each.message) for each in told]
+    if told:
+        assert "share no memory" in str(told[0].message)
+    return digests
+
+
+opened = shared_memory._opened
+
+
+def no_memory(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("fault", ["none", "another"])
+def test_ranks_that_share_no_memory_are_told_and_go_on(ranks, fault):
+    """With the same bits; the other node has memory to share."""
+    told = ranks.run(4, on_nodes, 2, without_shared_memory, fault)
+    assert told == ranks.run(4, on_nodes, 2, grads_of_every_step, ROWS["topk"])
 
 
 # -------------------------------------------------------------------------------------------- laws
