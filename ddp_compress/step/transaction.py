@@ -192,7 +192,7 @@ class Transaction:
 
     def _commit(self) -> None:
         """Write memory, and the averaged gradients; or neither, where that fails."""
-        self.undo = Undo(self._chunks, [part.kept for part in self._parts], self._comm.agreed)
+        self.undo = Undo(self._chunks, self._parts, self._comm.agreed)
         try:
             for sent in self._sent:
                 with side_stream(sent.device).on():
