@@ -14,6 +14,7 @@ from ddp_compress import recipes
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.guards import refuse_no_ddp
 from ddp_compress.step.state import FLUSH_BYTES, CompressionState
+from ddp_compress.transport.nodes import Within
 
 
 def compress_hook(
@@ -92,6 +93,7 @@ def attach(
     start_step: int = 0,
     min_numel: int = 0,
     flush_bytes: int = FLUSH_BYTES,
+    within: Within | None = None,
     **options: Any,
 ) -> CompressionState:
     """Register compression on a DDP model: the one line that an existing script adds.
@@ -104,6 +106,7 @@ def attach(
         start_step: see `CompressionState`.
         min_numel: see `CompressionState`.
         flush_bytes: see `CompressionState`.
+        within: see `CompressionState`; "node" where every host has several ranks.
         options: for a recipe given by name, its arguments.
 
     Returns:
@@ -123,6 +126,8 @@ def attach(
         recipe = recipes.by_name(recipe, **options)
     elif options:
         raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
-    state = CompressionState(model, recipe, process_group, start_step, min_numel, flush_bytes)
+    state = CompressionState(
+        model, recipe, process_group, start_step, min_numel, flush_bytes, within
+    )
     register(model, state, compress_hook)
     return state

@@ -23,8 +23,31 @@ class ListCounts:
 
 
 @dataclass
-class Stats:
+class Traffic:
+    """Counts of what this rank exchanges with some others.
+
+    Attributes:
+        payload_bits, sent_bytes, received_bytes, collectives: as of `Stats`.
+    """
+
+    payload_bits: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    collectives: int = 0
+
+    def collective(self, sent: int, received: int) -> None:
+        """Count one collective call and its bytes."""
+        self.collectives += 1
+        self.sent_bytes += sent
+        self.received_bytes += received
+
+
+@dataclass
+class Stats(Traffic):
     """Counts since the state was made, for this rank.
+
+    With nodes of several ranks (`within`), all but ``within`` counts what goes between nodes: the
+    rank's slice of the gradients, exchanged with one rank of every other node.
 
     Attributes:
         steps: committed steps. Aborted ones are counted apart, their bytes with the rest.
@@ -44,6 +67,7 @@ class Stats:
         dense_bytes: bytes that a ring all-reduce of fp32 would have sent, 2 (W - 1) / W * 4 N.
         collectives: collective calls. The one exchange of settings before the first step is not
             counted.
+        within: what was exchanged inside the node, dense gradients and headers.
     """
 
     steps: int = 0
@@ -51,13 +75,10 @@ class Stats:
     discarded: int = 0
     elements: int = 0
     nonzeros: int = 0
-    payload_bits: int = 0
     position_bits: int = 0
     value_bits: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
     dense_bytes: float = 0.0
-    collectives: int = 0
+    within: Traffic = field(default_factory=Traffic)
     packages: dict[str, ListCounts] = field(
         default_factory=lambda: {name: ListCounts() for name in PACKAGES}
     )
@@ -71,12 +92,6 @@ class Stats:
     def bits_per_nonzero(self) -> float:
         """Payload bits for each entry sent, positions, values and headers together."""
         return self.payload_bits / self.nonzeros if self.nonzeros else float("nan")
-
-    def collective(self, sent: int, received: int) -> None:
-        """Count one collective call and its bytes."""
-        self.collectives += 1
-        self.sent_bytes += sent
-        self.received_bytes += received
 
     def step(self, numel: int, world_size: int, committed: bool) -> None:
         """Count one step of so many elements, committed or aborted."""
@@ -99,8 +114,8 @@ class Stats:
     def state_dict(self) -> dict[str, float]:
         """The counts as plain numbers, those of lists as ``"pattern.entries"``."""
         counts = asdict(self)
-        packages = counts.pop("packages")
-        inner = {f"{name}.{what}": n for name in packages for what, n in packages[name].items()}
+        groups = counts.pop("packages") | {"within": counts.pop("within")}
+        inner = {f"{name}.{what}": n for name in groups for what, n in groups[name].items()}
         return counts | inner
 
     @classmethod
@@ -112,7 +127,8 @@ class Stats:
             9
         """
         stats = cls()
+        groups = {**stats.packages, "within": stats.within, "": stats}
         for name, count in saved.items():
-            package, _, inner = name.rpartition(".")
-            setattr(stats.packages[package] if package else stats, inner, count)
+            group, _, inner = name.rpartition(".")
+            setattr(groups[group], inner, count)
         return stats

@@ -17,12 +17,19 @@ from ddp_compress.stats import Stats
 
 ByName = Mapping[str, Mapping[str, Tensor]]  # what is kept, by slot and parameter
 
-FORMAT = 4  # of CompressionState.state_dict()
-READABLE = (3, FORMAT)  # format 3 differs in its checksum alone, see `check_whole`
+Part = list[Any]
+"""Which part of every parameter is a rank's: ["slice", l, L] or ["shard", l, L], l from 0.
+
+A slice is one of `Slices`, of a rank of a node; a shard is cut by FSDP.
+"""
+
+FORMAT = 5  # of CompressionState.state_dict()
+READABLE = (3, 4, FORMAT)  # 4 lacks what parts need; 3 has another checksum, see `check_whole`
 ENTRIES = {
     *("buckets", "checksum", "density", "dim_orders", "format", "parameters"),
     *("recipe", "saved_by", "stats", "step", "tensors"),
 }
+SINCE_5 = {"blocks", "part"}
 
 
 def digest_of(parameters: Mapping[str, Tensor]) -> int:
@@ -46,6 +53,17 @@ def dim_orders(parameters: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """
     orders = {name: list(dim_order(p)) for name, p in parameters.items()}
     return {name: order for name, order in orders.items() if order != sorted(order)}
+
+
+def part_of(saved: Mapping[str, Any]) -> Part | None:
+    """Which part of every parameter a checkpoint holds; None for all of it.
+
+    Example:
+        >>> part_of({"part": ["slice", 0, 2]})
+        ['slice', 0, 2]
+    """
+    part: Part | None = saved.get("part")
+    return part
 
 
 def flat_items(tensors: ByName) -> Iterator[tuple[str, str, Tensor]]:
@@ -99,6 +117,9 @@ def check_form(saved: Any) -> None:
         ValueError: checkpoint is a int, expected a mapping
     """
     check_entries(saved, ENTRIES)
+    if saved["format"] == FORMAT:
+        check_entries(saved, SINCE_5)
+    blocks = saved.get("blocks", {})
     for name, fits, expected in (
         ("format", saved["format"] in READABLE, " or ".join(map(str, READABLE))),
         ("step", is_count(saved["step"]), "an int of 0 or more"),
@@ -108,6 +129,10 @@ def check_form(saved: Any) -> None:
         ("dim_orders", isinstance(saved["dim_orders"], Mapping), "a mapping"),
     ):
         expect(fits, f"checkpoint has {name}", saved[name], expected)
+    part = part_of(saved)
+    expect(_is_part(part), "checkpoint has part", part, '["slice" or "shard", l, L], or None')
+    fits = isinstance(blocks, Mapping) and all(is_count(each) and each for each in blocks.values())
+    expect(fits, "checkpoint has blocks", blocks, "counts of 1 or more, by name")
     _check_buckets(saved["buckets"])
     _check_stats(saved["stats"])
     check_tensors("tensors", saved["tensors"])
@@ -142,7 +167,12 @@ def check_tensors(what: str, tensors: Any) -> None:
             _check_tensor(f"{slot} of {name}", tensor)
 
 
-def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str, Tensor]) -> None:
+def check_fits(
+    saved: Mapping[str, Any],
+    recipe: Recipe,
+    parameters: Mapping[str, Tensor],
+    numels: Mapping[str, int],
+) -> None:
     """Raise unless a checkpoint is of this recipe and model.
 
     Parameters of which nothing was kept yet, such as frozen ones, may be missing.
@@ -151,6 +181,7 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
         saved: what has passed `check_form`.
         recipe: the state's.
         parameters: the model's, by name.
+        numels: elements of the part of each that the checkpoint says it holds.
 
     Raises:
         ValueError: the recipe has another name or keeps other tensors; a tensor or a place in a
@@ -176,7 +207,7 @@ def check_fits(saved: Mapping[str, Any], recipe: Recipe, parameters: Mapping[str
             raise ValueError(
                 f"checkpoint holds {slot} of {name}, which is no parameter of the model"
             )
-        came, shape = tuple(tensor.shape), (parameters[name].numel(),)
+        came, shape = tuple(tensor.shape), (numels[name],)
         expect(came == shape, f"{what} has shape", came, str(shape))
         special = recipe.tensors[slot]
         dtypes = (special,) if special else (torch.float32, torch.float64)
@@ -206,7 +237,7 @@ def check_whole(saved: Mapping[str, Any]) -> None:
         ValueError: one is missing, or has changed.
     """
     # What summed the tensors of format 3 is gone: they are taken as they are.
-    if saved["format"] == FORMAT and saved["checksum"] not in (None, checksum(saved["tensors"])):
+    if saved["format"] != 3 and saved["checksum"] not in (None, checksum(saved["tensors"])):
         raise ValueError(
             "checkpoint is damaged: its tensors are not those that were saved, or not all of them. "
             "(torch.distributed.checkpoint mixes those of all ranks without PerRank.)"
@@ -280,6 +311,12 @@ def _is_place(value: Any) -> bool:
     """A rank, and how many there are; None for any."""
     pair = isinstance(value, list) and len(value) == 2 and all(map(is_count, value))
     return value is None or (pair and value[0] < value[1])
+
+
+def _is_part(value: Any) -> bool:
+    """A kind, and a place with how many there are; None for whole parameters."""
+    listed = isinstance(value, list) and len(value) == 3 and value[0] in ("slice", "shard")
+    return value is None or (listed and _is_place(value[1:]))
 
 
 def _check_mapping(what: str, value: object) -> None:

@@ -147,11 +147,11 @@ class Round:
         state = self._state
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
-            comm = Comm(state.process_group, state.stats, device, has_large_sender=False)
-            comm.agree(lambda: "local updates", 1.0, state.step)
+            comm = Comm(state.process_group, state.stats, device)
+            comm.own(comm.agree(lambda: "local updates", 1.0, state.step))
             state.ends_with(comm.close)
             self._comm = comm
-        self._comm.stats = state.stats
+        self._comm.traffic = state.stats
         return self._comm
 
     def _agree(self, comm: Comm, setting: str) -> None:

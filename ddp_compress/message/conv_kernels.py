@@ -23,6 +23,11 @@ class ConvKernel(NamedTuple):
     numel: int = 1
     stride: int = 1
 
+    @property
+    def block(self) -> int:
+        """Neighbours in memory that hold whole kernels: one, or where they interlock several."""
+        return self.numel * self.stride
+
 
 def kernel_of(weight: Tensor) -> ConvKernel:
     """The kernels of a convolution's weight, whatever its memory format.

@@ -1,6 +1,6 @@
 """Where every parameter lies in a flat tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -21,6 +21,7 @@ class Layout:
         names: the parameters' names, unique within a model.
         sizes: their element counts.
         kernels: of every parameter; none where no parameter is a convolution's.
+        wholes: elements of the whole parameters, where only a slice of each lies here.
 
     Example:
         >>> Layout(("weight", "bias"), (6, 2)).numel
@@ -30,6 +31,7 @@ class Layout:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     kernels: tuple[ConvKernel, ...] = ()
+    wholes: tuple[int, ...] = field(default=(), repr=False)  # messages' digests are of the rest
 
     @property
     def numel(self) -> int:

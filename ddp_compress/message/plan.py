@@ -151,9 +151,9 @@ class Tables:
         """A group for every parameter, ascending, with gaps; -1 for uncompressed and empty ones."""
         keys: list[int] = []
         for chunk, layout in enumerate(self.layouts):
-            for size in layout.sizes:
+            for size, whole in zip(layout.sizes, layout.wholes or layout.sizes, strict=True):
                 key = {"tensor": len(keys), "bucket": chunk, "model": 0}[self.scope]
-                keys.append(-1 if size == 0 or size < self.min_numel else key)
+                keys.append(-1 if size == 0 or whole < self.min_numel else key)
         return keys
 
     @cached_property

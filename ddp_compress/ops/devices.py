@@ -163,13 +163,37 @@ class Stream:
             >>> with Stream(torch.device("cpu")).in_between():
             ...     pass
         """
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        self.follow()
         try:
             with self.on():
                 yield
         finally:
             self.join()
+
+    @contextmanager
+    def host_waits(self) -> Iterator[None]:
+        """Put what is launched inside on it, behind the current stream; the host waits for its end.
+
+        So no other stream waits for it, whatever it may wait for.
+
+        Example:
+            >>> with Stream(torch.device("cpu")).host_waits():
+            ...     pass
+        """
+        self.follow()
+        with self.on():
+            yield
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def follow(self) -> None:
+        """Let it go on behind all that the current stream has to do by now.
+
+        Example:
+            >>> Stream(torch.device("cpu")).follow()
+        """
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def join(self) -> None:
         """Let the current stream go on behind all that this one has to do by now.

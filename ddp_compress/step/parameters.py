@@ -8,9 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ddp_compress.checkpoints.checkpoint import Part
 from ddp_compress.message.conv_kernels import ConvKernel, convolutions, kernel_of
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import dim_order
+from ddp_compress.message.slices import range_lengths
 
 
 class Parameters:
@@ -81,6 +83,21 @@ class Parameters:
         """The layout of parameters with these names."""
         sizes = tuple(self.named[name].numel() for name in names)
         return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names))
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Elements that no slice may tear apart, by name, where it is more than one."""
+        blocks = {name: kernel.block for name, kernel in self._kernels.items()}
+        return {name: block for name, block in blocks.items() if block > 1}
+
+    def numels(self, part: Part | None) -> dict[str, int]:
+        """Elements of every parameter, or of one slice of each."""
+        numels = {name: p.numel() for name, p in self.named.items()}
+        if part is None or part[0] != "slice":
+            return numels
+        _, rank, count = part
+        blocks = self.blocks
+        return {n: range_lengths(size, blocks.get(n, 1), count)[rank] for n, size in numels.items()}
 
     def layout_of_given(self, tensors: Mapping[str, Tensor]) -> Layout:
         """The layout of tensors for some parameters, by name.

@@ -23,6 +23,7 @@ from ddp_compress.checkpoints.checkpoint import (
     checksum,
     digest_of,
     dim_orders,
+    part_of,
 )
 from ddp_compress.checks import check_count
 from ddp_compress.message.chunk import Chunk
@@ -41,6 +42,7 @@ from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
 from ddp_compress.step.warm_up import warm_up
+from ddp_compress.transport.nodes import Within, check_within
 
 FLUSH_BYTES = 32 * 1024
 
@@ -67,6 +69,13 @@ class CompressionState:
             density they can outweigh all the rest.
         flush_bytes: a message goes out when it holds this many bytes. Small ones cost a round
             trip each; large ones do not overlap backward.
+        within: which ranks share a node, with links among them faster than those between nodes:
+            "node" for those of one host, as torchrun has started them; the group of this rank's
+            node; or a mesh of one dimension, such as ``mesh["gpu"]``. A node's gradients are
+            averaged dense, and each of its L ranks exchanges a slice of them, an L-th, with the
+            ranks of the same place on all other nodes: so a node sends one message, not L, and all
+            that is kept takes an L-th of the memory. Nodes must be equally large. None for ranks
+            that all exchange with all others.
 
     Attributes:
         stats: see `Stats`.
@@ -96,6 +105,7 @@ class CompressionState:
         start_step: int = 0,
         min_numel: int = 0,
         flush_bytes: int = FLUSH_BYTES,
+        within: Within | None = None,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise TypeError(
@@ -105,13 +115,14 @@ class CompressionState:
         check_count("start_step", start_step, least=0)
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
+        check_within(within)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         self.recipe = recipe
         self.step = start_step
         self.stats = Stats()
         self.must_match: object = None
         self._settings = Settings(recipe, min_numel, flush_bytes)
-        self._peers = Peers(process_group)
+        self._peers = Peers(process_group, within)
         self._binding = Binding(bare, recipe, self._peers)
         self._store = ParameterStore(recipe.tensors)
         self._buckets = Buckets()
@@ -498,6 +509,8 @@ class CompressionState:
             "recipe": self.recipe.name,
             "parameters": digest_of(self._parameters.named),
             "saved_by": self._peers.rank_and_size,
+            "part": self._peers.part,
+            "blocks": self._parameters.blocks,
             "step": self.step,
             "density": self._peers.latest_density,
             "dim_orders": dim_orders(self._parameters.named),
@@ -521,7 +534,9 @@ class CompressionState:
             ValueError: the checkpoint does not fit. Nothing has changed then.
         """
         check_form(saved)
-        check_fits(saved, self.recipe, self._parameters.named)
+        part = part_of(saved)
+        numels = self._parameters.numels(part)
+        check_fits(saved, self.recipe, self._parameters.named, numels)
         check_whole(saved)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
@@ -530,4 +545,4 @@ class CompressionState:
         self._buckets = Buckets([self._parameters.layout_of(names) for names in saved["buckets"]])
         if self._peers.comm is not None:
             self._buckets.settle()
-        self._peers.loaded(saved["saved_by"], saved["density"], self.stats)
+        self._peers.loaded(saved["saved_by"], part, saved["density"], self.stats)

@@ -1,7 +1,7 @@
 """One step: everything is sent, then all of it is committed or none."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -14,19 +14,20 @@ from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.entries import add_entries
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.message import Message
-from ddp_compress.message.plan import MAX_NUMEL, Plan, plan_for
-from ddp_compress.ops.devices import record_stream, side_stream
+from ddp_compress.message.plan import MAX_NUMEL, Plan, plan_for, tables_for
+from ddp_compress.ops.devices import Stream, record_stream, side_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.peers import Peers
+from ddp_compress.step.replica import VERDICT
 from ddp_compress.step.running import InOrder, InTurns, Running
 from ddp_compress.step.scaling import mantissa, unscale
 from ddp_compress.step.settings import Settings
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.undo import Undo
 from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.phases import Phases
+from ddp_compress.transport.phases import Phases, drive
 
 
 class Transaction:
@@ -43,8 +44,8 @@ class Transaction:
         step: the step's number.
 
     Attributes:
-        numel: elements in all chunks.
-        world_size: how many ranks there are.
+        numel: elements in all chunks, of this rank's parts.
+        world_size: how many ranks exchange them.
         undo: the way back, once it is committed.
     """
 
@@ -62,6 +63,8 @@ class Transaction:
         self._buckets = buckets
         self._comm = peers.comm
         self.world_size = peers.comm.world_size
+        self._replica = peers.replica
+        self._averages = peers.replica.averages if peers.replica else 1
         self._worker = peers.worker
         self._step = step
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
@@ -73,7 +76,8 @@ class Transaction:
         self._chunks: list[Chunk] = []
         self.numel = 0
         self.undo: Undo | None = None
-        self._comm.begin_step()
+        for comm in peers.comms:
+            comm.begin_step()
         try:
             self._density = density_at(settings.recipe.select.density, step)
             self._momentum = settings.recipe.memory.momentum_at(step)
@@ -89,7 +93,6 @@ class Transaction:
             self._add(ready)
 
     def _add(self, chunk: Chunk) -> None:
-        self.numel += len(chunk.grad)
         self._chunks.append(chunk)
         draft = self._drafts.setdefault((chunk.grad.dtype, chunk.grad.device), _Draft())
         waits = self._settings.recipe.select.scope == "model"  # for the last chunk
@@ -112,7 +115,7 @@ class Transaction:
             if chunk.scale is not None:
                 unscale(chunk.grad, chunk.scale)
             if clip is not None:
-                clip_gradient(chunk, clip / math.sqrt(self.world_size))
+                clip_gradient(chunk, clip / math.sqrt(self.world_size * self._averages))
         except Exception as error:  # this rank's messages must come to as many as the others'
             self.fail(error)
 
@@ -133,15 +136,14 @@ class Transaction:
             for chunk in self._buckets.rest(self.fail):
                 self._add(chunk)
             self._send_rest()
-            self._wait()
-            finite = None not in [sent.running.outcome for sent in self._sent]
+            finite = self._wait()
             if finite:
                 self._commit()
                 self._buckets.latest = _layouts(self._chunks)
             else:
                 self._abort()
             for sent in self._sent:
-                with side_stream(sent.device).on():  # a future remembers the stream
+                with self._stream(sent.device).on():  # a future remembers the stream
                     for chunk in sent.chunks:
                         chunk.future.set_result(chunk.grad)
             self._buckets.give_back()
@@ -153,7 +155,8 @@ class Transaction:
         return finite
 
     def _send_rest(self) -> None:
-        if not self._sent and {device.type for _, device in self._drafts} <= {"cpu"}:
+        on_host = {device.type for _, device in self._drafts} <= {"cpu"}
+        if on_host and not self._sent and self._replica is None:
             # Backward is over: nothing would go on beside it. (On a stream, work takes no turns.)
             self._worker = None
         for draft in self._drafts.values():
@@ -162,8 +165,8 @@ class Transaction:
         if self._failure and not self._sent:
             self._send([])
 
-    def _wait(self) -> None:
-        """For all messages; raise if anything has failed."""
+    def _wait(self) -> bool:
+        """For all messages; whether every gradient was finite. Raise if anything has failed."""
         waiting, failure = list(self._sent), None
         while waiting:  # in turns, so that the messages' round trips overlap
             for sent in waiting:
@@ -173,12 +176,17 @@ class Transaction:
                     sent.running.done, failure = True, failure or error
             waiting = [sent for sent in waiting if not sent.running.done]
         failure = failure or self._failure
-        if failure:
+        finite = None not in [sent.running.outcome for sent in self._sent]
+        if self._replica is not None:
+            inside = self._replica.channel(VERDICT, self._density, self._step, "verdict")
+            finite = drive(self._replica.verdict(inside, finite, failure))
+        elif failure:
             raise failure
+        return finite
 
     def _commit(self) -> None:
         """Write memory, and the averaged gradients; or neither, where that fails."""
-        self.undo = Undo(self._chunks, self._comm.agreed)
+        self.undo = Undo(self._chunks, [part.kept for part in self._parts], self._comm.agreed)
         try:
             for sent in self._sent:
                 with side_stream(sent.device).on():
@@ -187,22 +195,32 @@ class Transaction:
             for sent in self._sent:
                 for delivery in sent.running.outcome or ():
                     delivery.confirm()
+            if self._replica is not None:
+                for sent in self._sent:
+                    drive(self._replica.after(sent.chunks, sent.parts))
         except BaseException:  # on this rank alone: the next step tells the others
+            if self._replica is not None:
+                self._replica.give_up()
             self.undo.take_back()
             self._spoil_gradients()
             raise
 
     def _abort(self) -> None:
         """Leave memory alone, and say by the gradients that there are none."""
-        self._comm.agreed.density = self._shared_density  # every rank knows that the step aborts
+        # Every rank knows that the step aborts, perhaps from others than those it exchanges with.
+        self._comm.agreed.density, self._comm.agreed.step = self._shared_density, self._step
         self._spoil_gradients()
 
     def _spoil_gradients(self) -> None:
         """Nobody is to apply them by mistake."""
         for sent in self._sent:
-            with side_stream(sent.device).on():
+            with self._stream(sent.device).on():
                 for chunk in sent.chunks:
                     chunk.grad.fill_(torch.nan)
+
+    def _stream(self, device: torch.device) -> Stream:
+        """On which a gradient is completed."""
+        return self._replica.stream(device) if self._replica else side_stream(device)
 
     def abandon(self) -> None:
         """Give up a step that never came to its last chunk."""
@@ -215,38 +233,50 @@ class Transaction:
         """Where no future will: whoever goes on may let go of memory that is still worked on."""
         for sent in self._sent:
             side_stream(sent.device).join()
+            self._stream(sent.device).join()
 
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
         recipe = self._settings.recipe
         alone = self._plan([chunk], self._shared_density)
         uncompressed = len(alone.uncompressed) * chunk.grad.dtype.itemsize
-        return recipe.body.size(alone, recipe) + uncompressed
+        return (recipe.body.size(alone, recipe) + uncompressed) // self._averages
 
     def _plan(self, chunks: Sequence[Chunk], density: float) -> Plan:
         scope = self._settings.recipe.select.scope
         return plan_for(_layouts(chunks), scope, density, self._settings.min_numel)
 
     def _send(self, chunks: Sequence[Chunk]) -> None:
-        recipe, number = self._settings.recipe, len(self._sent)
+        recipe, number, replica = self._settings.recipe, len(self._sent), self._replica
+        failure, parts = self._failure, chunks
         try:
-            if self._failure:
-                raise self._failure
-            for chunk in chunks:
-                dtype = memory_dtype(chunk.grad.dtype)
-                chunk.kept = self._store.arrange(chunk.layout, dtype, chunk.grad.device)
-                chunk.kept.reserve(recipe.memory.tensors)
-            plan = self._plan(chunks, self._density)
-            message = Message(chunks, plan, self._step, recipe.memory, self._momentum)
+            if failure:
+                raise failure
+            parts = replica.parts(chunks) if replica else chunks
+            for part in parts:
+                dtype = memory_dtype(part.grad.dtype)
+                part.kept = self._store.arrange(part.layout, dtype, part.grad.device)
+                part.kept.reserve(recipe.memory.tensors)
+            plan = self._plan(parts, self._density)
+            message = Message(parts, plan, self._step, recipe.memory, self._momentum)
             must_share, digest = partial(_must_share, message, recipe), plan.layout_digest
             channel = Channel(self._comm, number, self._density, must_share, digest, self._step)
             exchange = _cut_writes(recipe.exchange.run(message, recipe, channel), message)
-            exchange = side_stream(message.device).drive(exchange)
         except Exception as error:
             channel = Channel.failing(self._comm, number, self._step)
-            exchange = channel.report(error)
+            exchange, failure = channel.report(error), error
+        if replica:
+            layouts = tables_for(_layouts(chunks), "tensor").digest
+            inside = replica.channel(number, self._density, self._step, layouts)
+            exchange = replica.before(chunks, inside, exchange, channel, failure)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
-        self._sent.append(_Sent(chunks, device, channel, self._launch(exchange, channel)))
+        exchange = side_stream(device).drive(exchange)
+        self.numel += sum(len(part.grad) for part in parts)
+        self._sent.append(_Sent(chunks, parts, device, channel, self._launch(exchange, channel)))
+
+    @property
+    def _parts(self) -> Iterator[Chunk]:
+        return (part for sent in self._sent for part in sent.parts)
 
     def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> Running:
         if self._worker is None:
@@ -301,9 +331,10 @@ class _Draft:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A message on its way."""
+    """A message on its way: chunks, and what of them is this rank's to exchange."""
 
     chunks: Sequence[Chunk]
+    parts: Sequence[Chunk]
     device: torch.device
     channel: Channel
     running: Running
@@ -312,7 +343,7 @@ class _Sent:
 def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
     """Write memory, and the averaged gradients."""
     start = 0
-    for chunk in sent.chunks:
+    for chunk in sent.parts:
         memory.retain(chunk, momentum)
         deliveries = sent.running.outcome or ()
         if not deliveries:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.ops.devices import side_stream
@@ -14,21 +12,21 @@ class Undo:
     """What a step has changed, until its gradients are applied or the next step begins.
 
     Args:
-        chunks: the step's, before their memory and gradients are written.
+        chunks: the step's, before their gradients are written.
+        arenas: the memory that they have on this rank, before it is written.
         agreed: with the other ranks; what they learn in the step is forgotten as well.
 
     Attributes:
         sent: names of the parameters that the step had a gradient for.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], agreed: Agreed) -> None:
-        self.sent: list[str] = []
-        self._arenas: list[tuple[torch.device, Arena]] = []
+    def __init__(self, chunks: Sequence[Chunk], arenas: Sequence[Arena], agreed: Agreed) -> None:
+        self.sent = [name for chunk in chunks for name in chunk.used]
+        self._arenas = [
+            (chunk.grad.device, arena) for chunk, arena in zip(chunks, arenas, strict=True)
+        ]
         self._agreed = agreed
         self._committed = dict(agreed.committed)
-        for chunk in chunks:
-            self.sent += chunk.used
-            self._arenas.append((chunk.grad.device, chunk.kept))
 
     def take_back(self) -> None:
         """Bring memory back to before the step, bit for bit."""

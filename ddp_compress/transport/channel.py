@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
+from ddp_compress.stats import Stats
 from ddp_compress.transport.comm import Comm, PeerError
 from ddp_compress.transport.frame import (
     ANNOUNCED,
@@ -52,7 +53,6 @@ class Channel:
     Attributes:
         rank: this rank's number.
         world_size: how many ranks there are, W.
-        stats: where to count.
         pending: what the next message of this layout may build upon, if the step commits.
     """
 
@@ -67,7 +67,6 @@ class Channel:
     ) -> None:
         self.rank = comm.rank
         self.world_size = comm.world_size
-        self.stats = comm.stats
         self._comm = comm
         self._number = number
         self._density = density
@@ -82,6 +81,12 @@ class Channel:
     def failing(cls, comm: Comm, number: int, step: int) -> Channel:
         """For a message that this rank could not make; see `report`."""
         return cls(comm, number, 0.0, lambda: None, 0, step)
+
+    @property
+    def stats(self) -> Stats:
+        """Where to count entries."""
+        assert isinstance(self._comm.traffic, Stats), "no entries travel inside a node"
+        return self._comm.traffic
 
     @cached_property
     def _digest(self) -> int:
@@ -121,13 +126,13 @@ class Channel:
         """
         self._phase += 1
         mine = self._frame_of(build)
-        self.stats.payload_bits += 8 * len(mine)
+        self._comm.traffic.payload_bits += 8 * len(mine)
         try:
             opened = yield from self._meet(mine)
         except PeerError as error:
             raise error from self._failure
         headers, bodies = zip(*opened, strict=True)  # every rank has seen all headers now
-        _check_equal(headers)
+        _check_equal(headers, self._comm.names)
         aborts = any(header.flags & NONFINITE for header in headers)
         agreed = self._comm.agreed
         agreed.density, agreed.step = self._density, self._step + (not aborts)
@@ -162,9 +167,9 @@ class Channel:
             return None
         lines = [each.clone().view(torch.uint32).long().view(-1, 2) for each in manifests]
         sizes, crcs = zip(*(each[self.rank].tolist() for each in lines), strict=True)
-        self.stats.payload_bits += sum(8 * len(body) for body in bodies)
+        self._comm.traffic.payload_bits += sum(8 * len(body) for body in bodies)
         arrived = yield from self._comm.all_to_all(bodies, sizes)
-        for rank, (body, crc) in enumerate(zip(arrived, crcs, strict=True)):
+        for rank, body, crc in zip(self._comm.names, arrived, crcs, strict=True):
             if host.crc32(body) != crc:
                 self._failure = ValueError(f"rank {rank}: message is corrupt: bad CRC-32")
         return arrived
@@ -203,7 +208,7 @@ class Channel:
 
     def _fill(self, value: Tensor, build: Callable[[], Tensor]) -> None:
         """Copy what is built, unless something fails."""
-        self.stats.payload_bits += 8 * value.nbytes
+        self._comm.traffic.payload_bits += 8 * value.nbytes
         if self._failure is None:
             self.attempt(lambda: value.copy_(to_host(build())))
 
@@ -262,7 +267,7 @@ class Channel:
 
     def _pass(self, frame: Tensor, sizes: list[int]) -> Phases[list[tuple[Header, Tensor]]]:
         frames = yield from self._comm.all_to_all([frame] * self.world_size, sizes)
-        return [_open(rank, frame) for rank, frame in enumerate(frames)]
+        return [_open(rank, frame) for rank, frame in zip(self._comm.names, frames, strict=True)]
 
 
 def _open(rank: int, frame: Tensor) -> tuple[Header, Tensor]:
@@ -271,14 +276,18 @@ def _open(rank: int, frame: Tensor) -> tuple[Header, Tensor]:
     except ValueError as error:
         raise ValueError(f"rank {rank}: {error}") from None
     if header.flags & FAILED and not header.flags & ANNOUNCED:
-        raise PeerError(f"rank {rank} failed: {body_text(body)}")
+        name, _, words = body_text(body).partition(": ")
+        if name == PeerError.__name__:  # which that rank has heard of another
+            raise PeerError(words)
+        raise PeerError(f"rank {rank} failed: {name}: {words}")
     return header, body
 
 
-def _check_equal(headers: Sequence[Header]) -> None:
-    for rank, header in enumerate(headers[1:], start=1):
+def _check_equal(headers: Sequence[Header], names: Sequence[int]) -> None:
+    first = f"rank {names[0]}"
+    for rank, header in zip(names[1:], headers[1:], strict=True):
         if header.setting != headers[0].setting:
             raise PeerError(
-                f"ranks must compress alike, but rank {rank} differs from rank 0: rank 0 has "
+                f"ranks must compress alike, but rank {rank} differs from {first}: {first} has "
                 f"{headers[0].words}; rank {rank} has {header.words}"
             )

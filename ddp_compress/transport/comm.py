@@ -1,7 +1,11 @@
 """Collectives: every one is called here, and counted but for those of the first meeting."""
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from uuid import uuid4
 
 import torch
@@ -9,17 +13,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_compress.ops.devices import to_host
-from ddp_compress.stats import Stats
+from ddp_compress.stats import Traffic
 from ddp_compress.transport.agreed import Agreed
 from ddp_compress.transport.frame import body_text, text_body
 from ddp_compress.transport.groups import (
     backends,
     check_host_backend,
-    host_twin_of,
+    members,
+    new_group,
     rank_and_size,
 )
 from ddp_compress.transport.lifetimes import KeptAlive
-from ddp_compress.transport.phases import Phases
+from ddp_compress.transport.phases import Phases, Work
 
 
 class PeerError(RuntimeError):
@@ -32,31 +37,35 @@ class Comm:
     Args:
         group: the process group; None for the default one. Without torch.distributed this rank
             is alone.
-        stats: where to count.
+        traffic: where to count.
         device: of the model.
         has_large_sender: see `recipe.Exchange`.
         alone: whether to do without the others, as where there are none.
 
     Attributes:
+        alone: whether there are none.
+        device: see above.
         agreed: what all ranks know alike.
+        names: the numbers by which errors call the ranks, in rank order.
         large_sender: the rank whose frame is of another size in this step; None where none is.
     """
 
     def __init__(
         self,
         group: dist.ProcessGroup | None,
-        stats: Stats,
+        traffic: Traffic,
         device: torch.device,
-        has_large_sender: bool,
+        has_large_sender: bool = False,
         alone: bool = False,
     ) -> None:
         self.group = group
-        self.stats = stats
-        self._alone = alone or not dist.is_initialized()
-        self.rank, self.world_size = (0, 1) if self._alone else rank_and_size(group)
+        self.traffic = traffic
+        self.alone = alone or not dist.is_initialized()
+        self.rank, self.world_size = (0, 1) if self.alone else rank_and_size(group)
         self.agreed = Agreed()
+        self.names: Sequence[int] = range(self.world_size)
         self.large_sender: int | None = None
-        self._device = device
+        self.device = device
         self._world = dist.group.WORLD
         self._is_own = False  # whether the group is this state's own
         self._ended = False
@@ -80,37 +89,86 @@ class Comm:
         density: float,
         step: int,
         prepare: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> str:
         """Before the first step, compare descriptions of the setting, density and step included.
 
         Before that every rank prepares for the step by itself.
 
-        From then on collectives run on a group of this state's own, from the host's memory: a
-        thread beside the caller's may launch them, none of them is a kernel that others on a GPU
-        may wait for, and to end it tells the other ranks where nothing else can (`close`).
+        Returns:
+            A name that no ranks have agreed on before, for `own` or `part`.
 
         Raises:
             PeerError: on every rank, where one differs, or failed to prepare or describe.
         """
         self.agreed.density, self.agreed.step = density, step
-        if self._alone:
-            prepare()
-            return
 
         def prepared() -> str:
-            check_host_backend(self.group)
+            if not self.alone:
+                check_host_backend(self.group)
             prepare()
             return describe()
 
-        name = self.compare(prepared)
+        return self.compare(prepared)
+
+    def own(self, name: str) -> None:
+        """Go on with a group of this state's own, which all ranks make together.
+
+        From then on collectives run on that, from the host's memory: a thread beside the caller's
+        may launch them, none of them is a kernel that others on a GPU may wait for, and to end it
+        tells the other ranks where nothing else can (`close`).
+
+        Args:
+            name: what they have agreed on.
+
+        Raises:
+            PeerError: this rank finds no way to the others.
+        """
+        if not self.alone:
+            self._open(members(self.group), self._host_backend, name)
+
+    def part(
+        self, ranks: Sequence[int], name: str, traffic: Traffic, backend: str | None = None
+    ) -> Comm:
+        """The same among some of the ranks alone.
+
+        Args:
+            ranks: as the whole job numbers them, this one among them.
+            name: what these ranks, and no others, have agreed on.
+            traffic: where to count.
+            backend: None for that of the host's memory.
+
+        Raises:
+            PeerError: see `own`.
+        """
+        part = copy.copy(self)
+        part.traffic, part.agreed = traffic, copy.deepcopy(self.agreed)
+        part._kept_alive = KeptAlive()
+        part._open(ranks, backend or self._host_backend, name)
+        return part
+
+    @property
+    def device_backend(self) -> str | None:
+        """What talks for tensors on the model's GPU without the host; None where nothing does."""
+        backend = backends(self.group).get(self.device.type)
+        return backend if self.device.type != "cpu" and backend != "gloo" else None
+
+    @property
+    def _host_backend(self) -> str:
+        return backends(self.group).get("cpu", "gloo")
+
+    def _open(self, ranks: Sequence[int], backend: str, name: str) -> None:
         try:
-            self.group, self._is_own = host_twin_of(self.group, name), True
+            group = new_group(self.group, ranks, backend, name)
         except RuntimeError as error:
             raise PeerError(
                 f"no way to the other ranks ({error}): they have ended, or Gloo looks for them on "
                 "the wrong network: export GLOO_SOCKET_IFNAME with the name of the interface "
                 "between hosts"
             ) from error
+        numbers = dict(zip(members(self.group), self.names, strict=True))
+        self.names = [numbers[rank] for rank in ranks]
+        self.group, self._is_own = group, True
+        self.rank, self.world_size = rank_and_size(group)
 
     def compare(self, describe: Callable[[], str]) -> str:
         """Compare descriptions by words.
@@ -126,11 +184,11 @@ class Comm:
             description = describe()
         except Exception as error:  # perhaps on this rank alone: the others must hear of it
             description, failure = f"failed: {type(error).__name__}: {error}", error
-        if self._alone:
+        if self.alone:
             if failure is not None:
                 raise failure
             return name
-        answers = self._share(name + description)
+        answers = self.share_text(name + description)
         every = [answer[len(name) :] for answer in answers]
         for rank, other in enumerate(every):
             if other != every[0]:
@@ -142,9 +200,9 @@ class Comm:
             raise failure
         return answers[0][: len(name)]
 
-    def _share(self, text: str) -> list[str]:
+    def share_text(self, text: str) -> list[str]:
         """Every rank's text, in rank order; `all_gather_object` needs numpy, which torch lacks."""
-        place = torch.device("cpu") if "cpu" in backends(self.group) else self._device
+        place = torch.device("cpu") if "cpu" in backends(self.group) else self.device
         mine = text_body(text).to(place)
         length = torch.tensor([len(mine)], dtype=torch.int64, device=place)
         sizes = self._swap(length, [1] * self.world_size).tolist()
@@ -191,32 +249,72 @@ class Comm:
         Raises:
             PeerError: a rank has ended, has closed its state, or came too late.
         """
-        if self._alone:
+        if self.alone:
             return list(bodies)
+        self._check_open()
+        with self.or_end():
+            mine, theirs = self._room(bodies, sum(sizes))
+        yield from self.swap(mine, theirs, [len(body) for body in bodies], sizes)
+        return list(theirs.split(list(sizes)))
+
+    def swap(
+        self, mine: Tensor, theirs: Tensor, lengths: Sequence[int], sizes: Sequence[int]
+    ) -> Phases[None]:
+        """An all-to-all of tensors of any dtype, in memory of the caller's.
+
+        Args:
+            mine: what is sent, rank by rank.
+            theirs: where what comes is put, rank by rank.
+            lengths: elements to be sent to every rank, [W].
+            sizes: elements to come from every rank, [W].
+
+        Raises:
+            PeerError: see `all_to_all`.
+        """
+        launch = partial(
+            dist.all_to_all_single, theirs, mine, list(sizes), list(lengths), async_op=True
+        )
+        sent, received = len(mine) - lengths[self.rank], len(theirs) - sizes[self.rank]
+        yield from self._run(launch, mine, theirs, sent, received)
+
+    def gather(self, mine: Tensor, theirs: Tensor) -> Phases[None]:
+        """Every rank's tensor [n] of one size, put side by side: [W n].
+
+        Raises:
+            PeerError: see `all_to_all`.
+        """
+        launch = partial(dist.all_gather_into_tensor, theirs, mine, async_op=True)
+        others = len(theirs) - len(mine)
+        yield from self._run(launch, mine, theirs, others, others)
+
+    def _run(
+        self,
+        launch: Callable[..., Work],
+        mine: Tensor,
+        theirs: Tensor,
+        sent: int,
+        received: int,
+    ) -> Phases[None]:
+        """Launch a collective, count its elements that leave and come, and wait for it."""
+        self._check_open()
+        self._kept_alive.add(mine, theirs)
+        with self.or_end(), _no_answer():
+            work = launch(group=self.group)
+        self.traffic.collective(sent * mine.itemsize, received * theirs.itemsize)
+        yield work
+        with self.or_end(), _no_answer():
+            work.wait()
+
+    def _check_open(self) -> None:
         if self._ended:
             raise PeerError(
                 "the exchange with other ranks has ended: make a new state on all ranks"
             )
-        with self.or_end():
-            mine, theirs = self._room(bodies, sum(sizes))
-        lengths = [len(body) for body in bodies]
-        self._kept_alive.add(mine, theirs)
-        with self.or_end(), _no_answer():
-            work = dist.all_to_all_single(
-                theirs, mine, list(sizes), lengths, group=self.group, async_op=True
-            )
-        self.stats.collective(
-            sent=len(mine) - lengths[self.rank], received=len(theirs) - sizes[self.rank]
-        )
-        yield work
-        with self.or_end(), _no_answer():
-            work.wait()
-        return list(theirs.split(list(sizes)))
 
     def _room(self, bodies: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
         """What is sent in one piece, and memory for what will come."""
         mine = torch.cat(list(bodies))
-        return mine, mine.new_empty(size, pin_memory=self._device.type == "cuda")
+        return mine, mine.new_empty(size, pin_memory=self.device.type == "cuda")
 
     def all_reduce(self, tensor: Tensor) -> Phases[Tensor]:
         """The sum over ranks of tensors [n], the same bits on every rank.

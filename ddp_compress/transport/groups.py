@@ -1,5 +1,7 @@
 """Process groups: who is in them, and new ones of the same ranks."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -37,30 +39,44 @@ def check_host_backend(group: dist.ProcessGroup | None) -> None:
 
 
 def host_twin_of(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
-    """A new group of the same ranks and timeout, for tensors in the host's memory.
+    """`new_group` of the same ranks, for tensors in the host's memory.
 
-    It has the other's backend for these, or Gloo. All ranks make it together.
+    It has the other's backend for these, or Gloo.
+    """
+    return new_group(group, members(group), backends(group).get("cpu", "gloo"), name)
+
+
+def new_group(
+    parent: dist.ProcessGroup | None, ranks: Sequence[int], backend: str, name: str
+) -> dist.ProcessGroup:
+    """A new group of some ranks of another, with its timeout. These make it together.
 
     `dist.new_group` names a group after how many this process has. That differs between ranks which
     are in different groups, and comes again when groups go, with a rendezvous that is stale then.
+
+    Args:
+        parent: the other group; None for the default one.
+        ranks: as the whole job numbers them, this one among them.
+        backend: of the new group.
+        name: what these ranks alone have agreed on.
 
     Raises:
         RuntimeError: this rank finds no way to the others, who hear of it at the group's timeout.
     """
     c10d = dist.distributed_c10d
     world = c10d._get_default_group()
-    parent = group or world
-    ranks, known = dist.get_process_group_ranks(parent), backends(parent)
+    parent = parent or world
+    known = backends(parent)
     any_device = torch.device("cpu" if "cpu" in known else next(iter(known)))
     _, store = c10d._world.pg_map[world]
-    twin, _ = c10d._new_process_group_helper(
+    group, _ = c10d._new_process_group_helper(
         len(ranks),
-        dist.get_rank(parent),
-        ranks,
-        dist.Backend(known.get("cpu", "gloo")),
+        ranks.index(dist.get_rank()),
+        list(ranks),
+        dist.Backend(backend),
         store,
         f"ddp_compress/{name}",  # type: ignore[arg-type]
         timeout=parent._get_backend(any_device).options._timeout,
     )
-    c10d._world.pg_group_ranks[twin] = {rank: number for number, rank in enumerate(ranks)}
-    return twin
+    c10d._world.pg_group_ranks[group] = {rank: number for number, rank in enumerate(ranks)}
+    return group

@@ -1,0 +1,186 @@
+"""A node of several ranks: it averages dense gradients, and each rank exchanges a slice of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ddp_compress.message.arena import Arena
+from ddp_compress.message.chunk import Chunk
+from ddp_compress.message.delivery import Deliveries
+from ddp_compress.message.slices import Slices, slices_of
+from ddp_compress.ops.devices import Stream, side_stream, to_device, to_host
+from ddp_compress.ops.large_pages import in_large_pages
+from ddp_compress.step.replica import NOTHING, Replica
+from ddp_compress.transport.channel import Channel
+from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.phases import Phases
+
+
+class Node(Replica):
+    """The L ranks of a node, between which links are fast.
+
+    Message by message::
+
+        slice = reduce_scatter(gradient) / L       inside the node: rank l has slice l
+        slice = recipe(slice)                      between the ranks l of all nodes
+        gradient = all_gather(slice)               inside, once the step counts
+
+    Sums are made in rank order and rounded once, by the rank that owns the slice, so that all get
+    the same bits. They travel from the GPU where the process group has a backend for it.
+
+    Args:
+        comm: the exchange among them, of what is in the host's memory.
+        on_device: the same of what is on a GPU; None where that goes through the host.
+        device: of the gradients.
+    """
+
+    kind = "slice"
+
+    def __init__(self, comm: Comm, on_device: Comm | None, device: torch.device) -> None:
+        super().__init__(comm)
+        self._dense = on_device or comm
+        self._device = device
+        self._through_host = on_device is None and device.type == "cuda"
+        # Of this node's own: the stream that all states share never waits for another rank.
+        self._stream = Stream(device)
+        self._rooms: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    @property
+    def comms(self) -> list[Comm]:
+        """See `Replica`."""
+        return [self.comm, self._dense] if self._dense is not self.comm else [self.comm]
+
+    @property
+    def averages(self) -> int:
+        """See `Replica`."""
+        return self.comm.world_size
+
+    def parts(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        """This rank's slices, in the chunks' own memory: what is there has been sent by then."""
+        return [
+            replace(chunk, grad=chunk.grad[: layout.numel], layout=layout, kept=Arena())
+            for chunk in chunks
+            for layout in [self._slices(chunk).layouts[self.comm.rank]]
+        ]
+
+    def before(
+        self,
+        chunks: Sequence[Chunk],
+        inside: Channel,
+        exchange: Phases[Deliveries],
+        channel: Channel,
+        failure: Exception | None,
+    ) -> Phases[Deliveries]:
+        """See `Replica`. What fails in this node is told to all others."""
+        try:
+            if failure is not None:
+                yield from inside.report(failure)
+            yield from inside.share(lambda: NOTHING)  # all are here, with chunks of equal layouts
+            yield from self._average(chunks)
+        except Exception as error:
+            exchange = channel.report(error)
+        return (yield from exchange)
+
+    def after(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
+        """See `Replica`."""
+        with side_stream(chunks[0].grad.device).on():
+            self._stream.follow()
+        with self._stream.on():
+            yield from self._gather(chunks, parts)
+
+    def give_up(self) -> None:
+        """See `Replica`."""
+        self.close()
+
+    def stream(self, device: torch.device) -> Stream:
+        """See `Replica`."""
+        return self._stream
+
+    def _slices(self, chunk: Chunk) -> Slices:
+        return slices_of(chunk.layout, self.comm.world_size)
+
+    def _numels(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Elements of every rank's parts, [L]."""
+        by_chunk = [self._slices(chunk).numels for chunk in chunks]
+        return [sum(numels) for numels in zip(*by_chunk, strict=True)]
+
+    def _average(self, chunks: Sequence[Chunk]) -> Phases[None]:
+        """Put the mean of all ranks' gradients into this rank's parts."""
+        size, numels = self.comm.world_size, self._numels(chunks)
+        here = numels[self.comm.rank]
+        with self._stream.host_waits():
+            with self.comm.or_end():
+                for chunk in chunks:
+                    _ = chunk.unused  # of this rank's gradient, while it is there
+                by_chunk = [self._slices(chunk).views(chunk.grad) for chunk in chunks]
+                pieces = [p for views in zip(*by_chunk, strict=True) for v in views for p in v]
+                mine = self._sent(pieces, sum(numels))
+                theirs = self._room("theirs", size * here, mine)
+            yield from self._dense.swap(mine, theirs, numels, [here] * size)
+            with self.comm.or_end():
+                rows = to_device(theirs, self._device).view(size, here)
+                for part, columns in self._with_columns(chunks):
+                    mean_into(part, [row[columns] for row in rows])
+
+    def _gather(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
+        """Fill chunks from all ranks' parts."""
+        size, longest = self.comm.world_size, max(self._numels(chunks))
+        with self.comm.or_end():
+            mine = self._sent([part.grad for part in parts], longest)
+            theirs = self._room("theirs", size * longest, mine)
+        yield from self._dense.gather(mine, theirs)
+        with self.comm.or_end():
+            rows = to_device(theirs, self._device).view(size, longest)
+            starts = [0] * size
+            for chunk in chunks:
+                slices = self._slices(chunk)
+                ends = [start + n for start, n in zip(starts, slices.numels, strict=True)]
+                found = [row[a:b] for row, a, b in zip(rows, starts, ends, strict=True)]
+                slices.join(found, into=chunk.grad)
+                starts = ends
+
+    def _with_columns(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, slice]]:
+        """Every chunk's part, and where it lies among all of them."""
+        numels = [self._slices(chunk).numels[self.comm.rank] for chunk in chunks]
+        ends = accumulate(numels)
+        return [
+            (chunk.grad[:n], slice(end - n, end))
+            for chunk, n, end in zip(chunks, numels, ends, strict=True)
+        ]
+
+    def _sent(self, pieces: Sequence[Tensor], numel: int) -> Tensor:
+        """Pieces side by side where they are sent from, [numel] with any numbers behind them."""
+        mine = self._room("mine", numel, pieces[0])
+        torch.cat(list(pieces), out=mine[: sum(map(len, pieces))])
+        return to_host(mine) if self._through_host else mine
+
+    def _room(self, name: str, numel: int, like: Tensor) -> Tensor:
+        """Memory [numel] that stays from message to message."""
+        key = name, like.dtype, like.device
+        room = self._rooms.get(key)
+        if room is None or len(room) < numel:
+            self._rooms[key] = room = in_large_pages(like.new_empty(numel))
+        return room[:numel]
+
+
+def mean_into(mean: Tensor, rows: Sequence[Tensor]) -> None:
+    """The mean of L rows [n], at least two; of half types summed in fp32, and rounded once.
+
+    Example:
+        >>> mean = torch.empty(2)
+        >>> mean_into(mean, [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
+        >>> mean
+        tensor([2., 4.])
+    """
+    if mean.dtype in (torch.float16, torch.bfloat16):
+        total = rows[0] + rows[1].float()
+    else:
+        total = torch.add(rows[0], rows[1], out=mean)
+    for row in rows[2:]:
+        total += row
+    total *= 1 / len(rows)
+    if total is not mean:
+        mean.copy_(total)
