@@ -139,20 +139,16 @@ class Runner:
 
 def of_stats(stats: dc.Stats) -> dict[str, float]:
     """What a recipe has counted."""
-    counted = {
+    inside = stats.within
+    return {
         "payload": stats.payload_bits / 8,
         "sent": stats.sent_bytes,
         "received": stats.received_bytes,
         "collectives": stats.collectives,
+        "inside_sent": inside.sent_bytes,
+        "inside_received": inside.received_bytes,
+        "inside_collectives": inside.collectives,
     }
-    inside = getattr(stats, "within", None)
-    if inside is not None:
-        counted |= {
-            "inside_sent": inside.sent_bytes,
-            "inside_received": inside.received_bytes,
-            "inside_collectives": inside.collectives,
-        }
-    return counted
 
 
 def ring(payload: float, ranks: int) -> float:
