@@ -20,7 +20,7 @@ from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.peers import Peers
-from ddp_compress.step.replica import VERDICT
+from ddp_compress.step.replica import VERDICT, Replica
 from ddp_compress.step.running import InOrder, InTurns, Running
 from ddp_compress.step.scaling import mantissa, unscale
 from ddp_compress.step.settings import Settings
@@ -178,11 +178,17 @@ class Transaction:
         failure = failure or self._failure
         finite = None not in [sent.running.outcome for sent in self._sent]
         if self._replica is not None:
-            inside = self._replica.channel(VERDICT, self._density, self._step, "verdict")
-            finite = drive(self._replica.verdict(inside, finite, failure))
+            finite = self._verdict(self._replica, finite, failure)
         elif failure:
             raise failure
         return finite
+
+    def _verdict(self, replica: Replica, finite: bool, failure: Exception | None) -> bool:
+        inside = replica.channel(VERDICT, self._density, self._step, "verdict")
+        try:
+            return drive(replica.verdict(inside, finite, failure))
+        except Exception as error:
+            raise failure or error from None
 
     def _commit(self) -> None:
         """Write memory, and the averaged gradients; or neither, where that fails."""

@@ -283,7 +283,7 @@ class Comm:
         Raises:
             PeerError: see `all_to_all`.
         """
-        launch = partial(dist.all_gather_into_tensor, theirs, mine, async_op=True)
+        launch = partial(_all_gather, theirs, mine, async_op=True)
         others = len(theirs) - len(mine)
         yield from self._run(launch, mine, theirs, others, others)
 
@@ -334,6 +334,10 @@ class Comm:
         sums = yield from self.all_to_all([mine] * self.world_size, [len(p) for p in parts])
         with self.or_end():
             return torch.cat(sums).view(tensor.dtype)
+
+
+# Its name since torch 2.13, where the older one warns.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @contextmanager

@@ -49,7 +49,9 @@ def check_within(within: object) -> None:
             f"{expected} one of {within.ndim} dimensions: choose that of the ranks of a node, as "
             f"in within=mesh[{names[-1]!r}]"
         )
-    if within is not None and not isinstance(within, str | dist.ProcessGroup | DeviceMesh):
+    if within in (None, dist.GroupMember.NON_GROUP_MEMBER):  # of others: all ranks are told
+        return
+    if not isinstance(within, str | dist.ProcessGroup | DeviceMesh):
         raise TypeError(f"{expected} {type(within).__name__}")
 
 
