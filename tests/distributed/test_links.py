@@ -8,7 +8,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from links_levels import Levels, dense_hook
 from links_methods import DENSE, DENSE_WITHIN, NO_EXCHANGE, Method, methods
-from tests.distributed.training import MANY_BUCKETS
 
 
 def gradients_of_two_levels() -> dict[str, torch.Tensor]:
@@ -16,11 +15,12 @@ def gradients_of_two_levels() -> dict[str, torch.Tensor]:
     model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
     for parameter in model.parameters():
         nn.init.ones_(parameter)
-    ddp = DistributedDataParallel(model, bucket_cap_mb=MANY_BUCKETS)
+    ddp = DistributedDataParallel(model, bucket_cap_mb=1e-6)  # one for each, the last of one number
     ddp.register_comm_hook(Levels(ranks_per_host=2), dense_hook)
     for _ in range(3):  # the first of them in one bucket
         model.zero_grad()
         ddp(torch.arange(5.0) * (dist.get_rank() + 1)).sum().backward()
+    assert len(ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(",")) == 4
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
