@@ -83,6 +83,17 @@ class Node(Replica):
             exchange = channel.report(error)
         return (yield from exchange)
 
+    def instead(
+        self, inside: Channel, channel: Channel, error: BaseException
+    ) -> Phases[Deliveries]:
+        """See `Replica`. The node's other ranks take part in this message, so all do."""
+        try:
+            yield from inside.report(error)
+        except Exception as told:
+            error = told
+        yield from channel.report(error)
+        return None
+
     def after(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
         """See `Replica`."""
         with side_stream(chunks[0].grad.device).on():

@@ -79,6 +79,18 @@ class Replica:
         """
         return exchange
 
+    def instead(
+        self, inside: Channel, channel: Channel, error: BaseException
+    ) -> Phases[Deliveries]:
+        """What is done with a message where the one before it in its step has failed.
+
+        Args:
+            inside: of these ranks.
+            channel: of this rank's peers.
+            error: of the one before.
+        """
+        return channel.fail_as(error)
+
     def after(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
         """Fill chunks from all ranks' parts, which hold the mean by now."""
         yield from ()

@@ -1,7 +1,7 @@
 """One step: everything is sent, then all of it is committed or none."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -271,25 +271,31 @@ class Transaction:
         except Exception as error:
             channel = Channel.failing(self._comm, number, self._step)
             exchange, failure = channel.report(error), error
+        instead: Callable[[BaseException], Phases[Deliveries]] = channel.fail_as
         if replica:
             layouts = tables_for(_layouts(chunks), "tensor").digest
             inside = replica.channel(number, self._density, self._step, layouts)
+            instead = partial(replica.instead, inside, channel)
             exchange = replica.before(chunks, inside, exchange, channel, failure)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
-        exchange = side_stream(device).drive(exchange)
+        running = self._launch(side_stream(device).drive(exchange), instead)
         self.numel += sum(len(part.grad) for part in parts)
-        self._sent.append(_Sent(chunks, parts, device, channel, self._launch(exchange, channel)))
+        self._sent.append(_Sent(chunks, parts, device, channel, running))
 
     @property
     def _parts(self) -> Iterator[Chunk]:
         return (part for sent in self._sent for part in sent.parts)
 
-    def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> Running:
+    def _launch(
+        self,
+        exchange: Phases[Deliveries],
+        instead: Callable[[BaseException], Phases[Deliveries]],
+    ) -> Running:
         if self._worker is None:
             return InTurns(exchange)
         before = self._sent[-1].running if self._sent else None
         after = before.future if isinstance(before, InOrder) else None
-        return InOrder(self._worker.submit(exchange, channel, after))
+        return InOrder(self._worker.submit(exchange, instead, after))
 
 
 def _cut_writes(exchange: Phases[Deliveries], message: Message) -> Phases[Deliveries]:

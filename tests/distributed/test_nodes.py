@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ddp_compress import CompressionState, PeerError, recipes, redistribute
+from ddp_compress.message.arena import Arena
 from ddp_compress.message.conv_kernels import ConvKernel
 from ddp_compress.message.slices import range_lengths
 from ddp_compress.step.node import mean_into
@@ -32,6 +33,7 @@ from tests.distributed.test_laws_on_ranks import (
     with_grad_scaler,
 )
 from tests.distributed.training import (
+    MANY_BUCKETS,
     backward,
     descend,
     digest,
@@ -442,6 +444,37 @@ def told_by_all(fault: str, row: Row) -> str:
     assert memory(state) == before
     mean = state.reduce(given)  # and goes on
     return f"{caught.value}, {digest(mean.values())}"
+
+
+def a_message_fails(row: Row, call: int) -> tuple[str, int]:
+    """Of several in a step, on rank 1; those of the other place have others under way."""
+    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    real, calls = Arena.reserve, []
+
+    def failing(arena: Arena, slots: Any) -> None:
+        calls.append(1)
+        if dist.get_rank() == 1 and len(calls) == call:
+            raise MemoryError("no room for the sums")
+        real(arena, slots)
+
+    before = memory(state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "reserve", failing)
+        with pytest.raises((PeerError, MemoryError)) as caught:
+            backward(ddp, 3)
+    assert memory(state) == before
+    dist.barrier()  # nothing is left under way
+    mean = state.reduce({"0.weight": torch.full((24, 12), float(dist.get_rank()))})
+    return str(caught.value), int(mean["0.weight"].count_nonzero())
+
+
+@pytest.mark.parametrize("call", [1, 3, 4])
+@pytest.mark.parametrize("row", [ROWS["topk"], ROWS["vote-sharded"]], ids=["topk", "vote"])
+def test_a_failure_in_one_of_several_messages_is_told_to_all(ranks, row, call):
+    told = ranks.run(4, on_nodes, 2, a_message_fails, row, call)
+    assert {words for words, _ in told} == {"rank 1 failed: MemoryError: no room for the sums"}
+    assert told[0][1] > 0
 
 
 def fails(*_: object) -> None:
