@@ -28,6 +28,7 @@ class Peers:
 
     Attributes:
         given: see above.
+        within: see above.
         group: theirs, as far as it is known.
         comm: the exchange of what was compressed: with them, or with one rank of every node; None
             before they have met.
@@ -43,7 +44,7 @@ class Peers:
         self.comm: Comm | None = None
         self.replica: Replica | None = None
         self.saved_part: Part | None = None
-        self._within = within
+        self.within = within
         self.worker: Worker | None = None
         self.saved_by: list[int] | None = None
         self.loaded_density: float | None = None
@@ -57,7 +58,7 @@ class Peers:
             "saved_by": self.rank_and_size,
             "saved_part": self.part,
             "loaded_density": self.latest_density,
-            "_within": lasting(self._within),
+            "within": lasting(self.within),
         }
         return self.__dict__ | gone | known | {"_ends": [], "_closed": False}
 
@@ -117,7 +118,7 @@ class Peers:
         if self._closed and self.comm is not None:
             raise RuntimeError(CLOSED)
         # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-        if exchange.many_phase or device.type == "cuda" or self._within is not None:
+        if exchange.many_phase or device.type == "cuda" or self.within is not None:
             self.worker = self.worker or Worker(device)
         comm = Comm(self.group, stats, device, exchange.has_large_sender)
         # As in an undisturbed run, where the latest step's says where messages of the next end.
@@ -127,9 +128,9 @@ class Peers:
         def described() -> str:
             if self._closed:
                 raise RuntimeError(CLOSED)
-            if self._within is not None and not comm.alone:
-                own.append(claim(self._within))
-            nodes = "of nodes" if self._within is not None else "flat"
+            if self.within is not None and not comm.alone:
+                own.append(claim(self.within))
+            nodes = "of nodes" if self.within is not None else "flat"
             return f"{describe()}, loaded density {self.loaded_density}, exchange {nodes}"
 
         name = comm.agree(described, latest, step, prepare)
@@ -145,7 +146,7 @@ class Peers:
         """The exchange between nodes, and this rank's node; None where it has one for itself."""
         claims = [Claim.of(text) for text in whole.share_text(own.text())]
         try:
-            nodes = nodes_of(claims, members(whole.group), found=self._within == "node")
+            nodes = nodes_of(claims, members(whole.group), found=self.within == "node")
         except ValueError as error:  # alike on every rank
             raise PeerError(str(error)) from error
         here = dist.get_rank()

@@ -1,6 +1,6 @@
 """The ranks that hold one gradient together: before a step counts, they agree that it does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -56,9 +56,11 @@ class Replica:
         """What of some chunks this rank exchanges with its peers."""
         return chunks
 
-    def channel(self, number: int, density: float, step: int, must_share: object) -> Channel:
+    def channel(
+        self, number: int, density: float, step: int, must_share: Callable[[], object]
+    ) -> Channel:
         """For a message that these ranks have among themselves; see `Channel`."""
-        return Channel(self.comm, number, density, lambda: must_share, 0, step)
+        return Channel(self.comm, number, density, must_share, 0, step)
 
     def before(
         self,

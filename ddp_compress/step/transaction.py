@@ -184,7 +184,7 @@ class Transaction:
         return finite
 
     def _verdict(self, replica: Replica, finite: bool, failure: Exception | None) -> bool:
-        inside = replica.channel(VERDICT, self._density, self._step, "verdict")
+        inside = replica.channel(VERDICT, self._density, self._step, lambda: "verdict")
         try:
             return drive(replica.verdict(inside, finite, failure))
         except Exception as error:
@@ -201,9 +201,11 @@ class Transaction:
             for sent in self._sent:
                 for delivery in sent.running.outcome or ():
                     delivery.confirm()
-            if self._replica is not None:
-                for sent in self._sent:
+            for sent in self._sent:
+                if self._replica is not None:
                     drive(self._replica.after(sent.chunks, sent.parts))
+                with self._stream(sent.device).on():
+                    _scale(sent.chunks)
         except BaseException:  # on this rank alone: the next step tells the others
             if self._replica is not None:
                 self._replica.give_up()
@@ -273,8 +275,8 @@ class Transaction:
             exchange, failure = channel.report(error), error
         instead: Callable[[BaseException], Phases[Deliveries]] = channel.fail_as
         if replica:
-            layouts = tables_for(_layouts(chunks), "tensor").digest
-            inside = replica.channel(number, self._density, self._step, layouts)
+            alike = partial(_must_share_inside, chunks)
+            inside = replica.channel(number, self._density, self._step, alike)
             instead = partial(replica.instead, inside, channel)
             exchange = replica.before(chunks, inside, exchange, channel, failure)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
@@ -320,6 +322,12 @@ def _must_share(message: Message, recipe: Recipe) -> object:
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
     return (recipe.name, *memory, *parts, message.plan.digest, message.chunks[0].must_match)
+
+
+def _must_share_inside(chunks: Sequence[Chunk]) -> object:
+    """What ranks of a replica must share of a message, for its parts to be one gradient's."""
+    layouts = tables_for(_layouts(chunks), "tensor").digest
+    return (layouts, *((mantissa(chunk.scale), chunk.must_match) for chunk in chunks[:1]))
 
 
 @dataclass
@@ -368,7 +376,12 @@ def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
             add_entries(chunk.grad, start, received, scale, afresh=number == 0)
         for name, written in chunk.writes:
             chunk.kept.overwrite(name, written)
+        start += len(chunk.grad)
+
+
+def _scale(chunks: Sequence[Chunk]) -> None:
+    """Each by this rank's scale, which may differ from others'."""
+    for chunk in chunks:
         if chunk.scale is not None:
             chunk.grad.mul_(chunk.scale)
             record_stream(chunk.scale)  # it is of the backward's stream
-        start += len(chunk.grad)

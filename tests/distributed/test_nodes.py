@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from ddp_compress import CompressionState, PeerError, recipes, redistribute
+from ddp_compress import CompressionState, FederatedDropout, PeerError, recipes, redistribute
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.conv_kernels import ConvKernel
 from ddp_compress.message.slices import range_lengths
@@ -37,10 +37,12 @@ from tests.distributed.training import (
     backward,
     descend,
     digest,
+    loss,
     memory,
     plain_grads,
     small_model,
     train,
+    weights,
     wrap,
 )
 from tests.table import ROWS, Row, every_family, every_row
@@ -223,6 +225,46 @@ def test_law_8_a_poisoned_step_never_was(ranks, row):
 def test_law_8_grad_scaler_skips_the_step_on_every_rank(ranks):
     scales, _, aborted = same_everywhere(ranks.run(4, on_nodes, 2, with_grad_scaler))
     assert (scales, aborted) == ([1024.0] * 3 + [512.0] * 3, 1)
+
+
+def with_scales_of(scales: list[float]) -> str:
+    """Every rank has its own loss scale; DDP's gradients are of the scaled loss."""
+    ddp, state = wrap(small_model(), ROWS["topk"])
+    scaler = torch.amp.GradScaler("cpu", init_scale=scales[dist.get_rank()])
+    state.use_scaler(scaler)
+    for number in range(4):
+        ddp.zero_grad()
+        scaler.scale(loss(ddp, dist.get_rank(), number)).backward()
+        for parameter in ddp.parameters():
+            assert parameter.grad is not None
+            parameter.grad /= scaler.get_scale()
+        descend(ddp)
+    return weights(ddp)
+
+
+def test_every_rank_has_its_own_loss_scale(ranks):
+    """Powers of two change no bit; others are told."""
+    told = ranks.run(4, on_nodes, 2, with_scales_of, [1024.0, 8.0, 1.0, 64.0])
+    assert told == ranks.run(4, on_nodes, 2, with_scales_of, [1.0] * 4)
+    outcomes = ranks.outcomes(4, on_nodes, 2, with_scales_of, [1024.0, 1000.0, 1024.0, 1000.0])
+    for outcome in outcomes:
+        assert isinstance(outcome.error, PeerError)
+        assert "rank 1 differs from rank 0" in str(outcome.error) or "rank 3 differs from" in str(
+            outcome.error
+        )
+
+
+def dropped_units() -> str:
+    network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    dropout = FederatedDropout(network, rate=0.5)
+    state = CompressionState(dropout.sub_model, recipes.topk(0.5))
+    with pytest.raises(ValueError, match="make the state without it") as caught:
+        dropout.attach(state)
+    return str(caught.value)
+
+
+def test_sub_models_want_whole_tensors(ranks):
+    ranks.run(2, on_nodes, 2, dropped_units)
 
 
 # ------------------------------------------------------------------------------------- checkpoints
