@@ -23,7 +23,7 @@ LAST_WORDS = 8192  # bytes
 PROGRESS = re.compile(rb"(\d+)/\d+ \[")  # tqdm's
 # Else ranks that start again may find the addresses of dead ones (pytorch/pytorch#135712).
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-NAMED = 'echo "$0" >/proc/sys/kernel/hostname && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+KNOWING = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
 class Agents:
@@ -62,7 +62,7 @@ class Agents:
             command = [sys.executable, "-m", "torch.distributed.run", *meet, *options, *script]
             self.processes.append(
                 subprocess.Popen(
-                    named(lab, host, names, command) if lab else command,
+                    knowing(lab, host, names, command) if lab else command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=shared,
@@ -124,10 +124,9 @@ class Agents:
         os.close(self.pipe)
 
 
-def named(lab: Lab, host: int, names: Path, command: Sequence[str]) -> list[str]:
-    """`command` on a host that bears its name and knows the others'."""
-    alone = ["unshare", "--uts", "sh", "-c", NAMED, f"host{host}", str(names)]
-    return lab.command(host, [*alone, *command])
+def knowing(lab: Lab, host: int, names: Path, command: Sequence[str]) -> list[str]:
+    """`command` on a host that knows the others by name."""
+    return lab.command(host, ["sh", "-c", KNOWING, str(names), *command])
 
 
 def workers(agent: int) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
     python bench/elastic.py --trials 20                                  # ranks of one torchrun
     python bench/elastic.py --trials 5 --hosts 4 --ranks 1 --lose host   # the others go on
+    python bench/elastic.py --trials 10 --hosts 2 --ranks 2 --within node  # over two levels
     sudo python bench/elastic.py --trials 3 --hosts 4 --ranks 1 --lab --lose rank host cable
 
 Each trial trains `examples/train.py` on handwritten digits with checkpoints, waits for a random
@@ -135,6 +136,7 @@ def parse_args() -> argparse.Namespace:
     add("--ranks", type=int, default=4, help="of each host (default: 4)")
     add("--lab", action="store_true", help="hosts in network namespaces; needs root")
     add("--recipe", default="topk", help="(default: topk)")
+    add("--within", choices=["node"], help="average dense inside a host")
     add("--limit", type=float, default=900, help="seconds of one job (default: 900)")
     add("--seed", type=int, default=0, help="of what is lost, and when (default: 0)")
     args = parser.parse_args()
@@ -157,6 +159,7 @@ def train(args: argparse.Namespace, hosts: Lab | None, folder: Path, strike: Str
         *(str(TRAIN), "--task=image", f"--recipe={args.recipe}"),
         *(f"--steps={STEPS}", f"--checkpoint={folder}", f"--checkpoint-every={CHECKPOINT_EVERY}"),
         f"--json={folder}/report.json",
+        *([f"--within={args.within}"] if args.within else []),
     ]
     begin = time.monotonic()
     job = Agents(args.hosts, hosts, options, script, folder)

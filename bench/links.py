@@ -3,21 +3,27 @@
     sudo python bench/links.py --rate 1gbit 100mbit --density 0.001 --json links.json
     sudo python bench/links.py --recipes majority_vote,density=0.01,value_bits=4 sbc,codec=golomb
     sudo python bench/links.py --recipes rotated,keep=0.5,down=rotated,bits=5
+    sudo python bench/links.py --hosts 2 --ranks-per-host 2 --recipes sbc sbc,within=node
 
-Each rank runs on a host of its own (see `netlab.py`) behind a link of the given rate. Every method
-(`links_methods.py`) sends the gradients of one model with ResNet-18's parameter shapes (11.2 M
-parameters, 44.7 MB), which is nearly free (`gradients.py`). Methods take turns, step by step
-(`links_rank.py`), and each figure is a median over the steps (`links_figures.py`):
+Each host (see `netlab.py`) stands behind a link of the given rate; ranks of one host reach each
+other past it. Every method (`links_methods.py`) sends the gradients of one model with ResNet-18's
+parameter shapes (11.2 M parameters, 44.7 MB), which is nearly free (`gradients.py`). Methods take
+turns, step by step (`links_rank.py`), and each figure is a median over the steps
+(`links_figures.py`):
 
 * step: forward and backward through DDP, on the slowest rank, from a common start.
 * above no_sync: step less the same step under `no_sync`: exchange, and DDP's own bucket copies.
 * exchange: step less the step of "no exchange", a hook that hands the bucket back as it is: what
   compression, communication and decompression add to DDP, computation on shared cores included.
-* payload, sent, received, collectives: what `state.stats` says, per rank and step. For dense, fp16
-  and "no exchange" they are computed: a ring all-reduce sends 2(W-1)/W of its bytes.
-* interface: what the rank's network interface counted meanwhile, TCP acknowledgements and packet
-  headers included. (At high rates TCP leaves cutting packets into frames to the interface, which
-  counts one header for them all: up to 5 % of a real wire's bytes are then not counted.)
+* payload, sent, received, collectives: what `state.stats` says, per rank and step: between nodes
+  with `within=node` (a rank sends and receives of its slice alone), else between all ranks, those
+  of one host too. For dense, fp16 and "no exchange" they are computed: a ring all-reduce sends
+  2(W-1)/W of its bytes. `dense,within=node` (`links_levels.py`) is computed likewise.
+* inside: the same of the level inside a host, where a method has one.
+* interface: what a host's network interface counted meanwhile, of all its ranks together, TCP
+  acknowledgements and packet headers included. (At high rates TCP leaves cutting packets into
+  frames to the interface, which counts one header for them all: up to 5 % of a real wire's bytes
+  are then not counted.)
 """
 
 import argparse
@@ -93,7 +99,8 @@ def argument_parser() -> argparse.ArgumentParser:
         nargs="*",
         default=list(RECIPES),
         metavar="NAME[,WORD=VALUE...]",
-        help="beside dense, with words of the recipe, such as majority_vote,density=0.01; "
+        help="beside dense, with words of the recipe and of attach, such as "
+        "majority_vote,density=0.01 or sbc,within=node; or dense,within=node; "
         f"default: {' '.join(RECIPES)}",
     )
     add(
@@ -111,7 +118,8 @@ def argument_parser() -> argparse.ArgumentParser:
         help="of every backward pass, in which the host has nothing else to do; 0 by default",
     )
     add("--steps", type=at_least(1), default=10, help="measured for each method")
-    add("--ranks", type=at_least(2), default=4)
+    add("--hosts", type=at_least(2), default=4)
+    add("--ranks-per-host", type=at_least(1), default=1)
     add("--limit", type=at_least(1), default=900, help="seconds that the ranks may take, per rate")
     add_json(parser)
     return parser
@@ -123,15 +131,15 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     try:
         chosen = dict.fromkeys(methods(options.recipes, options.density))
-        told = options.steps, options.backward, options.limit
+        told = options.ranks_per_host, options.steps, options.backward, options.limit
         job = Job(list(chosen), *told, driver=os.getpid())
-        with lab(options.ranks) as hosts:
+        with lab(options.hosts) as hosts:
             for rate in options.rate:
                 bits = parse_rate(rate)
                 hosts.shape(bits)
                 load = os.getloadavg()[0]
                 result = run_ranks(hosts, job) | {"load_before": load}
-                show(render(rate, options.ranks, result))
+                show(render(rate, options.hosts, options.ranks_per_host, result))
                 results.append({"rate": rate, "burst_bytes": burst_bytes(bits), **result})
                 write_json(options.json, describe(options, results))
     except (LabError, RankError, ValueError) as error:
@@ -145,7 +153,8 @@ def describe(options: argparse.Namespace, results: list[dict[str, Any]]) -> dict
     return {
         "parameters": RESNET18_NUMEL,
         "dense_bytes": DENSE_BYTES,
-        "ranks": options.ranks,
+        "hosts": options.hosts,
+        "ranks_per_host": options.ranks_per_host,
         "steps": options.steps,
         "backward_s": options.backward,
         "cores": os.cpu_count(),

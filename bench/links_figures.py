@@ -11,17 +11,34 @@ from rich.table import Table
 from links_methods import DENSE, NO_EXCHANGE, Method
 from networks import RESNET18_NUMEL
 
-BYTE_COLUMNS = ("payload", "sent", "received", "interface_sent", "interface_received")
+RANK_COLUMNS = (
+    ("a rank:\npayload", "payload"),
+    ("\nsent", "sent"),
+    ("\nreceived", "received"),
+    ("collec-\ntives", "collectives"),
+)
+INSIDE_COLUMNS = (
+    ("inside:\nsent", "inside_sent"),
+    ("\nreceived", "inside_received"),
+    ("collec-\ntives", "inside_collectives"),
+)
+HOST_COLUMNS = (
+    ("a host:\nsent", "interface_sent"),
+    ("\nreceived", "interface_received"),
+)
 
 
 @dataclass(frozen=True)
 class Count:
-    """Running totals of one rank: bytes, but for the collectives."""
+    """Running totals of one rank, and of its host's interface: bytes, but for the collectives."""
 
     payload: float = 0
     sent: float = 0
     received: float = 0
     collectives: float = 0
+    inside_sent: float = 0
+    inside_received: float = 0
+    inside_collectives: float = 0
     interface_sent: float = 0
     interface_received: float = 0
 
@@ -83,22 +100,25 @@ def slowest(ranks: Sequence[Sample], name: str) -> float:
     return float(max(getattr(sample, name) for sample in ranks))
 
 
-def render(rate: str, ranks: int, result: dict[str, Any]) -> Table:
+def render(rate: str, hosts: int, ranks_per_host: int, result: dict[str, Any]) -> Table:
     """The table of one rate. Bracketed: how many times less than dense."""
     rows, quiet = result["rows"], result["quiet"]
     local_s = statistics.median(row["local_s"] for row in rows)
+    ranks = f" × {ranks_per_host} ranks" if ranks_per_host > 1 else ""
     table = Table(
-        title=f"{RESNET18_NUMEL / 1e6:.1f} M parameters over {ranks} hosts at {rate}/s",
-        caption=f"kB per rank and step; (×): dense / this; the step under no_sync takes "
+        title=f"{RESNET18_NUMEL / 1e6:.1f} M parameters over {hosts} hosts{ranks} at {rate}/s",
+        caption=f"kB a step; (×): dense / this; the step under no_sync takes "
         f"{1e3 * local_s:.0f} ms; with nothing to exchange an interface "
         f"sends {quiet['barrier_bytes']} B a step (a barrier) and "
         f"{quiet['silent_second_bytes']} B a second; load average before the run: "
         f"{result['load_before']:.1f} on {os.cpu_count()} cores",
     )
+    levels = any(row["inside_collectives"] for row in rows)
+    columns = [*RANK_COLUMNS, *(INSIDE_COLUMNS if levels else ()), *HOST_COLUMNS]
     table.add_column("", no_wrap=True)
-    for heading in ("step\nms", "above no_sync\nms", "exchange\nms", "payload", "sent", "received"):
+    for heading in ("step\nms", "above\nno_sync ms", "exchange\nms"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("interface\nsent", "interface\nreceived", "collec-\ntives"):
+    for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     dense = next(row for row in rows if row["method"] == DENSE.label)
     for row in rows:
@@ -106,10 +126,14 @@ def render(rate: str, ranks: int, result: dict[str, Any]) -> Table:
             row["method"],
             f"{1e3 * row['step_s']:.1f}",
             *(beside(row[name], dense[name]) for name in ("above_no_sync_s", "exchange_s")),
-            *(f"{row[name] / 1e3:,.1f}" for name in BYTE_COLUMNS),
-            f"{row['collectives']:.1f}",
+            *(counted(name, row[name]) for _, name in columns),
         )
     return table
+
+
+def counted(name: str, count: float) -> str:
+    """Bytes in kB, collectives as they are."""
+    return f"{count:.1f}" if name.endswith("collectives") else f"{count / 1e3:,.1f}"
 
 
 def beside(seconds: float, dense_seconds: float) -> str:

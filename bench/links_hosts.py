@@ -22,14 +22,15 @@ class RankError(RuntimeError):
 
 
 def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
-    """Run the job, one rank a host, and return the summary that rank 0 prints.
+    """Run the job on all hosts, and return the summary that rank 0 prints.
 
     Raises:
         RankError: when a rank fails or the job's time is over.
     """
     with tempfile.TemporaryDirectory(prefix="links-") as folder:
-        outputs = [Path(folder, f"rank{rank}.out") for rank in range(lab.hosts)]
-        errors = [Path(folder, f"rank{rank}.err") for rank in range(lab.hosts)]
+        ranks = range(lab.hosts * job.ranks_per_host)
+        outputs = [Path(folder, f"rank{rank}.out") for rank in ranks]
+        errors = [Path(folder, f"rank{rank}.err") for rank in ranks]
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank, (out, err) in enumerate(zip(outputs, errors, strict=True)):
@@ -44,15 +45,21 @@ def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
 
 
 def start_rank(lab: Lab, rank: int, job: Job, out: Path, err: Path) -> "subprocess.Popen[bytes]":
+    """As torchrun would; ranks of one host are neighbours."""
+    host, local_rank = divmod(rank, job.ranks_per_host)
     environment = os.environ | {
         "RANK": str(rank),
-        "WORLD_SIZE": str(lab.hosts),
+        "WORLD_SIZE": str(lab.hosts * job.ranks_per_host),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(job.ranks_per_host),
+        "GROUP_RANK": str(host),
+        "GROUP_WORLD_SIZE": str(lab.hosts),
         "MASTER_ADDR": lab.address(0),
         "MASTER_PORT": "29500",
         "GLOO_SOCKET_IFNAME": INTERFACE,
         "OMP_NUM_THREADS": "1",
     }
-    command = lab.command(rank, [sys.executable, links_rank.__file__, job.to_json()])
+    command = lab.command(host, [sys.executable, links_rank.__file__, job.to_json()])
     with out.open("wb") as stdout, err.open("wb") as stderr:
         return subprocess.Popen(
             command,

@@ -8,7 +8,7 @@ from typing import Any
 
 import ddp_compress as dc
 
-OF_ATTACH = ("flush_bytes", "min_numel")
+OF_ATTACH = ("flush_bytes", "min_numel", "within")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Method:
 
     @property
     def is_recipe(self) -> bool:
-        return self not in (DENSE, NO_EXCHANGE, FP16)
+        return self.name in dc.recipes.__all__
 
     def recipe(self) -> dc.Recipe:
         return make(self.name, {n: v for n, v in self.options if n not in OF_ATTACH})
@@ -41,13 +41,15 @@ class Method:
 DENSE = Method("dense")
 NO_EXCHANGE = Method("no exchange")
 FP16 = Method("fp16")
+DENSE_WITHIN = Method("dense", (("within", "node"),))
+BASELINES = {"fp16": FP16, "dense,within=node": DENSE_WITHIN}  # that one can ask for
 
 
 def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method]:
-    """The baselines, then every recipe at every density.
+    """Dense and no exchange, then what was asked for, every recipe at every density.
 
     Args:
-        texts: "fp16", or a recipe's name and words, such as "majority_vote,value_bits=4".
+        texts: of `BASELINES`, or a recipe's name and words, such as "majority_vote,value_bits=4".
         densities: of recipes that have one and are not given their own.
 
     Raises:
@@ -56,8 +58,8 @@ def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method
     yield DENSE
     yield NO_EXCHANGE
     for text in texts:
-        if text == FP16.name:
-            yield FP16
+        if text in BASELINES:
+            yield BASELINES[text]
             continue
         name, options = split(text)
         words = inspect.signature(recipe_function(name)).parameters
@@ -98,7 +100,7 @@ def make(name: str, options: dict[str, Any]) -> dc.Recipe:
 
 def recipe_function(name: str) -> Callable[..., dc.Recipe]:
     if name not in dc.recipes.__all__:
-        expected = ", ".join([FP16.name, *dc.recipes.__all__])
+        expected = ", ".join([*BASELINES, *dc.recipes.__all__])
         raise ValueError(f"--recipes: expected {expected}; got {name!r}")
     function: Callable[..., dc.Recipe] = getattr(dc.recipes, name)
     return function

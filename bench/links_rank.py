@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 import ddp_compress as dc
 from gradients import FixedGradients, heavy_tailed
 from links_figures import Count, Sample, summarize
-from links_methods import FP16, NO_EXCHANGE, Method
+from links_levels import Levels, dense_hook
+from links_methods import DENSE_WITHIN, FP16, NO_EXCHANGE, Method
 from netlab import INTERFACE
 from networks import RESNET18_NUMEL, RESNET18_SHAPES
 
@@ -35,6 +36,7 @@ class Job:
     """What every rank is told."""
 
     methods: list[Method]
+    ranks_per_host: int
     steps: int
     backward: float  # seconds
     limit: int  # seconds
@@ -56,8 +58,11 @@ class Job:
 class Runner:
     """A DDP model that exchanges its gradients by one method."""
 
-    def __init__(self, method: Method, values: Sequence[Tensor], backward: float) -> None:
+    def __init__(
+        self, method: Method, values: Sequence[Tensor], backward: float, levels: Levels
+    ) -> None:
         self.method = method
+        self.levels = levels
         self.steps = 0
         self.model = DistributedDataParallel(FixedGradients(values, backward), init_sync=False)
         self.stats = self._register()
@@ -68,6 +73,8 @@ class Runner:
             self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif self.method == NO_EXCHANGE:
             self.model.register_comm_hook(None, hand_back)
+        elif self.method == DENSE_WITHIN:
+            self.model.register_comm_hook(self.levels, dense_hook)
         elif self.method.is_recipe:
             return dc.attach(self.model, self.method.recipe(), **self.method.of_attach).stats
         return None
@@ -94,27 +101,59 @@ class Runner:
         local_s = self.local_step(gradients)
         dist.barrier()
         before = self.count()
+        dist.barrier(self.levels.inside)  # nobody sends before the host's other ranks have counted
         step_s = self.step(gradients)
         dist.barrier()  # what others still send or forward is counted too
         return Sample(local_s, step_s, self.count() - before)
 
     def count(self) -> Count:
-        return Count(*self._wire_count(), interface_bytes("tx"), interface_bytes("rx"))
+        counted = self._computed() if self.stats is None else of_stats(self.stats)
+        sent, received = interface_bytes("tx"), interface_bytes("rx")
+        return Count(**counted, interface_sent=sent, interface_received=received)
 
-    def _wire_count(self) -> tuple[float, float, float, float]:
-        stats = self.stats
-        if stats is not None:
-            bits, sent, received = stats.payload_bits, stats.sent_bytes, stats.received_bytes
-            return bits / 8, sent, received, stats.collectives
+    def _computed(self) -> dict[str, float]:
+        """What all-reduces come to."""
         if self.method == NO_EXCHANGE:
-            return 0, 0, 0, 0
-        payload = self.steps * DENSE_BYTES / (2 if self.method == FP16 else 1)
-        ring = payload * 2 * (dist.get_world_size() - 1) / dist.get_world_size()
-        return payload, ring, ring, self.steps * self._buckets()
+            return {}
+        whole, collectives = self.steps * DENSE_BYTES, self.steps * self._buckets()
+        if self.method == DENSE_WITHIN:
+            local = self.levels.ranks_per_host
+            sent, inside = ring(whole / local, self.levels.hosts), ring(whole, local)
+            return {
+                "payload": whole / local,
+                "sent": sent,
+                "received": sent,
+                "collectives": collectives,
+                "inside_sent": inside,
+                "inside_received": inside,
+                "inside_collectives": 2 * collectives,
+            }
+        payload = whole / (2 if self.method == FP16 else 1)
+        sent = ring(payload, dist.get_world_size())
+        return {"payload": payload, "sent": sent, "received": sent, "collectives": collectives}
 
     def _buckets(self) -> int:
         sizes = self.model._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
         return len(str(sizes).split(","))
+
+
+def of_stats(stats: dc.Stats) -> dict[str, float]:
+    """What a recipe has counted."""
+    inside = stats.within
+    return {
+        "payload": stats.payload_bits / 8,
+        "sent": stats.sent_bytes,
+        "received": stats.received_bytes,
+        "collectives": stats.collectives,
+        "inside_sent": inside.sent_bytes,
+        "inside_received": inside.received_bytes,
+        "inside_collectives": inside.collectives,
+    }
+
+
+def ring(payload: float, ranks: int) -> float:
+    """Bytes that an all-reduce of a ring, or a reduce-scatter and an all-gather, send."""
+    return payload * 2 * (ranks - 1) / ranks
 
 
 def hand_back(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -147,7 +186,8 @@ def measure(job: Job) -> tuple[list[list[Sample]], dict[str, int]]:
     rank = dist.get_rank()
     gradients = [heavy_tailed(rank, number) for number in range(GRADIENT_SETS)]
     values = [torch.zeros(shape) for shape in RESNET18_SHAPES.values()]
-    runners = [Runner(method, values, job.backward) for method in job.methods]
+    levels = Levels(job.ranks_per_host)
+    runners = [Runner(method, values, job.backward, levels) for method in job.methods]
     for number in range(WARM_UP_STEPS):
         for runner in runners:
             runner.step(gradients[number % GRADIENT_SETS])

@@ -5,8 +5,9 @@
     host2: eth0 ──── port2 ┘
 
 Both ends of each veth pair carry a token bucket (`tc … tbf`), so a host sends and receives at the
-given rate. Every interface is born inside a namespace of ours: the machine's network is never
-touched. Namespaces carry the process id and start time of the run that made them, so that the next
+given rate; its own processes reach one another past it. To them the host bears the name in the
+picture. Every interface is born inside a namespace of ours: the machine's network is never touched.
+Namespaces carry the process id and start time of the run that made them, so that the next
 run can recognize and remove what a killed one left behind.
 """
 
@@ -25,6 +26,7 @@ PREFIX = "netlab-"
 SMALLEST_BURST = 3200  # two full Ethernet frames
 LARGEST_OFFLOAD = 65536
 QUEUE = "50ms"
+NAMED = 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"'
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -52,7 +54,8 @@ class Lab:
 
     def command(self, host: int, command: Sequence[str]) -> list[str]:
         """`command`, to be run on `host`."""
-        return [which("ip") or "ip", "netns", "exec", self.namespace(host), *command]
+        here = [which("ip") or "ip", "netns", "exec", self.namespace(host)]
+        return [*here, "unshare", "--uts", "sh", "-c", NAMED, f"host{host}", *command]
 
     def shape(self, bits_per_second: int) -> None:
         """Limit every link, in both directions, to the given rate."""

@@ -1,6 +1,7 @@
 """Bytes that a rank sends and receives in a step, against the number of ranks.
 
     python bench/scaling.py
+    python bench/scaling.py --nodes 2 8 32 128 1024     # of eight ranks; see `scaling_nodes.py`
 
 Every rank is a process of its own on this machine and averages gradients of ``--numel`` elements,
 heavy-tailed, half of them signal that all ranks share, half noise of their own. Collectives are
@@ -12,6 +13,11 @@ each selected entry*: bytes / 4 K, where a dense ring all-reduce moves 2 (W - 1)
 * over (W - 1) / W: sent, divided by the share of anything that has to leave a rank at all.
 * vote: what a majority vote sends beside the values, whose ring all-reduce is 2 (W - 1) / W words.
 * payload, in bits an element: positions, values, and the rest: headers, counts and answers.
+
+With ``--nodes`` recipes that exchange slices between nodes stand beside those that exchange whole
+gradients of all ranks, and beside a dense all-reduce of two levels and one ring. Groups of more
+ranks than processes are of echoes (`echoes.py`): the real code, on messages that few ranks have
+written. Where all-gathers are too large for that they are computed from their messages.
 """
 
 from __future__ import annotations
@@ -19,18 +25,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
-import torch.distributed as dist
 from rich.table import Table
-from torch import Tensor, nn
 from tqdm import tqdm
 
 import ddp_compress as dc
+import scaling_nodes
 from output import add_json, show, write_json
 from ranks import on_ranks
+from scaling_rank import Counts, measure
 
-WARM_UP = 2
 recipes = dc.recipes
 METHODS: dict[str, Callable[[float], dc.Recipe]] = {
     "vote, sharded": lambda d: recipes.majority_vote(d, ballot_box="sharded"),
@@ -40,7 +45,6 @@ METHODS: dict[str, Callable[[float], dc.Recipe]] = {
     "topk, union": lambda d: recipes.topk(d, exchange="union"),
     "hgc": lambda d: recipes.hgc(d),
 }
-Counts = dict[str, float]  # of one rank, per step
 
 
 @dataclass(frozen=True)
@@ -65,35 +69,13 @@ class Row:
         return self.sent * self.ranks / (self.ranks - 1)
 
 
-def gradient(numel: int, step: int) -> Tensor:
-    """A gradient [numel] of this rank."""
-    common = torch.Generator().manual_seed(step)
-    own = torch.Generator().manual_seed(1000 * (dist.get_rank() + 1) + step)
-    signal = torch.randn(numel, generator=common)
-    return signal.add_(torch.randn(numel, generator=own)).pow_(3)
-
-
-def measure(method: str, numel: int, density: float, steps: int) -> Counts:
-    """What a method costs this rank in a step."""
-    model = nn.Module()
-    model.register_parameter("all", nn.Parameter(torch.empty(numel)))
-    state = dc.CompressionState(model, METHODS[method](density))
-    before: Counts = {}
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
-            before = state.stats.state_dict()
-        state.reduce({"all": gradient(numel, step)})
-    after = state.stats.state_dict()
-    return {name: (after[name] - before[name]) / steps for name in after}
-
-
 def rows(ranks: Sequence[int], numel: int, density: float, steps: int) -> list[Row]:
     """Every method on every number of ranks."""
     found = []
     pairs = tqdm([(method, world) for world in ranks for method in METHODS], unit="run")
     for method, world in pairs:
         pairs.set_description(f"{method}, W = {world}")
-        counts = on_ranks(world, measure, method, numel, density, steps)
+        counts = on_ranks(world, measure, METHODS[method](density), numel, steps)
         found.append(row(method, counts, numel, density))
     return found
 
@@ -157,13 +139,33 @@ def main() -> None:
     add("--numel", type=int, default=10**7)
     add("--density", type=float, default=0.01)
     add("--ranks", type=int, nargs="+", default=[2, 4, 8, 16, 32])
+    add("--nodes", type=int, nargs="+", help="in place of --ranks; powers of two")
+    add("--ranks-per-node", type=int, default=8)
     add("--steps", type=int, default=4, help="measured, after the warm-up")
     add_json(parser)
     options = parser.parse_args()
+    try:
+        found = on_nodes(options) if options.nodes else on_single_ranks(options)
+    except ValueError as error:
+        parser.error(str(error))
+    write_json(options.json, found)
+
+
+def on_single_ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = rows(options.ranks, options.numel, options.density, options.steps)
     show(render(found, options.numel, options.density))
     print(flatness(found))
-    write_json(options.json, [asdict(each) for each in found])
+    return [asdict(each) for each in found]
+
+
+def on_nodes(options: argparse.Namespace) -> list[dict[str, Any]]:
+    local = options.ranks_per_node
+    told = options.nodes, options.numel, options.density, local, options.steps
+    setting = scaling_nodes.Setting.of(*told)
+    found = scaling_nodes.rows(options.nodes, setting)
+    show(*scaling_nodes.render(found, options.nodes, setting))
+    print(*scaling_nodes.crossings(found), sep="\n")
+    return [asdict(each) for each in found]
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ class Traffic:
     def collective(self, sent: int, received: int) -> None:
         """Count one collective call and its bytes."""
         self.collectives += 1
+        self.moved(sent, received)
+
+    def moved(self, sent: int, received: int) -> None:
+        """Count bytes that went without a call, such as through shared memory."""
         self.sent_bytes += sent
         self.received_bytes += received
 

@@ -140,7 +140,7 @@ class FederatedDropout:
 
         Raises:
             TypeError: it is neither.
-            ValueError: it is of another model.
+            ValueError: it is of another model, or keeps slices of its tensors alone.
         """
         if not isinstance(through, CompressionState | LocalUpdates):
             raise TypeError(
@@ -152,6 +152,11 @@ class FederatedDropout:
         local = through if isinstance(through, LocalUpdates) else None
         state = through.compression if isinstance(through, LocalUpdates) else through
         state.layout(list((self.model if self.per_rank else self.sub_model).parameters()))
+        if state.within is not None and not self.per_rank:
+            raise ValueError(
+                "what the state keeps follows whole units from round to round, but with within= "
+                "a rank has slices of them: make the state without it"
+            )
         self._state, self._local_updates = state, local
         if self.per_rank:
             trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

@@ -11,11 +11,11 @@ from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.slices import Slices, slices_of
-from ddp_compress.ops.devices import Stream, side_stream, to_device, to_host
-from ddp_compress.ops.large_pages import in_large_pages
+from ddp_compress.ops.devices import Stream, side_stream, to_device
 from ddp_compress.step.replica import NOTHING, Replica
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.dense import Dense
 from ddp_compress.transport.phases import Phases
 
 
@@ -41,17 +41,16 @@ class Node(Replica):
 
     def __init__(self, comm: Comm, on_device: Comm | None, device: torch.device) -> None:
         super().__init__(comm)
-        self._dense = on_device or comm
+        self._on_device = on_device
+        self._dense = Dense(comm, on_device)
         self._device = device
-        self._through_host = on_device is None and device.type == "cuda"
         # Of this node's own: the stream that all states share never waits for another rank.
         self._stream = Stream(device)
-        self._rooms: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     @property
     def comms(self) -> list[Comm]:
         """See `Replica`."""
-        return [self.comm, self._dense] if self._dense is not self.comm else [self.comm]
+        return [self.comm, *([self._on_device] if self._on_device else [])]
 
     @property
     def averages(self) -> int:
@@ -84,6 +83,17 @@ class Node(Replica):
             exchange = channel.report(error)
         return (yield from exchange)
 
+    def instead(
+        self, inside: Channel, channel: Channel, error: BaseException
+    ) -> Phases[Deliveries]:
+        """See `Replica`. The node's other ranks take part in this message, so all do."""
+        try:
+            yield from inside.report(error)
+        except Exception as told:
+            error = told
+        yield from channel.report(error)
+        return None
+
     def after(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
         """See `Replica`."""
         with side_stream(chunks[0].grad.device).on():
@@ -109,38 +119,29 @@ class Node(Replica):
 
     def _average(self, chunks: Sequence[Chunk]) -> Phases[None]:
         """Put the mean of all ranks' gradients into this rank's parts."""
-        size, numels = self.comm.world_size, self._numels(chunks)
-        here = numels[self.comm.rank]
+        with self.comm.or_end():
+            for chunk in chunks:
+                _ = chunk.unused  # of this rank's gradient, while it is there
+            by_chunk = [self._slices(chunk).views(chunk.grad) for chunk in chunks]
+            pieces = [p for views in zip(*by_chunk, strict=True) for v in views for p in v]
         with self._stream.host_waits():
+            rows = yield from self._dense.scatter(pieces, self._numels(chunks))
             with self.comm.or_end():
-                for chunk in chunks:
-                    _ = chunk.unused  # of this rank's gradient, while it is there
-                by_chunk = [self._slices(chunk).views(chunk.grad) for chunk in chunks]
-                pieces = [p for views in zip(*by_chunk, strict=True) for v in views for p in v]
-                mine = self._sent(pieces, sum(numels))
-                theirs = self._room("theirs", size * here, mine)
-            yield from self._dense.swap(mine, theirs, numels, [here] * size)
-            with self.comm.or_end():
-                rows = to_device(theirs, self._device).view(size, here)
+                rows = [to_device(row, self._device) for row in rows]
                 for part, columns in self._with_columns(chunks):
                     mean_into(part, [row[columns] for row in rows])
 
     def _gather(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
         """Fill chunks from all ranks' parts."""
-        size, longest = self.comm.world_size, max(self._numels(chunks))
+        numels = self._numels(chunks)
+        rows = yield from self._dense.gather([part.grad for part in parts], numels)
         with self.comm.or_end():
-            mine = self._sent([part.grad for part in parts], longest)
-            theirs = self._room("theirs", size * longest, mine)
-        yield from self._dense.gather(mine, theirs)
-        with self.comm.or_end():
-            rows = to_device(theirs, self._device).view(size, longest)
-            starts = [0] * size
+            rows = [to_device(row, self._device) for row in rows]
             for chunk in chunks:
                 slices = self._slices(chunk)
-                ends = [start + n for start, n in zip(starts, slices.numels, strict=True)]
-                found = [row[a:b] for row, a, b in zip(rows, starts, ends, strict=True)]
+                found = [row[:n] for row, n in zip(rows, slices.numels, strict=True)]
                 slices.join(found, into=chunk.grad)
-                starts = ends
+                rows = [row[n:] for row, n in zip(rows, slices.numels, strict=True)]
 
     def _with_columns(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, slice]]:
         """Every chunk's part, and where it lies among all of them."""
@@ -150,20 +151,6 @@ class Node(Replica):
             (chunk.grad[:n], slice(end - n, end))
             for chunk, n, end in zip(chunks, numels, ends, strict=True)
         ]
-
-    def _sent(self, pieces: Sequence[Tensor], numel: int) -> Tensor:
-        """Pieces side by side where they are sent from, [numel] with any numbers behind them."""
-        mine = self._room("mine", numel, pieces[0])
-        torch.cat(list(pieces), out=mine[: sum(map(len, pieces))])
-        return to_host(mine) if self._through_host else mine
-
-    def _room(self, name: str, numel: int, like: Tensor) -> Tensor:
-        """Memory [numel] that stays from message to message."""
-        key = name, like.dtype, like.device
-        room = self._rooms.get(key)
-        if room is None or len(room) < numel:
-            self._rooms[key] = room = in_large_pages(like.new_empty(numel))
-        return room[:numel]
 
 
 def mean_into(mean: Tensor, rows: Sequence[Tensor]) -> None:

@@ -31,6 +31,7 @@ class Peers:
 
     Attributes:
         given: see above.
+        within: see above.
         group: theirs, as far as it is known.
         shards: see above.
         comm: the exchange of what was compressed: with them, or with one rank of every node; None
@@ -52,7 +53,7 @@ class Peers:
         self.comm: Comm | None = None
         self.replica: Replica | None = None
         self.saved_part: Part | None = None
-        self._within = within
+        self.within = within
         self.shards = shards
         self._lost_shards = False  # with the original that this is a copy of
         self.worker: Worker | None = None
@@ -68,7 +69,7 @@ class Peers:
             "saved_by": self.rank_and_size,
             "saved_part": self.part,
             "loaded_density": self.latest_density,
-            "_within": lasting(self._within),
+            "within": lasting(self.within),
             "_lost_shards": self._lost_shards or self.shards is not None,
         }
         return self.__dict__ | gone | known | {"_ends": [], "_closed": False}
@@ -132,7 +133,7 @@ class Peers:
         if self._closed and self.comm is not None:
             raise RuntimeError(CLOSED)
         # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
-        if exchange.many_phase or device.type == "cuda" or self._within is not None:
+        if exchange.many_phase or device.type == "cuda" or self.within is not None:
             self.worker = self.worker or Worker(device)
         comm = Comm(self.group, stats, device, exchange.has_large_sender)
         # As in an undisturbed run, where the latest step's says where messages of the next end.
@@ -147,9 +148,9 @@ class Peers:
                     "this state is a copy of one of a sharded model, and its process groups cannot "
                     "be copied: make a new one, and load_state_dict this one's state_dict()"
                 )
-            if self._within is not None and not comm.alone:
-                own.append(claim(self._within))
-            nodes = "of nodes" if self._within is not None else "flat"
+            if self.within is not None and not comm.alone:
+                own.append(claim(self.within))
+            nodes = "of nodes" if self.within is not None else "flat"
             if self.shards is not None:
                 nodes = "of shard {} of {}".format(*rank_and_size(self.shards))
             return f"{describe()}, loaded density {self.loaded_density}, exchange {nodes}"
@@ -178,7 +179,7 @@ class Peers:
         """The exchange between nodes, and this rank's node; None where it has one for itself."""
         claims = [Claim.of(text) for text in whole.share_text(own.text())]
         try:
-            nodes = nodes_of(claims, members(whole.group), found=self._within == "node")
+            nodes = nodes_of(claims, members(whole.group), found=self.within == "node")
         except ValueError as error:  # alike on every rank
             raise PeerError(str(error)) from error
         here = dist.get_rank()

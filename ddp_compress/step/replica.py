@@ -1,6 +1,6 @@
 """The ranks that hold one gradient together: before a step counts, they agree that it does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -56,9 +56,11 @@ class Replica:
         """What of some chunks this rank exchanges with its peers."""
         return chunks
 
-    def channel(self, number: int, density: float, step: int, must_share: object) -> Channel:
+    def channel(
+        self, number: int, density: float, step: int, must_share: Callable[[], object]
+    ) -> Channel:
         """For a message that these ranks have among themselves; see `Channel`."""
-        return Channel(self.comm, number, density, lambda: must_share, 0, step)
+        return Channel(self.comm, number, density, must_share, 0, step)
 
     def before(
         self,
@@ -78,6 +80,18 @@ class Replica:
             failure: what has failed on this rank already.
         """
         return exchange
+
+    def instead(
+        self, inside: Channel, channel: Channel, error: BaseException
+    ) -> Phases[Deliveries]:
+        """What is done with a message where the one before it in its step has failed.
+
+        Args:
+            inside: of these ranks.
+            channel: of this rank's peers.
+            error: of the one before.
+        """
+        return channel.fail_as(error)
 
     def after(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
         """Fill chunks from all ranks' parts, which hold the mean by now."""

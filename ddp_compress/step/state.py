@@ -173,12 +173,18 @@ class CompressionState:
         return self._peers.shards
 
     @property
+    def within(self) -> Within | None:
+        """Which ranks share a node, as it was given; see above."""
+        return self._peers.within
+
+    @property
     def _parameters(self) -> Parameters:
         return self._binding.parameters
 
     def __repr__(self) -> str:
+        within = "" if self.within is None else f"within={self.within!r}, "
         return (
-            f"CompressionState(recipe={self.recipe!r}, step={self.step}, "
+            f"CompressionState(recipe={self.recipe!r}, step={self.step}, {within}"
             f"parameters={len(self._parameters.named)} of {self._parameters.numel} elements, "
             f"ratio={self.stats.ratio:.1f})"
         )

@@ -1,7 +1,7 @@
 """One step: everything is sent, then all of it is committed or none."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -184,7 +184,7 @@ class Transaction:
         return finite
 
     def _verdict(self, replica: Replica, finite: bool, failure: Exception | None) -> bool:
-        inside = replica.channel(VERDICT, self._density, self._step, "verdict")
+        inside = replica.channel(VERDICT, self._density, self._step, lambda: "verdict")
         try:
             return drive(replica.verdict(inside, finite, failure))
         except Exception as error:
@@ -192,7 +192,7 @@ class Transaction:
 
     def _commit(self) -> None:
         """Write memory, and the averaged gradients; or neither, where that fails."""
-        self.undo = Undo(self._chunks, [part.kept for part in self._parts], self._comm.agreed)
+        self.undo = Undo(self._chunks, self._parts, self._comm.agreed)
         try:
             for sent in self._sent:
                 with side_stream(sent.device).on():
@@ -202,9 +202,11 @@ class Transaction:
                 for delivery in sent.running.outcome or ():
                     delivery.confirm()
                 _hear_presence(sent)
-            if self._replica is not None:
-                for sent in self._sent:
+            for sent in self._sent:
+                if self._replica is not None:
                     drive(self._replica.after(sent.chunks, sent.parts))
+                with self._stream(sent.device).on():
+                    _scale(sent.chunks)
         except BaseException:  # on this rank alone: the next step tells the others
             if self._replica is not None:
                 self._replica.give_up()
@@ -274,25 +276,31 @@ class Transaction:
         except Exception as error:
             channel = Channel.failing(self._comm, number, self._step)
             exchange, failure = channel.report(error), error
+        instead: Callable[[BaseException], Phases[Deliveries]] = channel.fail_as
         if replica:
-            layouts = tables_for(_layouts(chunks), "tensor").digest
-            inside = replica.channel(number, self._density, self._step, layouts)
+            alike = partial(_must_share_inside, chunks)
+            inside = replica.channel(number, self._density, self._step, alike)
+            instead = partial(replica.instead, inside, channel)
             exchange = replica.before(chunks, inside, exchange, channel, failure)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
-        exchange = side_stream(device).drive(exchange)
+        running = self._launch(side_stream(device).drive(exchange), instead)
         self.numel += sum(len(part.grad) for part in parts)
-        self._sent.append(_Sent(chunks, parts, device, channel, self._launch(exchange, channel)))
+        self._sent.append(_Sent(chunks, parts, device, channel, running))
 
     @property
     def _parts(self) -> Iterator[Chunk]:
         return (part for sent in self._sent for part in sent.parts)
 
-    def _launch(self, exchange: Phases[Deliveries], channel: Channel) -> Running:
+    def _launch(
+        self,
+        exchange: Phases[Deliveries],
+        instead: Callable[[BaseException], Phases[Deliveries]],
+    ) -> Running:
         if self._worker is None:
             return InTurns(exchange)
         before = self._sent[-1].running if self._sent else None
         after = before.future if isinstance(before, InOrder) else None
-        return InOrder(self._worker.submit(exchange, channel, after))
+        return InOrder(self._worker.submit(exchange, instead, after))
 
 
 def _cut_writes(exchange: Phases[Deliveries], message: Message) -> Phases[Deliveries]:
@@ -317,6 +325,12 @@ def _must_share(message: Message, recipe: Recipe) -> object:
     memory = (message.momentum, recipe.memory.clip, mantissa(message.scale))
     parts = (recipe.body, recipe.quantize, recipe.codec, recipe.exchange)
     return (recipe.name, *memory, *parts, message.plan.digest, message.chunks[0].must_match)
+
+
+def _must_share_inside(chunks: Sequence[Chunk]) -> object:
+    """What ranks of a replica must share of a message, for its parts to be one gradient's."""
+    layouts = tables_for(_layouts(chunks), "tensor").digest
+    return (layouts, *((mantissa(chunk.scale), chunk.must_match) for chunk in chunks[:1]))
 
 
 @dataclass
@@ -373,7 +387,12 @@ def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:
             add_entries(chunk.grad, start, received, scale, afresh=number == 0)
         for name, written in chunk.writes:
             chunk.kept.overwrite(name, written)
+        start += len(chunk.grad)
+
+
+def _scale(chunks: Sequence[Chunk]) -> None:
+    """Each by this rank's scale, which may differ from others'."""
+    for chunk in chunks:
         if chunk.scale is not None:
             chunk.grad.mul_(chunk.scale)
             record_stream(chunk.scale)  # it is of the backward's stream
-        start += len(chunk.grad)

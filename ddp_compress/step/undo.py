@@ -1,8 +1,7 @@
 """Take a committed step back, bit for bit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.ops.devices import side_stream
 from ddp_compress.transport.agreed import Agreed
@@ -13,18 +12,16 @@ class Undo:
 
     Args:
         chunks: the step's, before their gradients are written.
-        arenas: the memory that they have on this rank, before it is written.
+        parts: of them this rank's, before their memory is written.
         agreed: with the other ranks; what they learn in the step is forgotten as well.
 
     Attributes:
         sent: names of the parameters that the step had a gradient for.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], arenas: Sequence[Arena], agreed: Agreed) -> None:
+    def __init__(self, chunks: Sequence[Chunk], parts: Iterable[Chunk], agreed: Agreed) -> None:
         self.sent = [name for chunk in chunks for name in chunk.used]
-        self._arenas = [
-            (chunk.grad.device, arena) for chunk, arena in zip(chunks, arenas, strict=True)
-        ]
+        self._arenas = [(part.grad.device, part.kept) for part in parts]
         self._agreed = agreed
         self._committed = dict(agreed.committed)
 

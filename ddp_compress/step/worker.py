@@ -1,13 +1,12 @@
 """The thread on which exchanges of many phases run."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from ddp_compress.message.delivery import Deliveries
 from ddp_compress.ops.devices import set_device
-from ddp_compress.transport.channel import Channel
-from ddp_compress.transport.comm import PeerError
 from ddp_compress.transport.phases import Phases, drive
 
 
@@ -29,14 +28,19 @@ class Worker:
         )
 
     def submit(
-        self, exchange: Phases[Deliveries], channel: Channel, after: Future[Deliveries] | None
+        self,
+        exchange: Phases[Deliveries],
+        instead: Callable[[BaseException], Phases[Deliveries]],
+        after: Future[Deliveries] | None,
     ) -> Future[Deliveries]:
-        """Run an exchange on a channel.
+        """Run an exchange.
 
-        If the one before it in its step failed on every rank, fail alike without a word; if it
-        failed on this rank alone, as far as it knows, tell the others instead.
+        Args:
+            exchange: of a message.
+            instead: makes what is run instead of it where the one before has failed.
+            after: the one before it in its step.
         """
-        return self._thread.submit(_drive, exchange, channel, after)
+        return self._thread.submit(_drive, exchange, instead, after)
 
     def close(self) -> None:
         """End the thread after all that was given to it: other ranks take part in the same."""
@@ -44,11 +48,9 @@ class Worker:
 
 
 def _drive(
-    exchange: Phases[Deliveries], channel: Channel, after: Future[Deliveries] | None
+    exchange: Phases[Deliveries],
+    instead: Callable[[BaseException], Phases[Deliveries]],
+    after: Future[Deliveries] | None,
 ) -> Deliveries:
     error = after and after.exception()
-    if isinstance(error, PeerError):
-        raise error
-    if isinstance(error, Exception):
-        exchange = channel.report(error)
-    return drive(exchange)
+    return drive(instead(error) if error else exchange)

@@ -76,7 +76,7 @@ class Channel:
         self._layout_digest = layout_digest
         self._step = step
         self._phase = 0
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self.pending: dict[str, Any] = {}
         self.aside: Tensor | None = None
         self.heard: list[Tensor] = []
@@ -216,7 +216,7 @@ class Channel:
         if self._failure is None:
             self.attempt(lambda: value.copy_(to_host(build())))
 
-    def report(self, error: Exception) -> Phases[None]:
+    def report(self, error: BaseException) -> Phases[None]:
         """Take part in a message that this rank failed to build, and tell every rank why.
 
         Raises:
@@ -224,6 +224,19 @@ class Channel:
         """
         self._failure = error
         yield from self.share(lambda: None)
+
+    def fail_as(self, error: BaseException) -> Phases[None]:
+        """Let a message fail as the one before it in its step: without a word where all know that.
+
+        Args:
+            error: of the one before, on every rank or on this one alone.
+
+        Raises:
+            PeerError: on every rank.
+        """
+        if isinstance(error, PeerError):
+            raise error
+        yield from self.report(error)
 
     def _frame_of(self, build: Callable[[], Tensor | None]) -> Tensor:
         """The next frame."""

@@ -10,6 +10,7 @@ from ddp_compress import CompressionState, PeerError, compress_hook
 from ddp_compress.message.layout import Layout
 from ddp_compress.select import TopK
 from tests import pretend_cuda
+from tests.distributed.nodes import on_nodes
 from tests.distributed.training import backward, descend, memory, small_model, weights, wrap
 from tests.table import ROWS, Row, every_family
 from tests.test_laws import Model
@@ -37,6 +38,14 @@ def on_gpu(row: Row) -> Any:
 def test_ranks_agree_with_ranks_on_the_cpu(ranks, row, there):
     for ours, theirs in zip(ranks.run(3, there, row), ranks.run(3, on_cpu, row), strict=True):
         assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("there", [on_pretended_gpu, pytest.param(on_gpu, marks=needs_cuda)])
+@pytest.mark.parametrize("row", [ROWS["topk"], ROWS["hgc"]], ids=["topk", "hgc"])
+def test_nodes_of_ranks_agree_with_those_on_the_cpu(ranks, row, there):
+    ours, theirs = (ranks.run(4, on_nodes, 2, where, row) for where in (there, on_cpu))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same(one, other)
 
 
 def without_a_kernel() -> str:

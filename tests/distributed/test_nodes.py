@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from ddp_compress import CompressionState, PeerError, recipes, redistribute
+from ddp_compress import CompressionState, FederatedDropout, PeerError, recipes, redistribute
+from ddp_compress.message.arena import Arena
 from ddp_compress.message.conv_kernels import ConvKernel
 from ddp_compress.message.slices import range_lengths
 from ddp_compress.step.node import mean_into
+from ddp_compress.transport import shared_memory
 from tests.distributed.nodes import on_nodes
 from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.test_checkpoints import (
@@ -30,13 +33,16 @@ from tests.distributed.test_laws_on_ranks import (
     with_grad_scaler,
 )
 from tests.distributed.training import (
+    MANY_BUCKETS,
     backward,
     descend,
     digest,
+    loss,
     memory,
     plain_grads,
     small_model,
     train,
+    weights,
     wrap,
 )
 from tests.table import ROWS, Row, every_family, every_row
@@ -131,9 +137,39 @@ def test_levels_are_counted_apart(ranks):
     for elements, within, sent, kept in ranks.run(4, on_nodes, 2, counts):
         assert elements == [12000, 120, 3]
         assert kept == 4000
-        # Half a gradient to the other, and a slice back; some headers.
+        # Half a gradient to the other, and a slice back: some headers.
         assert 3 * 32000 <= min(within) <= max(within) <= 3 * 32000 + 1000
         assert sent < flat_sent / 4  # to one rank half as many entries as before to three
+
+
+def without_shared_memory(fault: str) -> list[str]:
+    """Rank 2 has none, or finds another process's in the place of rank 3's."""
+    unlucky = dist.get_rank() == 2
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if unlucky and fault == "none":
+            patch.setattr(os, "posix_fallocate", no_memory)
+        if unlucky and fault == "another":
+            patch.setattr(shared_memory, "_opened", lambda place: opened(bytes(8) + place[8:]))
+        digests = grads_of_every_step(ROWS["topk"])
+    assert len(told) == (dist.get_rank() >= 2), [str(each.message) for each in told]
+    if told:
+        assert "share no memory" in str(told[0].message)
+    return digests
+
+
+opened = shared_memory._opened
+
+
+def no_memory(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("fault", ["none", "another"])
+def test_ranks_that_share_no_memory_are_told_and_go_on(ranks, fault):
+    """With the same bits; the other node has memory to share."""
+    told = ranks.run(4, on_nodes, 2, without_shared_memory, fault)
+    assert told == ranks.run(4, on_nodes, 2, grads_of_every_step, ROWS["topk"])
 
 
 # -------------------------------------------------------------------------------------------- laws
@@ -189,6 +225,46 @@ def test_law_8_a_poisoned_step_never_was(ranks, row):
 def test_law_8_grad_scaler_skips_the_step_on_every_rank(ranks):
     scales, _, aborted = same_everywhere(ranks.run(4, on_nodes, 2, with_grad_scaler))
     assert (scales, aborted) == ([1024.0] * 3 + [512.0] * 3, 1)
+
+
+def with_scales_of(scales: list[float]) -> str:
+    """Every rank has its own loss scale; DDP's gradients are of the scaled loss."""
+    ddp, state = wrap(small_model(), ROWS["topk"])
+    scaler = torch.amp.GradScaler("cpu", init_scale=scales[dist.get_rank()])
+    state.use_scaler(scaler)
+    for number in range(4):
+        ddp.zero_grad()
+        scaler.scale(loss(ddp, dist.get_rank(), number)).backward()
+        for parameter in ddp.parameters():
+            assert parameter.grad is not None
+            parameter.grad /= scaler.get_scale()
+        descend(ddp)
+    return weights(ddp)
+
+
+def test_every_rank_has_its_own_loss_scale(ranks):
+    """Powers of two change no bit; others are told."""
+    told = ranks.run(4, on_nodes, 2, with_scales_of, [1024.0, 8.0, 1.0, 64.0])
+    assert told == ranks.run(4, on_nodes, 2, with_scales_of, [1.0] * 4)
+    outcomes = ranks.outcomes(4, on_nodes, 2, with_scales_of, [1024.0, 1000.0, 1024.0, 1000.0])
+    for outcome in outcomes:
+        assert isinstance(outcome.error, PeerError)
+        assert "rank 1 differs from rank 0" in str(outcome.error) or "rank 3 differs from" in str(
+            outcome.error
+        )
+
+
+def dropped_units() -> str:
+    network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    dropout = FederatedDropout(network, rate=0.5)
+    state = CompressionState(dropout.sub_model, recipes.topk(0.5))
+    with pytest.raises(ValueError, match="make the state without it") as caught:
+        dropout.attach(state)
+    return str(caught.value)
+
+
+def test_sub_models_want_whole_tensors(ranks):
+    ranks.run(2, on_nodes, 2, dropped_units)
 
 
 # ------------------------------------------------------------------------------------- checkpoints
@@ -410,6 +486,37 @@ def told_by_all(fault: str, row: Row) -> str:
     assert memory(state) == before
     mean = state.reduce(given)  # and goes on
     return f"{caught.value}, {digest(mean.values())}"
+
+
+def a_message_fails(row: Row, call: int) -> tuple[str, int]:
+    """Of several in a step, on rank 1; those of the other place have others under way."""
+    ddp, state = wrap(small_model(), row, flush_bytes=1, bucket_cap_mb=MANY_BUCKETS)
+    train(ddp, range(3))
+    real, calls = Arena.reserve, []
+
+    def failing(arena: Arena, slots: Any) -> None:
+        calls.append(1)
+        if dist.get_rank() == 1 and len(calls) == call:
+            raise MemoryError("no room for the sums")
+        real(arena, slots)
+
+    before = memory(state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "reserve", failing)
+        with pytest.raises((PeerError, MemoryError)) as caught:
+            backward(ddp, 3)
+    assert memory(state) == before
+    dist.barrier()  # nothing is left under way
+    mean = state.reduce({"0.weight": torch.full((24, 12), float(dist.get_rank()))})
+    return str(caught.value), int(mean["0.weight"].count_nonzero())
+
+
+@pytest.mark.parametrize("call", [1, 3, 4])
+@pytest.mark.parametrize("row", [ROWS["topk"], ROWS["vote-sharded"]], ids=["topk", "vote"])
+def test_a_failure_in_one_of_several_messages_is_told_to_all(ranks, row, call):
+    told = ranks.run(4, on_nodes, 2, a_message_fails, row, call)
+    assert {words for words, _ in told} == {"rank 1 failed: MemoryError: no room for the sums"}
+    assert told[0][1] > 0
 
 
 def fails(*_: object) -> None:

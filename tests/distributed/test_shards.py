@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FullyShardedDataParallel,
     MixedPrecisionPolicy,
     fully_shard,
 )
@@ -23,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import ddp_compress as dc
-from ddp_compress import PeerError, PerRank, recipes, redistribute
-from tests.distributed.shards import attach_sharded, local, mesh_of, on_shards
+from ddp_compress import CompressionState, PeerError, PerRank, recipes, redistribute
+from ddp_compress.step import shard_gradients
+from tests.distributed.shards import attach_sharded, local, mesh_of, on_shards, sharded
 from tests.distributed.soak import with_delays
 from tests.distributed.test_checkpoints import one_life_and_three
 from tests.distributed.test_laws_on_ranks import (
@@ -45,9 +48,11 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import RECIPES, ROWS, Row, each, every_recipe
 
 DENSE = Row(recipes.topk(1.0))
+SOME = ("topk", "dgc-golomb", "vote-sharded", "hgc", "rotated-feedback")
+some_rows = each({name: RECIPES[name] for name in SOME})
 
 # ------------------------------------------------------------------------------------ what it does
 
@@ -291,7 +296,7 @@ def with_one_bucket(row: Row) -> list[str]:
     options = {"bucket_cap_mb": 25, "find_unused_parameters": True}
     model, state = wrap(small_model(), row, **options)
     digests = []
-    for number in range(3):
+    for number in range(2):
         backward(model, number)
         digests.append(digest(grads(model)))
         descend(model)
@@ -303,7 +308,7 @@ def sharded_and_in_ddp(row: Row) -> None:
     assert on_shards(1, with_one_bucket, row) == with_one_bucket(row)
 
 
-@every_row
+@every_recipe
 def test_a_shard_mesh_of_one_rank_is_as_ddp(ranks, row):
     ranks.run(2, sharded_and_in_ddp, row)
 
@@ -314,13 +319,13 @@ def twice(function: Callable[..., Any], *args: Any) -> Any:
     return first
 
 
-@every_family
+@some_rows
 def test_law_2_ranks_agree_bit_for_bit_and_so_do_runs(ranks, row):
     digests = same_everywhere(ranks.run(4, twice, grads_of_every_step, row))
     assert len(set(digests)) == len(digests)
 
 
-@every_family
+@some_rows
 def test_law_4_a_resumed_run_equals_the_uninterrupted_one(ranks, row):
     assert len(set(ranks.run(4, on_shards, 2, one_life_and_three, row, {}))) == 1
 
@@ -330,15 +335,15 @@ def slow_and_fast(row: Row) -> None:
     assert slow == fast
 
 
-@every_family
+@some_rows
 def test_law_7_delays_change_nothing(ranks, row):
     ranks.run(4, slow_and_fast, row)
 
 
 def poisoned_shards(row: Row) -> str:
     """Between good steps, one rank's shard of a gradient is not finite."""
-    poisoned, state = attach_sharded(small_model(), row, bucket_cap_mb=0.0002, flush_bytes=1)
-    clean, _ = attach_sharded(small_model(), row, bucket_cap_mb=0.0002, flush_bytes=1)
+    poisoned, state = attach_sharded(small_model(), row, bucket_cap_mb=0.001, flush_bytes=1)
+    clean, _ = attach_sharded(small_model(), row, bucket_cap_mb=0.001, flush_bytes=1)
     chance = random.Random(0)
     for number in range(4):
         for model in (poisoned, clean):
@@ -349,7 +354,6 @@ def poisoned_shards(row: Row) -> str:
         if dist.get_rank() == number:
             hook = parameter.register_post_accumulate_grad_hook
             handles.append(hook(lambda p, poison=poison: local(p.grad).view(-1)[-1:].fill_(poison)))
-            # Before the hook that takes the gradient: it is this rank's own.
         backward(poisoned, -1)
         for handle in handles:
             handle.remove()
@@ -362,7 +366,7 @@ def poisoned_shards(row: Row) -> str:
     return weights(poisoned)
 
 
-@every_family
+@some_rows
 def test_law_8_a_poisoned_step_never_was(ranks, row):
     same_everywhere(ranks.run(4, poisoned_shards, row))
 
@@ -478,3 +482,202 @@ def on_another_shard() -> str:
 def backward_of_one(model: nn.Module) -> None:
     model.zero_grad()
     model(torch.ones(2, 12)).sum().backward()
+
+
+def test_a_checkpoint_of_another_shard_is_refused(ranks):
+    for message in ranks.run(4, on_another_shard):
+        assert "see ddp_compress.redistribute" in message
+
+
+# --------------------------------------------------------------------------------- what is refused
+
+
+def said(action: Callable[[], object]) -> str:
+    """The error that an action raises on this rank."""
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        action()
+    return f"{caught.typename}: {caught.value}"
+
+
+def refused_models() -> dict[str, str]:
+    mesh = mesh_of(2)
+    group = mesh["replicate"].get_group()
+
+    def attach(model: nn.Module, recipe: dc.Recipe = DENSE.recipe, **options: Any) -> object:
+        return dc.attach(model, recipe, **{"process_group": group, **options})
+
+    def shards() -> nn.Module:
+        return sharded(small_model(), mesh["shard"])
+
+    rootless, twice = small_model(), shards()
+    fully_shard(rootless[0], mesh=mesh["shard"])
+    attach(twice)
+    state = CompressionState(shards(), DENSE.recipe, group)
+    sgd = torch.optim.SGD(twice.parameters(), lr=0.1)
+    return {
+        "2-D": said(lambda: attach(sharded(small_model(), mesh))),
+        "FSDP1": said(
+            lambda: attach(FullyShardedDataParallel(small_model(), device_id=torch.device("cpu")))
+        ),
+        "replicate": said(lambda: attach(replicate(small_model(), mesh=mesh["replicate"]))),
+        "world": said(lambda: attach(sharded(small_model(), mesh_of(4)["shard"]))),
+        "no group": said(lambda: attach(shards(), process_group=None)),
+        "rootless": said(lambda: attach(rootless)),
+        "within": said(lambda: attach(shards(), within="node")),
+        "clip": said(lambda: attach(shards(), recipes.dgc(0.1, clip=1.0))),
+        "twice": said(lambda: attach(twice)),
+        "local": said(lambda: dc.LocalUpdates(sgd, twice, state, period=2)),
+        "hook": said(lambda: dc.LocalUpdates(sgd, twice, attach(shards()), period=2)),
+    }
+
+
+def test_what_cannot_be_attached_is_refused_with_the_line_that_does_it_right(ranks):
+    expected = {
+        "2-D": "fully_shard(model, mesh=mesh['shard'])",
+        "FSDP1": "fully_shard(model, mesh=mesh['shard'])",
+        "replicate": "attach(DistributedDataParallel(model), recipe)",
+        "world": "process_group=mesh['replicate'].get_group()",
+        "no group": "process_group=mesh['replicate'].get_group()",
+        "rootless": "2.weight, 2.bias, 3.weight and 3 more is trained, and no fully_shard",
+        "within": "leave it out",
+        "clip": "call clip_grad_norm_ after backward",
+        "twice": "are exchanged already",
+        "local": "not of the model",
+        "hook": "not of the model",
+    }
+    for told in ranks.run(4, refused_models):
+        for name, words in expected.items():
+            assert words in told[name], name
+
+
+def refused_passes() -> dict[str, str]:
+    """On one rank each; all ranks are told."""
+    rank, told = dist.get_rank(), {}
+
+    def seed() -> None:
+        model = small_model()
+        if rank >= 2:
+            nn.init.ones_(model[4].bias)
+        backward(attach_sharded(model, DENSE)[0], 0)
+
+    def setting() -> None:
+        row = Row(recipes.topk(0.2 if rank == 3 else 0.1))
+        backward(attach_sharded(small_model(), row)[0], 0)
+
+    def assigned() -> None:
+        model, _ = attach_sharded(small_model(), DENSE)
+        other = sharded(small_model(), mesh_of(2)["shard"])
+        model.load_state_dict(other.state_dict(), assign=True)
+        backward(model, 0)
+
+    def unfrozen() -> None:
+        model = small_model()
+        model[3].requires_grad_(False)
+        model, _ = attach_sharded(model, DENSE)
+        model[3].requires_grad_(True)
+        backward(model, 0)
+
+    def within_backward() -> None:
+        model, _ = attach_sharded(small_model(), DENSE)
+        if rank == 1:
+            optimizer = torch.optim.SGD([model[4].weight], lr=0.1)
+            model[4].weight.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+        backward(model, 0)
+
+    def summed() -> None:
+        model, _ = attach_sharded(small_model(), ROWS["dgc"])
+        backward(model, 0)
+        loss(model, rank, 1).backward()
+
+    def unable() -> None:
+        model, state = attach_sharded(small_model(), DENSE)
+        backward(model, 0)
+        before = memory(state)
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 3:
+                fail = lambda _: pytest.fail("no memory")  # noqa: E731
+                patch.setattr(shard_gradients.ShardBucket, "gather", fail)
+            try:
+                backward(model, 1)
+            finally:
+                assert all(p.grad is None for p in model.parameters())
+                assert memory(state) == before
+
+    for action in (seed, setting, assigned, unfrozen, within_backward, summed, unable):
+        told[action.__name__] = said(action)
+    return told
+
+
+def test_what_goes_wrong_on_one_rank_is_told_to_all(ranks):
+    expected = {
+        "seed": "replicas must start equal",
+        "setting": "density 0.2",
+        "assigned": "load weights with assign=True, before attach",
+        "unfrozen": "3.weight has a gradient, and is another or was frozen",
+        "within_backward": "SGD.step() was called within backward",
+        "summed": "last after model.set_requires_gradient_sync(False)",
+        "unable": "rank 3 failed",
+    }
+    for told in ranks.run(4, refused_passes):
+        for name, words in expected.items():
+            assert words in told[name], name
+            assert told[name].startswith("PeerError"), name
+
+
+def given_up() -> str:
+    """Backward raises midway: an optimizer may not step, and the next pass is whole again."""
+    model, state = attach_sharded(small_model(), DENSE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model, 0)
+    handle = model[0].register_full_backward_hook(lambda *_: pytest.fail("midway"))
+    with pytest.raises(pytest.fail.Exception):
+        backward(model, 1)
+    handle.remove()
+    message = said(optimizer.step)
+    assert state.step == 1
+    return message
+
+
+def test_gradients_of_a_pass_that_came_to_no_end_are_not_applied(ranks):
+    for message in ranks.run(4, given_up):
+        assert "their backward pass came to no end" in message
+
+
+def in_one_replica() -> str:
+    model, _ = attach_sharded(small_model(), DENSE)
+    backward(model, 0)
+    model.set_requires_gradient_sync(dist.get_rank() < 2)
+    if dist.get_rank() >= 2:
+        backward(model, 1)  # reduces nothing
+        return said(lambda: backward_of_next(model))
+    return said(lambda: backward(model, 1))
+
+
+def backward_of_next(model: nn.Module) -> None:
+    model.set_requires_gradient_sync(True)
+    backward(model, 2)
+    backward(model, 3)
+
+
+def test_a_replica_that_reduces_nothing_ends_all_in_time(ranks):
+    outcomes = ranks.outcomes(4, in_one_replica, collective_timeout=3.0)
+    told = [str(each.error or each.value) for each in outcomes]
+    assert all("does not answer" in each or "Timed out" in each for each in told[:2]), told
+
+
+def warned() -> list[str]:
+    model, _ = attach_sharded(small_model(), ROWS["topk"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model, 0)
+    optimizer.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(1, 4):
+            backward(model, number)  # clears what the last pass has sent
+    return [str(each.message) for each in caught]
+
+
+def test_gradients_cleared_unused_are_told_of_once(ranks):
+    for told in ranks.run(4, warned):
+        assert len(told) == 1
+        assert "call model.set_requires_gradient_sync(False) before the pass" in told[0]
