@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -17,10 +18,15 @@ from tests.table import Row
 def mesh_of(shards: int) -> DeviceMesh:
     """All ranks, in replicas of so many shards."""
     replicas = dist.get_world_size() // shards
-    return init_device_mesh("cpu", (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh("cpu", (replicas, shards), mesh_dim_names=("replicate", "shard"))
+    world = dist.distributed_c10d._get_default_group()
+    timeout = world._get_backend(torch.device("cpu")).options._timeout
+    for group in mesh.get_all_groups():  # which have half an hour
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    return mesh
 
 
-def sharded(model: nn.Module, mesh: DeviceMesh, **options: Any) -> nn.Module:
+def sharded(model: nn.Module, mesh: DeviceMesh, **options: Any) -> Any:
     """The model cut up, its first child by itself."""
     fully_shard(next(model.children()), mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
@@ -39,7 +45,7 @@ def attach_sharded(
     bucket_cap_mb: float = 25,
     flush_bytes: int = 256 * 1024,
     **options: Any,
-) -> tuple[nn.Module, dc.CompressionState]:
+) -> tuple[Any, dc.CompressionState]:
     """The model cut up, its gradients compressed between replicas."""
     mesh = mesh_of(shards)
     sharded(model, mesh["shard"], **options)

@@ -135,14 +135,14 @@ class Net(nn.Module):
         return self.head(x)
 
 
-Step = Callable[[nn.Module, int], None]
+Step = Callable[[Any, int], None]
 
 
 def plain_step(model: nn.Module, number: int) -> None:
     loss(model, dist.get_rank(), number).backward()
 
 
-def accumulating_step(model: nn.Module, number: int) -> None:
+def accumulating_step(model: Any, number: int) -> None:
     for part in range(3):
         sync = part == 2
         if isinstance(model, DistributedDataParallel):
@@ -157,7 +157,7 @@ def repeated_step(model: nn.Module, number: int) -> None:
         (loss(model, dist.get_rank(), 2 * number + part) / 2).backward()
 
 
-def run_dense(model: nn.Module, step: Step, clip: float | None) -> list[Tensor]:
+def run_dense(model: Any, step: Step, clip: float | None) -> list[Tensor]:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     for number in range(3):
@@ -193,7 +193,7 @@ class Setting:
         net.recompute, net.takes_turns = self.recompute, self.takes_turns
         return net
 
-    def cut(self, net: Net, mesh: Any) -> nn.Module:
+    def cut(self, net: Any, mesh: Any) -> Any:
         options: dict[str, Any] = {}
         if self.reduce_dtype is not None:
             options["mp_policy"] = MixedPrecisionPolicy(self.param_dtype, self.reduce_dtype)
@@ -394,15 +394,15 @@ def test_a_rank_may_have_no_elements(ranks):
 def discarded() -> tuple[str, str]:
     model, state = attach_sharded(small_model(), ROWS["dgc"])
     clean, _ = attach_sharded(small_model(), ROWS["dgc"])
-    for each in (model, clean):
-        train(each, range(2))
+    for one in (model, clean):
+        train(one, range(2))
     before = memory(state)
     backward(model, 7)
     state.discard()
     model.zero_grad()
     assert memory(state) == before
-    for each in (model, clean):
-        train(each, [3])
+    for one in (model, clean):
+        train(one, [3])
     return weights(model), weights(clean)
 
 
@@ -468,15 +468,20 @@ def test_checkpoints_go_on_with_other_numbers_of_replicas(ranks, row):
 
 def on_another_shard() -> str:
     """Of equal sizes, so that the place alone tells."""
-    model, state = attach_sharded(nn.Linear(12, 4), ROWS["topk"])
+    model, state = attach_sharded(of_even_shards(), ROWS["topk"])
     backward_of_one(model)
     saved = state.state_dict()
     saved["part"] = ["shard", 1 - saved["part"][1], 2]
-    again, fresh = attach_sharded(nn.Linear(12, 4), ROWS["topk"])
+    again, fresh = attach_sharded(of_even_shards(), ROWS["topk"])
     fresh.load_state_dict(saved)
     with pytest.raises(PeerError) as caught:
         backward_of_one(again)
     return str(caught.value)
+
+
+def of_even_shards() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(12, 4))
 
 
 def backward_of_one(model: nn.Module) -> None:
@@ -506,7 +511,7 @@ def refused_models() -> dict[str, str]:
     def attach(model: nn.Module, recipe: dc.Recipe = DENSE.recipe, **options: Any) -> object:
         return dc.attach(model, recipe, **{"process_group": group, **options})
 
-    def shards() -> nn.Module:
+    def shards() -> Any:
         return sharded(small_model(), mesh["shard"])
 
     rootless, twice = small_model(), shards()
@@ -595,8 +600,7 @@ def refused_passes() -> dict[str, str]:
         before = memory(state)
         with pytest.MonkeyPatch.context() as patch:
             if rank == 3:
-                fail = lambda _: pytest.fail("no memory")  # noqa: E731
-                patch.setattr(shard_gradients.ShardBucket, "gather", fail)
+                patch.setattr(shard_gradients.ShardBucket, "gather", midway)
             try:
                 backward(model, 1)
             finally:
@@ -616,7 +620,7 @@ def test_what_goes_wrong_on_one_rank_is_told_to_all(ranks):
         "unfrozen": "3.weight has a gradient, and is another or was frozen",
         "within_backward": "SGD.step() was called within backward",
         "summed": "last after model.set_requires_gradient_sync(False)",
-        "unable": "rank 3 failed",
+        "unable": "rank 3 failed: ArithmeticError: midway",
     }
     for told in ranks.run(4, refused_passes):
         for name, words in expected.items():
@@ -624,18 +628,24 @@ def test_what_goes_wrong_on_one_rank_is_told_to_all(ranks):
             assert told[name].startswith("PeerError"), name
 
 
+def midway(*_: object) -> None:
+    raise ArithmeticError("midway")
+
+
 def given_up() -> str:
-    """Backward raises midway: an optimizer may not step, and the next pass is whole again."""
-    model, state = attach_sharded(small_model(), DENSE)
+    """Backward raises when gradients of the last layer are there."""
+    mesh, model = mesh_of(2), small_model()
+    fully_shard(model[4], mesh=mesh["shard"])
+    fully_shard(model, mesh=mesh["shard"])
+    group = mesh["replicate"].get_group()
+    state = dc.attach(model, DENSE.recipe, process_group=group)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     backward(model, 0)
-    handle = model[0].register_full_backward_hook(lambda *_: pytest.fail("midway"))
-    with pytest.raises(pytest.fail.Exception):
+    model[2].register_full_backward_hook(midway)
+    with pytest.raises(ArithmeticError):
         backward(model, 1)
-    handle.remove()
-    message = said(optimizer.step)
     assert state.step == 1
-    return message
+    return said(optimizer.step)
 
 
 def test_gradients_of_a_pass_that_came_to_no_end_are_not_applied(ranks):
@@ -647,22 +657,12 @@ def in_one_replica() -> str:
     model, _ = attach_sharded(small_model(), DENSE)
     backward(model, 0)
     model.set_requires_gradient_sync(dist.get_rank() < 2)
-    if dist.get_rank() >= 2:
-        backward(model, 1)  # reduces nothing
-        return said(lambda: backward_of_next(model))
-    return said(lambda: backward(model, 1))
+    return said(lambda: backward(model, 1)) if dist.get_rank() < 2 else ""
 
 
-def backward_of_next(model: nn.Module) -> None:
-    model.set_requires_gradient_sync(True)
-    backward(model, 2)
-    backward(model, 3)
-
-
-def test_a_replica_that_reduces_nothing_ends_all_in_time(ranks):
+def test_a_replica_waits_in_vain_for_one_that_reduces_nothing_no_longer_than_it_may(ranks):
     outcomes = ranks.outcomes(4, in_one_replica, collective_timeout=3.0)
-    told = [str(each.error or each.value) for each in outcomes]
-    assert all("does not answer" in each or "Timed out" in each for each in told[:2]), told
+    assert all("does not answer" in str(each.value) for each in outcomes[:2])
 
 
 def warned() -> list[str]:
