@@ -51,7 +51,8 @@ class Stats(Traffic):
     """Counts since the state was made, for this rank.
 
     With nodes of several ranks (`within`), all but ``within`` counts what goes between nodes: the
-    rank's slice of the gradients, exchanged with one rank of every other node.
+    rank's slice of the gradients, exchanged with one rank of every other node. With a sharded model
+    so does all but ``within`` of its shard, exchanged with one rank of every other replica.
 
     Attributes:
         steps: committed steps. Aborted ones are counted apart, their bytes with the rest.
@@ -71,7 +72,8 @@ class Stats(Traffic):
         dense_bytes: bytes that a ring all-reduce of fp32 would have sent, 2 (W - 1) / W * 4 N.
         collectives: collective calls. The one exchange of settings before the first step is not
             counted.
-        within: what was exchanged inside the node, dense gradients and headers.
+        within: what was exchanged inside the node, dense gradients and headers; inside the replica
+            of a sharded model only whether steps count, for FSDP has averaged gradients before.
     """
 
     steps: int = 0

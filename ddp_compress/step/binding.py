@@ -61,7 +61,7 @@ class Binding:
     def __getstate__(self) -> dict[str, Any]:
         """All but what sees this very model."""
         seen = dict.fromkeys(("applied", "restored", "before_forward"))
-        return self.__dict__ | seen | {"buckets": [], "weights": None}
+        return self.__dict__ | seen
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)

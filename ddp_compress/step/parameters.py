@@ -62,7 +62,12 @@ class Parameters:
     @property
     def here(self) -> Mapping[str, Tensor]:
         """What of them is on this rank, by name: they themselves, or a shard of each."""
-        return {n: local_of(p) for n, p in self.named.items()} if self._wholes else self.named
+        return {n: local_of(p) for n, p in self.named.items()} if self.sharded else self.named
+
+    @property
+    def sharded(self) -> bool:
+        """Whether of any of them a shard alone is on this rank, be it all of it."""
+        return bool(self._wholes)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +104,7 @@ class Parameters:
     def layout_of(self, names: Sequence[str]) -> Layout:
         """The layout of parameters with these names."""
         sizes = tuple(local_of(self.named[name]).numel() for name in names)
-        wholes = tuple(self._wholes[name] for name in names) if self._wholes else ()
+        wholes = tuple(self._wholes[name] for name in names) if self.sharded else ()
         return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names), wholes)
 
     @property

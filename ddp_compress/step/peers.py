@@ -55,7 +55,6 @@ class Peers:
         self.saved_part: Part | None = None
         self.within = within
         self.shards = shards
-        self._lost_shards = False  # with the original that this is a copy of
         self.worker: Worker | None = None
         self.saved_by: list[int] | None = None
         self.loaded_density: float | None = None
@@ -64,13 +63,12 @@ class Peers:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is known of them, but none of what cannot leave the process."""
-        gone = dict.fromkeys(("group", "given", "comm", "replica", "worker", "shards"))
+        gone = dict.fromkeys(("group", "given", "comm", "replica", "worker"))
         known = {
             "saved_by": self.rank_and_size,
             "saved_part": self.part,
             "loaded_density": self.latest_density,
             "within": lasting(self.within),
-            "_lost_shards": self._lost_shards or self.shards is not None,
         }
         return self.__dict__ | gone | known | {"_ends": [], "_closed": False}
 
@@ -143,11 +141,6 @@ class Peers:
         def described() -> str:
             if self._closed:
                 raise RuntimeError(CLOSED)
-            if self._lost_shards:
-                raise ValueError(
-                    "this state is a copy of one of a sharded model, and its process groups cannot "
-                    "be copied: make a new one, and load_state_dict this one's state_dict()"
-                )
             if self.within is not None and not comm.alone:
                 own.append(claim(self.within))
             nodes = "of nodes" if self.within is not None else "flat"

@@ -60,10 +60,11 @@ class CompressionState:
 
     Args:
         model: the DDP model or the bare one. Its parameters name the state's tensors; those that
-            DDP ignores are left out.
+            DDP ignores are left out. Or a model that `torch.distributed.fsdp.fully_shard` has cut
+            up: what is kept is of this rank's shards then.
         recipe: see `ddp_compress.recipes`.
         process_group: the ranks to exchange with, those of the DDP model; None for its group, or
-            the default one.
+            the default one. With a sharded model those that hold the same shard of other replicas.
         start_step: the step that density schedules start from.
         min_numel: parameters with fewer elements are uncompressed: they travel dense, with
             ``all_gather`` inside the same messages, else by an all-reduce of their own. Raise it
@@ -87,8 +88,8 @@ class CompressionState:
     Raises:
         TypeError: ``recipe`` is not a `Recipe`.
         ValueError: a parameter is complex or has sparse gradients, the DDP model has options that
-            go past a hook, ``process_group`` is of other ranks, or an argument lies outside its
-            range. For a state made of the bare model, from the first backward pass of its DDP
+            go past a hook, ``process_group`` is of other ranks, a sharded model is one of those
+            that `attach` refuses, or an argument lies outside its range. For a state made of the bare model, from the first backward pass of its DDP
             model.
 
     Example:
@@ -141,7 +142,16 @@ class CompressionState:
             self._binding.bind_to(model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but a step under way; a copy meets its peers by itself."""
+        """All but a step under way; a copy meets its peers by itself.
+
+        Raises:
+            TypeError: it is of a sharded model, which cannot be copied either.
+        """
+        if self._parameters.sharded:
+            raise TypeError(
+                "the CompressionState of a sharded model cannot be copied or pickled: save its "
+                "state_dict()"
+            )
         peers = copy.copy(self._peers)
         own = {"_peers": peers, "_binding": self._binding.with_peers(peers)}
         nothing = {"_transaction": None, "_undo": None, "_passed": False}
