@@ -89,8 +89,8 @@ class CompressionState:
         TypeError: ``recipe`` is not a `Recipe`.
         ValueError: a parameter is complex or has sparse gradients, the DDP model has options that
             go past a hook, ``process_group`` is of other ranks, a sharded model is one of those
-            that `attach` refuses, or an argument lies outside its range. For a state made of the bare model, from the first backward pass of its DDP
-            model.
+            that `attach` refuses, or an argument lies outside its range. For a state made of the
+            bare model, from the first backward pass of its DDP model.
 
     Example:
         >>> import torch, ddp_compress as dc
