@@ -239,9 +239,8 @@ def beside_dense(name: str) -> float:
     ours = run_dense(attached, setting.step, setting.clip)
     assert state.stats.steps == (6 if setting.step is repeated_step else 3)
     references = [setting.cut(setting.net(), mesh)]
-    if setting.reduce_dtype is None:
-        unused = {"find_unused_parameters": setting.recompute is not True}
-        references.append(DistributedDataParallel(setting.net(), **unused))
+    if setting.reduce_dtype is None and setting.recompute is not True:  # which DDP does not take
+        references.append(DistributedDataParallel(setting.net(), find_unused_parameters=True))
     if setting.takes_turns:
         references = references[1:]  # of FSDP's own, replicas drift apart
     worst = 0.0
