@@ -56,8 +56,9 @@ class AfterBackward:
         self._streams: set[torch.cuda.Stream] = set()
         self._stepped: str | None = None  # an optimizer's name, within the pass
         self._known = {id(p) for p in parameters.values()}
+        take = _Weakly(self._take)
         for parameter in parameters.values():
-            parameter.register_post_accumulate_grad_hook(self._take)
+            parameter.register_post_accumulate_grad_hook(take)
         model.register_forward_hook(self._watch_outputs)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
@@ -135,6 +136,18 @@ class AfterBackward:
                     "with assign=True, before attach"
                 )
         return None
+
+
+class _Weakly:
+    """A method for hooks of tensors: no garbage collector sees a circle through these."""
+
+    def __init__(self, method: Callable[[Tensor], None]) -> None:
+        self._method = weakref.WeakMethod(method)
+
+    def __call__(self, parameter: Tensor) -> None:
+        method = self._method()
+        if method is not None:  # else its model is gone, too
+            method(parameter)
 
 
 class _Pass:

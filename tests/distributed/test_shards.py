@@ -1,7 +1,9 @@
 """Sharded models (FSDP2): the laws of docs/design.md, dense training's numbers, what is refused."""
 
+import gc
 import random
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,6 +410,24 @@ def discarded() -> tuple[str, str]:
 def test_a_pass_can_be_discarded(ranks):
     for ours, clean in ranks.run(4, discarded):
         assert ours == clean
+
+
+def let_go() -> bool:
+    """A state with a thread and process groups, which nobody holds but its model."""
+    model, state = attach_sharded(small_model(), ROWS["topk-sharded"])
+    backward(model, 0)
+    there, parameter = weakref.ref(state), weakref.ref(model[0].weight)
+    del state
+    gc.collect()
+    assert there() is not None
+    backward(model, 1)
+    del model
+    gc.collect()
+    return there() is None and parameter() is None
+
+
+def test_a_state_lives_as_long_as_its_model(ranks):
+    assert ranks.run(4, let_go) == [True] * 4
 
 
 # ------------------------------------------------------------------------------------- checkpoints
