@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist  # noqa: TID251 - types alone
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.guards import refuse_no_ddp
+from ddp_compress.step.sharded_model import is_sharded
 from ddp_compress.step.state import FLUSH_BYTES, CompressionState
 from ddp_compress.transport.nodes import Within
 
@@ -86,7 +88,7 @@ def register(
 
 
 def attach(
-    model: DistributedDataParallel,
+    model: nn.Module,
     recipe: Recipe | str,
     *,
     process_group: dist.ProcessGroup | None = None,
@@ -98,11 +100,15 @@ def attach(
 ) -> CompressionState:
     """Register compression on a DDP model: the one line that an existing script adds.
 
+    Or on one that `torch.distributed.fsdp.fully_shard` has cut up on a mesh of one dimension:
+    gradients of its shards go between replicas then, when a backward pass is over.
+
     Args:
-        model: the DDP model.
+        model: the DDP model, or the sharded one.
         recipe: a recipe, or its name in `ddp_compress.recipes`.
         process_group: a group of the model's ranks, such as one of another backend; None for the
-            model's own.
+            model's own. For a sharded model the ranks that hold the same shard, such as
+            ``mesh["replicate"].get_group()``.
         start_step: see `CompressionState`.
         min_numel: see `CompressionState`.
         flush_bytes: see `CompressionState`.
@@ -116,12 +122,14 @@ def attach(
         TypeError: the model is no DDP model, or options stand beside a finished recipe.
         ValueError: the recipe is unknown, the model has parameters that cannot be compressed or
             options that go past a hook, it has a communication hook, or ``process_group`` is of
-            other ranks.
+            other ranks; or the sharded model is one of those that cannot be
+            (see docs/sharded_models.md).
 
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
     """
-    refuse_no_ddp(model)
+    if not is_sharded(model):
+        refuse_no_ddp(model)
     if isinstance(recipe, str):
         recipe = recipes.by_name(recipe, **options)
     elif options:
@@ -129,5 +137,8 @@ def attach(
     state = CompressionState(
         model, recipe, process_group, start_step, min_numel, flush_bytes, within
     )
-    register(model, state, compress_hook)
+    if isinstance(model, DistributedDataParallel):
+        register(model, state, compress_hook)
+    else:
+        state.follow(model)
     return state

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddp_compress.message.chunk import memory_dtype
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
+from ddp_compress.step.sharded_model import local_of
 
 
 class Anchor:
@@ -37,7 +38,7 @@ class Anchor:
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters = parameters
         dtype = widest(memory_dtype(p.dtype) for p in parameters.values())
-        self.weights = {name: p.detach().to(dtype, copy=True) for name, p in parameters.items()}
+        self.weights = {name: p.to(dtype, copy=True) for name, p in self._now().items()}
 
     @property
     def digest(self) -> int:
@@ -48,23 +49,27 @@ class Anchor:
     def delta(self) -> dict[str, Tensor]:
         """Weights now - weights after the last round."""
         return {
-            name: p.detach().to(then.dtype) - then.to(p.dtype).to(then.dtype)
-            for (name, p), then in zip(self._parameters.items(), self.weights.values(), strict=True)
+            name: p.to(then.dtype) - then.to(p.dtype).to(then.dtype)
+            for (name, p), then in zip(self._now().items(), self.weights.values(), strict=True)
         }
 
     def keep(self) -> None:
         """Move to the weights as they are now."""
-        self.load({name: p.detach() for name, p in self._parameters.items()})
+        self.load(self._now())
 
     def write(self) -> None:
         """Put them back into the model."""
-        for name, parameter in self._parameters.items():
-            parameter.detach().copy_(self.weights[name])
+        for name, parameter in self._now().items():
+            parameter.copy_(self.weights[name])
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Take over values of equal shapes, by name."""
         for name, weight in self.weights.items():
             weight.copy_(values[name])
+
+    def _now(self) -> dict[str, Tensor]:
+        """The model's own; of a model that is sharded, this rank's shards."""
+        return {name: local_of(p).detach() for name, p in self._parameters.items()}
 
 
 def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddp_compress.checkpoints.checkpoint import check_entries, expect, is_count
 from ddp_compress.local.round import Round
+from ddp_compress.step.sharded_model import local_of
 
 
 def check_form(saved: Any, inner: Optimizer, round_: Round) -> None:
@@ -42,7 +43,8 @@ def is_finite(tree: Any) -> bool:
         >>> is_finite({"step": 3, "momentum": [torch.ones(2), torch.tensor(torch.inf)]})
         False
     """
-    return all(t.isfinite().all() for t in tree_leaves(tree) if isinstance(t, Tensor))
+    tensors = (local_of(t) for t in tree_leaves(tree) if isinstance(t, Tensor))
+    return all(t.isfinite().all() for t in tensors)
 
 
 def _check_tensors(what: str, saved: Any, ours: Mapping[str, Tensor]) -> None:

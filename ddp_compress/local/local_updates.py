@@ -5,17 +5,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ddp_compress.checks import check_count, check_one_of, check_type
-from ddp_compress.hook import Passes, local_hook, register
+from ddp_compress.hook import Passes
 from ddp_compress.local.checkpoint import check_form, is_finite
+from ddp_compress.local.models import model_of
 from ddp_compress.local.roll_call import Answer
 from ddp_compress.local.round import Outer, Round, add_mean
 from ddp_compress.step import guards
-from ddp_compress.step.ddp_model import BeforeForward
 from ddp_compress.step.optimizers import parameters_of
+from ddp_compress.step.sharded_model import is_sharded, local_of
 from ddp_compress.step.state import CompressionState
 
 Period = int | Callable[[int], int]
@@ -72,7 +74,8 @@ class LocalUpdates(Optimizer):
         optimizer: takes the local steps; any whose ``step()`` needs no closure, with a momentum of
             its own. If the recipe keeps one, as ``dgc`` does, it is one over rounds: then neither
             this nor ``outer`` may have another.
-        ddp_model: no communication hook may be registered on it.
+        ddp_model: no communication hook may be registered on it. Or a model that `fully_shard` has
+            cut up, see `attach`: rounds are of every rank's shards then.
         state: of this model, and not registered as its hook. Its ``step`` counts rounds, and so do
             its recipe's schedules.
         period: local steps between rounds, H, at least 1; or a schedule, ``state.step -> H``, the
@@ -122,29 +125,29 @@ class LocalUpdates(Optimizer):
     def __init__(
         self,
         optimizer: Optimizer,
-        ddp_model: DistributedDataParallel,
+        ddp_model: nn.Module,
         state: CompressionState,
         period: Period,
         outer: Outer | None = None,
         buffers: Literal["average", "keep"] = "average",
     ) -> None:
         check_type("optimizer", optimizer, Optimizer)
-        check_type("ddp_model", ddp_model, DistributedDataParallel)
+        if not is_sharded(ddp_model):
+            check_type("ddp_model", ddp_model, DistributedDataParallel)
         check_type("state", state, CompressionState)
         if outer is not None and not callable(outer):
             raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
         if not callable(period):
             check_count("period", period, least=1)
         check_one_of("buffers", buffers, ["average", "keep"])
-        guards.refuse_unsupported_ddp(ddp_model)
+        model = model_of(ddp_model)
         guards.refuse_steps_with_others(optimizer)
-        module, ignored = ddp_model.module, ddp_model.parameters_to_ignore
-        named = dict(module.named_parameters())
+        module, ignored, named = model.module, model.ignored, model.named
         shared = [p for n, p in named.items() if p.requires_grad and n not in ignored]
         weights = dict(zip(state.layout(shared).names, shared, strict=True))
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         guards.refuse_unknown_parameters(optimizer, known, module)
-        guards.refuse_other_ranks(state.process_group, ddp_model)
+        model.check_state(state)
         self._round = Round(
             state, module, weights, outer or add_mean, buffers == "average", ignored
         )
@@ -154,7 +157,7 @@ class LocalUpdates(Optimizer):
         if "momentum" in state.recipe.memory.tensors:
             for each in (self.inner, self.outer):
                 guards.check_optimizer(each, state.recipe.name)
-        self._ddp_model = ddp_model
+        self._model = model
         self._period = period
         self._fresh = copy.deepcopy(optimizer.state_dict()["state"])
         self._fresh_outer = copy.deepcopy(self.outer.state_dict()["state"])
@@ -162,9 +165,7 @@ class LocalUpdates(Optimizer):
         self._begun = False
         self._passes = Passes()
         self._met_at = self._stepped_at = 0  # passes at the last round, and at the last step()
-        register(ddp_model, self._passes, local_hook)
-        ddp_model.broadcast_buffers = False
-        BeforeForward(ddp_model, self._before_forward, warns=False)
+        model.follow(self._passes, self._before_forward)
 
     def __getattr__(self, name: str) -> Any:
         """What this optimizer does not have itself."""
@@ -200,7 +201,7 @@ class LocalUpdates(Optimizer):
             ValueError: a parameter was unfrozen or added that the rounds do not know.
             PeerError: see the class.
         """
-        guards.refuse_unknown_parameters(self.inner, self._known, self._ddp_model.module)
+        guards.refuse_unknown_parameters(self.inner, self._known, self._model.module)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -292,20 +293,14 @@ class LocalUpdates(Optimizer):
         if scale is not None:
             inverse = scale.double().reciprocal().float()
             for grad in (p.grad for p in parameters_of(self) if p.grad is not None):
-                grad.mul_(inverse.to(grad.device))
+                local_of(grad).mul_(inverse.to(grad.device))
         return True
 
     def _before_forward(self) -> None:
         self._follow()
         self._begun = True
-        if not self._ddp_model.training:
-            return
-        if self._ddp_model._join_config.enable:
-            raise RuntimeError(
-                "LocalUpdates does not work under DDP.join: a rank that ran out of inputs takes no "
-                "more steps, so it would miss the rounds. Give every rank as many batches"
-            )
-        self._meet_if_due()  # where a step was skipped: as the others did
+        if self._model.trains:
+            self._meet_if_due()  # where a step was skipped: as the others did
 
     def _follow(self) -> None:
         """Until the first forward pass, weights and buffers may be loaded."""
@@ -339,7 +334,7 @@ class LocalUpdates(Optimizer):
 
     def _answer(self) -> Answer:
         """For the others, also what ``step()`` has refused on this rank alone."""
-        guards.refuse_unknown_parameters(self.inner, self._known, self._ddp_model.module)
+        guards.refuse_unknown_parameters(self.inner, self._known, self._model.module)
         passes, period = self._local_steps, self._period_now()
         return Answer(period if passes >= period else 0, passes)
 

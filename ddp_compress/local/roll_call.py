@@ -75,11 +75,12 @@ def call_roll(comm: Comm, step: int, answer: Callable[[], Answer]) -> list[Answe
     bodies = drive(channel.share(lambda: answer().body()))
     assert bodies is not None, "no rank calls its answer non-finite"
     answers = [Answer.of(body) for body in bodies]
-    for rank, other in enumerate(answers):
+    first = comm.names[0]
+    for rank, other in zip(comm.names, answers, strict=True):
         if _reason(other) != _reason(answers[0]):
             raise PeerError(
-                f"ranks must meet for the same reason, but rank {rank} differs from rank 0:\n"
-                f"  rank 0: {answers[0]}\n  rank {rank}: {other}\n"
+                f"ranks must meet for the same reason, but rank {rank} differs from rank {first}:\n"
+                f"  rank {first}: {answers[0]}\n  rank {rank}: {other}\n"
                 "Give every rank the same period and as many batches; or stop all of them before "
                 "one comes to a round that the others do not, and then synchronize()"
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 
 import torch
@@ -13,8 +13,10 @@ from ddp_compress.local.anchor import Anchor
 from ddp_compress.local.buffer_exchange import average_buffers
 from ddp_compress.local.buffers import Buffers
 from ddp_compress.local.roll_call import Answer, call_roll
+from ddp_compress.step.sharded_model import reshard
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.two_levels import meet_and_own
 
 Outer = Callable[[list[Tensor]], Optimizer]
 
@@ -64,7 +66,9 @@ class Round:
             raise TypeError(f"outer must give an Optimizer, got {type(self.outer).__name__}")
         self._state = state
         self._averages = averages
+        self._module = module
         self._comm: Comm | None = None
+        self._inside: Comm | None = None  # the ranks that hold a sharded model with this one
         self._agreed = False
 
     @torch.no_grad()
@@ -96,13 +100,18 @@ class Round:
             moved.update(self.anchor.delta())
             return replace(answer(), changed=self._changed())
 
-        answers = call_roll(comm, number, ready)
-        if not any(each.passes for each in answers):
+        answers, any_moved = self._call_roll(comm, number, ready)
+        if not any_moved:
             return None
-        self._agree(comm, setting)
         names = self._names([each.changed for each in answers])
-        if names:
-            going = average_buffers(comm, number, self.buffers, names)
+        try:
+            self._agree(comm, setting)
+            if names:
+                going = average_buffers(comm, number, self.buffers, names)
+        except Exception as error:
+            if self._inside is None:
+                raise
+            state.fail(error)  # other replicas' ranks have met it, those of this one have not
         means = state.reduce(moved, setting)
         finite = state.step > number
         if finite:
@@ -122,6 +131,7 @@ class Round:
     @torch.no_grad()
     def write(self) -> None:
         """Bring the model to the last round."""
+        reshard(self._module)  # or forward would go on with what it has gathered
         self.anchor.write()
         self.buffers.write()
 
@@ -142,16 +152,49 @@ class Round:
         bits = reduce(or_, changed)
         return [name for bit, name in enumerate(self.buffers.last_synced) if bits >> bit & 1]
 
+    def _call_roll(
+        self, comm: Comm, number: int, answer: Callable[[], Answer]
+    ) -> tuple[list[Answer], bool]:
+        """Learn why every rank meets, and whether any has taken a step since the last round."""
+        if self._inside is None:
+            answers = call_roll(comm, number, answer)
+            return answers, any(each.passes for each in answers)
+        answers, failure = [], None
+        try:
+            answers = call_roll(comm, number, answer)
+        except Exception as error:
+            failure = error
+
+        def of_all() -> Answer:
+            if failure is not None:
+                raise failure
+            return Answer(answers[0].period, max(each.passes for each in answers))
+
+        try:
+            of_replica = call_roll(self._inside, number, of_all)
+        except Exception as error:
+            raise failure or error from None
+        return answers, any(each.passes for each in of_replica)
+
     def _connect(self) -> Comm:
         """The other ranks."""
         state = self._state
         if self._comm is None:
             device = next(iter(self.anchor.weights.values())).device
-            comm = Comm(state.process_group, state.stats, device)
-            comm.own(comm.agree(lambda: "local updates", 1.0, state.step))
+            comm, words = Comm(state.process_group, state.stats, device), "local updates"
+            meet = partial(comm.agree, lambda: words, 1.0, state.step)
+            if state.shard_group is None:
+                comm.own(meet())
+            else:
+                inside = Comm(state.shard_group, state.stats.within, device)
+                meet_and_own(comm, inside, meet, words, 1.0, state.step)
+                state.ends_with(inside.close)
+                self._inside = inside
             state.ends_with(comm.close)
             self._comm = comm
         self._comm.traffic = state.stats
+        if self._inside is not None:
+            self._inside.traffic = state.stats.within
         return self._comm
 
     def _agree(self, comm: Comm, setting: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.entries import Entries
 from ddp_compress.message.layout import Layout
+from ddp_compress.message.presence import Presence
 from ddp_compress.ops.devices import to_host
 
 
@@ -25,6 +26,7 @@ class Chunk:
         sums: [N], the accumulated gradient, where selecting has left it: in memory's next tensors.
         scale: [], what the gradient was multiplied by; None for 1.
         must_match: anything whose repr ranks must share.
+        presence: which parameters have a gradient, where that is known; else it is told by zeros.
 
     Attributes:
         future: completed with the averaged gradient when the step commits.
@@ -38,6 +40,7 @@ class Chunk:
     sums: Tensor | None = None
     scale: Tensor | None = None
     must_match: object = None
+    presence: Presence | None = None
 
     def __post_init__(self) -> None:
         self.writes: list[tuple[str, Entries]] = []
@@ -46,11 +49,13 @@ class Chunk:
 
     @cached_property
     def unused(self) -> list[bool]:
-        """Which parameters send nothing in this step: their gradient is all zero.
+        """Which parameters send nothing in this step: they have no gradient, or one of zeros.
 
-        With ``find_unused_parameters`` DDP throws away the result for a parameter that no rank
-        used. Whoever has no gradient for it must send nothing, or that would be lost.
+        The result for a parameter that no rank used is thrown away, with ``find_unused_parameters``
+        by DDP. Whoever has no gradient for it must send nothing, or that would be lost.
         """
+        if self.presence is not None:
+            return [name not in self.presence.here for name in self.layout.names]
         if not self.may_be_unused:
             return [False] * len(self.layout.sizes)
         parts = self.grad.split(list(self.layout.sizes))
@@ -60,7 +65,7 @@ class Chunk:
     @property
     def used(self) -> Sequence[str]:
         """The names of the others."""
-        if not self.may_be_unused:
+        if not self.may_be_unused and self.presence is None:
             return self.layout.names
         return [n for n, unused in zip(self.layout.names, self.unused, strict=True) if not unused]
 

@@ -25,6 +25,17 @@ from torch.utils.hooks import RemovableHandle
 
 from ddp_compress.step.guards import refuse_second_momentum
 from ddp_compress.step.optimizers import parameters_of
+from ddp_compress.step.sharded_model import local_of
+
+# How passes send nothing: all of a step but the last, and one whose gradients are not applied.
+DDP = (
+    "in `with ddp_model.no_sync():`",
+    "call ddp_model.module, or ddp_model in `with ddp_model.no_sync():`",
+)
+SHARDED = (
+    "after model.set_requires_gradient_sync(False)",
+    "call model.set_requires_gradient_sync(False) before the pass",
+)
 
 
 class Applied:
@@ -52,6 +63,8 @@ class Applied:
         self.by: str | None = None
         self._settle: Callable[[], None] = _do_nothing
         self._parameters = parameters
+        sharded = any(local_of(p) is not p for p in parameters.values())
+        self._unsent, self._send_none = SHARDED if sharded else DDP
         self._ids = {id(p) for p in parameters.values()}
         self._momentum_of = momentum_of
         self._with_gradients: dict[int, set[int]] = {}  # that optimizers in a step began with
@@ -61,6 +74,7 @@ class Applied:
         self._in_step: set[int] = set()  # of those, sent within a step, whose closure may clear
         self._accumulations = _Accumulations(self._parameters)
         self._warned = False
+        self._checks: list[Callable[[Optimizer], None]] = []
         _watch_optimizers()
         _watches.add(self)
 
@@ -74,12 +88,18 @@ class Applied:
         """The latest pass was aborted, discarded or settled, or its gradients are no model's."""
         self.sent((), _do_nothing)
 
+    def check_by(self, check: Callable[[Optimizer], None]) -> None:
+        """Call a function, too, when an optimizer is about to take a step."""
+        self._checks.append(check)
+
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """An optimizer is about to take a step.
 
         Raises:
-            ValueError: it has a momentum of its own beside the recipe's.
+            ValueError: it has a momentum of its own beside the recipe's, or another check fails.
         """
+        for check in self._checks:
+            check(optimizer)
         if self._momentum_of is not None:
             refuse_second_momentum(optimizer, self._ids, self._momentum_of)
 
@@ -109,8 +129,18 @@ class Applied:
 
         Before backward is too soon: they may be cleared between forward and backward.
         """
-        if self._momentum_of or (not self._warned and self._owed & self._stepped):
+        if self._looks:
             self._accumulations.watch(self._owed)
+
+    def begin_backward(self) -> None:
+        """The same of a sharded model, whose backward pass has not brought any gradient yet."""
+        if self._looks:
+            self._accumulations.look(self._owed)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether it matters what the gradients that are owed have become."""
+        return bool(self._momentum_of) or (not self._warned and bool(self._owed & self._stepped))
 
     def check_bucket(self, parameters: Sequence[Tensor]) -> None:
         """Raise where gradients of a bucket are summed with those of a pass that was sent.
@@ -123,7 +153,7 @@ class Applied:
             raise ValueError(
                 f"gradients of {self._some(summed)} are accumulated upon averaged ones, which the "
                 "recipe's momentum has taken in already: run all backward passes of a step but the "
-                "last in `with ddp_model.no_sync():`, passes that only evaluate under "
+                f"last {self._unsent}, passes that only evaluate under "
                 "torch.no_grad(), and give what no optimizer clears requires_grad_(False)"
             )
 
@@ -138,8 +168,8 @@ class Applied:
             f"gradients of {self._some(cleared)} were sent, and cleared before an optimizer has "
             "applied them: what was sent is lost, and what was not sent will be applied later. If "
             "they are not to be applied, as those of a generator's loss or of a batch that is "
-            "skipped, call state.discard() before the next pass; or send none: call "
-            "ddp_model.module, or ddp_model in `with ddp_model.no_sync():`",
+            "skipped, call state.discard() before the next pass; or send none: "
+            f"{self._send_none}",
             stacklevel=2,
         )
 
@@ -179,6 +209,12 @@ class _Accumulations:
                 node = torch.autograd.graph.get_gradient_edge(parameter).node
                 self._handles.append(node.register_prehook(partial(self._see, parameter)))
 
+    def look(self, ids: set[int]) -> None:
+        """Look at these now."""
+        for parameter in self._parameters.values():
+            if id(parameter) in ids:
+                self._see(parameter, None)
+
     def stop(self) -> None:
         """Forget what was seen."""
         for handle in self._handles:
@@ -191,7 +227,7 @@ class _Accumulations:
         key, grad = id(parameter), parameter.grad
         if key in self._gone or key in self._zero:
             return
-        if grad is not None and grad.any():
+        if grad is not None and local_of(grad).any():
             self.summed.add(key)
         elif grad is None or key in self.summed:
             self.summed.discard(key)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.recipe import Recipe
+from ddp_compress.step.after_backward import AfterBackward, End
 from ddp_compress.step.applied import Applied
 from ddp_compress.step.ddp_model import BeforeForward, find_model
 from ddp_compress.step.guards import (
@@ -21,6 +22,7 @@ from ddp_compress.step.guards import (
 from ddp_compress.step.parameters import Parameters, ignored_parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.restored import Restored
+from ddp_compress.step.shard_gradients import ShardBucket, shard_buckets
 
 
 class Binding:
@@ -33,6 +35,8 @@ class Binding:
 
     Attributes:
         parameters: of the bare model; those of its copy, once the state is a copy's.
+        buckets: in which gradients of a sharded model travel; none before it is followed.
+        weights: a number that models of equal weights share, of a sharded one that is followed.
         find_unused: whether a parameter may be left out of this rank's step.
         applied: what became of the gradients that were sent.
         restored: whether weights were loaded without memory.
@@ -46,6 +50,8 @@ class Binding:
         refuse_unsupported_parameters(module, ignored_parameters(module))
         self.parameters = Parameters(module)
         self.find_unused = False
+        self.buckets: list[ShardBucket] = []
+        self.weights: int | None = None
         self.before_forward: BeforeForward | None = None
         self._recipe = recipe
         self._peers = peers
@@ -55,7 +61,7 @@ class Binding:
     def __getstate__(self) -> dict[str, Any]:
         """All but what sees this very model."""
         seen = dict.fromkeys(("applied", "restored", "before_forward"))
-        return self.__dict__ | seen
+        return self.__dict__ | seen | {"buckets": [], "weights": None}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
@@ -110,6 +116,26 @@ class Binding:
             self.before_forward.remove()
         self.before_forward = BeforeForward(model, self.applied.before_forward)
         weakref.finalize(self, self.before_forward.remove)
+
+    def follow(self, model: nn.Module, end: End) -> None:
+        """See when passes of a sharded model are over, and what becomes of their gradients.
+
+        Args:
+            model: this one, or one that holds it.
+            end: see `AfterBackward`.
+
+        Raises:
+            ValueError: its gradients are exchanged already.
+        """
+        trained = {n: p for n, p in self.parameters.named.items() if p.requires_grad}
+        passes = AfterBackward(model, trained, end, begin=self._begin_backward)
+        self.applied.check_by(passes.check_optimizer)
+        self.buckets = shard_buckets(self.parameters)
+
+    def _begin_backward(self) -> None:
+        self.applied.begin_backward()
+        if not self._peers.have_met:  # they will compare what weights are before the first step
+            self.weights = self.parameters.digest()
 
     @property
     def model(self) -> DistributedDataParallel | None:

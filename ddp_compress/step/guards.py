@@ -9,10 +9,12 @@ from typing import Any
 import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import nn
 from torch.distributed._composable.contract import _get_registry  # noqa: TID251 - a look alone
+from torch.distributed.fsdp import FullyShardedDataParallel  # noqa: TID251 - a type alone
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ddp_compress import ops
+from ddp_compress.step import sharded_model
 from ddp_compress.step.ddp_model import models_of
 from ddp_compress.step.optimizers import (
     MEETS_RANKS,
@@ -78,10 +80,12 @@ def refuse_no_ddp(model: object) -> None:
             cure = f"its .{inner[0]} is one, so attach(model.{inner[0]}, recipe)"
         elif outer:
             cure = "a DistributedDataParallel of it exists, so attach to that one"
-        elif hasattr(model, "set_requires_gradient_sync") or _is_replicated(model):
+        elif any(isinstance(each, FullyShardedDataParallel) for each in model.modules()):
+            cure = f"of FSDP, only what fully_shard makes can be: {sharded_model.CURE}"
+        elif _is_replicated(model):
             cure = (
-                "replicate() and fully_shard() average gradients by themselves. Leave them out and "
-                "wrap the bare model, as in attach(DistributedDataParallel(model), recipe)"
+                "replicate() averages gradients by itself. Leave it out and wrap the bare model, "
+                "as in attach(DistributedDataParallel(model), recipe)"
             )
     raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}: {cure}")
 

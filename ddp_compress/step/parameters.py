@@ -12,11 +12,17 @@ from ddp_compress.checkpoints.checkpoint import Part
 from ddp_compress.message.conv_kernels import ConvKernel, convolutions, kernel_of
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import dim_order
+from ddp_compress.message.presence import Presence
 from ddp_compress.message.slices import range_lengths
+from ddp_compress.ops import host
+from ddp_compress.ops.devices import to_host
+from ddp_compress.step.sharded_model import clean_name, is_sharded, local_of, reshard
 
 
 class Parameters:
     """A bare model's parameters, but for those that DDP is told to leave alone.
+
+    Of a model that is sharded, each is as large as this rank's shard.
 
     Args:
         module: the bare model.
@@ -33,11 +39,17 @@ class Parameters:
     def __init__(self, module: nn.Module) -> None:
         ignored = ignored_parameters(module)
         self.named = {n: p for n, p in module.named_parameters() if n not in ignored}
-        convs = convolutions(module)
+        self._wholes: dict[str, int] = {}  # elements of parameters of which a shard is here
+        if is_sharded(module):
+            reshard(module)
+            self.named = {clean_name(n): p for n, p in module.named_parameters()}
+            self._wholes = {name: p.numel() for name, p in self.named.items()}
+        convs, here = convolutions(module), self.here
         self._kernels = {
-            name: kernel_of(p) if id(p) in convs else ConvKernel() for name, p in self.named.items()
+            name: kernel_of(here[name]) if id(p) in convs else ConvKernel()
+            for name, p in self.named.items()
         }
-        self._strides = {name: p.stride() for name, p in self.named.items()}
+        self._strides = {name: p.stride() for name, p in here.items()}
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -48,6 +60,11 @@ class Parameters:
         return {name: value for name, value in self.__dict__.items() if name != "_names"}
 
     @property
+    def here(self) -> Mapping[str, Tensor]:
+        """What of them is on this rank, by name: they themselves, or a shard of each."""
+        return {n: local_of(p) for n, p in self.named.items()} if self._wholes else self.named
+
+    @property
     def device(self) -> torch.device:
         """Of the first; the CPU where there are none."""
         return next((p.device for p in self.named.values()), torch.device("cpu"))
@@ -55,7 +72,7 @@ class Parameters:
     @property
     def numel(self) -> int:
         """Elements in all."""
-        return sum(p.numel() for p in self.named.values())
+        return sum(p.numel() for p in self.here.values())
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -70,7 +87,7 @@ class Parameters:
                 "not of the model that this state was made for"
             )
         names = [self._names[id(p)] for p in parameters]
-        for name, parameter in zip(names, parameters, strict=True):
+        for name, parameter in zip(names, map(local_of, parameters), strict=True):
             if parameter.stride() != self._strides[name]:
                 raise ValueError(
                     f"{name} has strides {parameter.stride()}, and had {self._strides[name]} when "
@@ -81,8 +98,9 @@ class Parameters:
 
     def layout_of(self, names: Sequence[str]) -> Layout:
         """The layout of parameters with these names."""
-        sizes = tuple(self.named[name].numel() for name in names)
-        return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names))
+        sizes = tuple(local_of(self.named[name]).numel() for name in names)
+        wholes = tuple(self._wholes[name] for name in names) if self._wholes else ()
+        return Layout(tuple(names), sizes, tuple(self._kernels[name] for name in names), wholes)
 
     @property
     def blocks(self) -> dict[str, int]:
@@ -92,7 +110,7 @@ class Parameters:
 
     def numels(self, part: Part | None) -> dict[str, int]:
         """Elements of every parameter, or of one slice of each."""
-        numels = {name: p.numel() for name, p in self.named.items()}
+        numels = {name: p.numel() for name, p in self.here.items()}
         if part is None or part[0] != "slice":
             return numels
         _, rank, count = part
@@ -112,13 +130,34 @@ class Parameters:
         for name, tensor in tensors.items():
             if name not in self.named:
                 raise KeyError(f"{name} is no parameter of the model")
-            expected = self.named[name].numel()
+            expected = local_of(self.named[name]).numel()
             if tensor.numel() != expected:
                 raise ValueError(f"{name} has {tensor.numel()} elements, expected {expected}")
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise ValueError(f"tensors have dtypes {sorted(map(str, dtypes))}, expected one")
         return self.layout([self.named[name] for name in tensors])
+
+    def presence(self, came: Sequence[Tensor], afresh: bool) -> Presence:
+        """Which of a sharded model's parameters have a gradient, once a pass has brought some.
+
+        Args:
+            came: those that the pass has brought one.
+            afresh: whether these are all. Else those that have one of an earlier pass have it, too:
+                ranks that sum theirs upon it count on everybody's.
+        """
+        ids = set(map(id, came))
+        named = self.named.items()
+        old = () if afresh else (n for n, p in named if p.grad is not None and p.requires_grad)
+        return Presence([*old, *(name for name, p in named if id(p) in ids)])
+
+    def digest(self) -> int:
+        """A number that ranks with equal values share."""
+        total = 0
+        for parameter in self.here.values():
+            flat = to_host(parameter.detach().flatten())
+            total = host.crc32(flat.view(torch.uint8), total)
+        return total
 
     def stand_in(self, parameters: Sequence[Tensor]) -> Layout:
         """A layout of the right sizes, whatever may be wrong with the parameters."""

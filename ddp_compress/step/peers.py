@@ -13,8 +13,9 @@ from ddp_compress.step.node import Node
 from ddp_compress.step.replica import Replica
 from ddp_compress.step.worker import Worker
 from ddp_compress.transport.comm import Comm, PeerError
-from ddp_compress.transport.groups import members
+from ddp_compress.transport.groups import members, rank_and_size
 from ddp_compress.transport.nodes import Claim, Within, claim, lasting, nodes_of
+from ddp_compress.transport.two_levels import meet_and_own
 
 CLOSED = "this state was closed: make a new one, or close it later"
 
@@ -25,11 +26,14 @@ class Peers:
     Args:
         group: their process group; None for the DDP model's, or the default one.
         within: which of them share a node, see `CompressionState`.
+        shards: the ranks with which this one holds a sharded model, itself included; None where it
+            has all of it.
 
     Attributes:
         given: see above.
         within: see above.
         group: theirs, as far as it is known.
+        shards: see above.
         comm: the exchange of what was compressed: with them, or with one rank of every node; None
             before they have met.
         replica: the ranks with which this one holds a gradient together; None where it has its own.
@@ -39,12 +43,19 @@ class Peers:
         loaded_density: of the latest step in it.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, within: Within | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        within: Within | None = None,
+        shards: dist.ProcessGroup | None = None,
+    ) -> None:
         self.group = self.given = group
         self.comm: Comm | None = None
         self.replica: Replica | None = None
         self.saved_part: Part | None = None
         self.within = within
+        self.shards = shards
+        self._lost_shards = False  # with the original that this is a copy of
         self.worker: Worker | None = None
         self.saved_by: list[int] | None = None
         self.loaded_density: float | None = None
@@ -53,12 +64,13 @@ class Peers:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is known of them, but none of what cannot leave the process."""
-        gone = dict.fromkeys(("group", "given", "comm", "replica", "worker"))
+        gone = dict.fromkeys(("group", "given", "comm", "replica", "worker", "shards"))
         known = {
             "saved_by": self.rank_and_size,
             "saved_part": self.part,
             "loaded_density": self.latest_density,
             "within": lasting(self.within),
+            "_lost_shards": self._lost_shards or self.shards is not None,
         }
         return self.__dict__ | gone | known | {"_ends": [], "_closed": False}
 
@@ -99,6 +111,7 @@ class Peers:
         describe: Callable[[], str],
         density: float,
         step: int,
+        weights: int | None = None,
     ) -> None:
         """Meet them.
 
@@ -110,6 +123,8 @@ class Peers:
             describe: what all ranks must share, in words.
             density: of the next step.
             step: the next.
+            weights: a number that models of equal weights share, where they must be equal and
+                nobody has made them so.
 
         Raises:
             PeerError: on every rank, where one differs, or has failed to prepare.
@@ -128,12 +143,30 @@ class Peers:
         def described() -> str:
             if self._closed:
                 raise RuntimeError(CLOSED)
+            if self._lost_shards:
+                raise ValueError(
+                    "this state is a copy of one of a sharded model, and its process groups cannot "
+                    "be copied: make a new one, and load_state_dict this one's state_dict()"
+                )
             if self.within is not None and not comm.alone:
                 own.append(claim(self.within))
             nodes = "of nodes" if self.within is not None else "flat"
+            if self.shards is not None:
+                nodes = "of shard {} of {}".format(*rank_and_size(self.shards))
             return f"{describe()}, loaded density {self.loaded_density}, exchange {nodes}"
 
-        name = comm.agree(described, latest, step, prepare)
+        def between() -> str:
+            name = comm.agree(described, latest, step, prepare)
+            if weights is not None:
+                _check_equal_weights(comm, weights)
+            return name
+
+        if self.shards is not None:
+            inside = Comm(self.shards, stats.within, device)
+            meet_and_own(comm, inside, between, f"step {step}", latest, step)
+            self.comm, self.replica = comm, Replica(inside)
+            return
+        name = between()
         if own:
             self.comm, self.replica = self._nodes(comm, own[0], name, stats)
         else:
@@ -210,6 +243,22 @@ class Peers:
             self.replica.close()
         for end in self._ends:
             end()
+
+
+def _check_equal_weights(comm: Comm, weights: int) -> None:
+    """Compare the weights of replicas.
+
+    Raises:
+        PeerError: on every rank, where they differ.
+    """
+    every = comm.share_text(str(weights))
+    for rank, theirs in zip(comm.names, every, strict=True):
+        if theirs != every[0]:
+            raise PeerError(
+                f"replicas must start equal, but the weights on rank {rank} are not those on rank "
+                f"{comm.names[0]}: FSDP, unlike DDP, broadcasts none. Seed every rank alike before "
+                "the model is made, or load the same checkpoint on all of them"
+            )
 
 
 def _place(rank_and_size: list[int] | None, part: Part | None) -> str:

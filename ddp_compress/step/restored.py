@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ddp_compress.step.sharded_model import local_of
+
 HASHED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -80,9 +82,9 @@ class Restored:
 
     def _hashes(self) -> list[int]:
         return [
-            int(torch.hash_tensor(p.detach()).view(torch.int64))
+            int(torch.hash_tensor(local_of(p).detach()).view(torch.int64))
             for p in self._parameters.values()
-            if p.dtype in HASHED and p.requires_grad and p.numel() and not p.is_meta
+            if p.dtype in HASHED and p.requires_grad and local_of(p).numel() and not p.is_meta
         ]
 
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist  # noqa: TID251 - types alone
@@ -29,6 +29,7 @@ from ddp_compress.checks import check_count
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
+from ddp_compress.message.presence import Presence
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
@@ -38,6 +39,7 @@ from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
 from ddp_compress.step.settings import Settings
+from ddp_compress.step.sharded_model import is_sharded, refuse_unsupported_shards, shards_of
 from ddp_compress.step.store import ParameterStore
 from ddp_compress.step.transaction import Transaction
 from ddp_compress.step.undo import Undo
@@ -122,7 +124,11 @@ class CompressionState:
         self.stats = Stats()
         self.must_match: object = None
         self._settings = Settings(recipe, min_numel, flush_bytes)
-        self._peers = Peers(process_group, within)
+        shards = None
+        if is_sharded(bare):
+            refuse_unsupported_shards(bare, recipe, process_group, within)
+            shards = shards_of(bare)
+        self._peers = Peers(process_group, within, shards)
         self._binding = Binding(bare, recipe, self._peers)
         self._store = ParameterStore(recipe.tensors)
         self._buckets = Buckets()
@@ -160,6 +166,11 @@ class CompressionState:
     def process_group(self) -> dist.ProcessGroup | None:
         """The ranks to exchange with; None for the default group, or before they are known."""
         return self._peers.group
+
+    @property
+    def shard_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold a sharded model together with this one; None where this has all."""
+        return self._peers.shards
 
     @property
     def within(self) -> Within | None:
@@ -265,6 +276,62 @@ class CompressionState:
             applied.sent(self._undo.sent, self._undo.settle)
         return future
 
+    def follow(self, model: nn.Module) -> None:
+        """Send the gradients of a sharded model whenever a backward pass has brought some.
+
+        Args:
+            model: this state's.
+
+        Raises:
+            ValueError: its gradients are exchanged already.
+        """
+        self._binding.follow(model, self._push_shards)
+
+    @torch.no_grad()
+    def _push_shards(self, came: Sequence[Tensor], failure: Exception | None) -> None:
+        """`push` the gradients of a sharded model's pass, and write back what comes of them.
+
+        Args:
+            came: parameters that have got one in this pass.
+            failure: what is wrong on this rank.
+
+        Raises:
+            PeerError, ValueError: see `push`.
+        """
+        applied, buckets = self._binding.applied, self._binding.buckets
+        self.abandon_step()
+        try:
+            if failure is not None:
+                raise failure
+            self._binding.restored.check_pass(remembers=self.stats.steps > 0)
+            applied.check_bucket(came)
+            applied.check_pass()
+            presence = self._parameters.presence(came, "momentum" in self.recipe.memory.tensors)
+        except Exception as error:  # perhaps on this rank alone: its messages must meet the others'
+            failure, presence = error, Presence(())
+        futures = []
+        try:
+            for bucket in buckets:
+                flat = bucket.stand_in()
+                try:
+                    if failure is None:
+                        flat = bucket.gather()
+                except Exception as error:
+                    failure = error
+                chunk = self._chunk(flat, bucket.layout, self.loss_scale(flat.device))
+                chunk.presence = presence
+                last = bucket is buckets[-1]
+                futures.append(self._take(chunk, last, self._buckets, failure))
+        except BaseException:
+            for parameter in came:
+                parameter.grad = None  # nobody is to apply them by mistake
+            raise
+        names = presence.here if self._undo is None else presence.anywhere
+        for bucket, future in zip(buckets, futures, strict=True):
+            bucket.write_back(future.wait(), names)
+        if self._undo is not None:
+            applied.sent(names, self._undo.settle)
+
     def _begin_pass(self, parameter: Tensor) -> None:
         self.abandon_step()  # a backward that raised may have left half a step behind
         self._binding.begin_pass(self, parameter, remembers=self.stats.steps > 0)
@@ -318,18 +385,27 @@ class CompressionState:
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
         try:
-            layout, named = self._parameters.layout_of_given(tensors), self._parameters.named
+            layout, named = self._parameters.layout_of_given(tensors), self._parameters.here
             flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
         except Exception as error:
-            transaction = self._current_step(alone)
-            transaction.fail(error)
-            self._finish(transaction)
-            raise
+            self.fail(error)
         chunk = self._chunk(flat, layout)
         chunk.must_match = (self.must_match, must_match)
         mean = self._take(chunk, True, alone).wait()
         parts = layout.split(mean)
         return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Take part in a step for which this rank has nothing, and tell every rank why.
+
+        Raises:
+            Exception: ``error``, or a `PeerError` from it.
+        """
+        self.abandon_step()
+        transaction = self._current_step(Buckets())
+        transaction.fail(error)
+        self._finish(transaction)
+        raise error
 
     def layout(self, parameters: Sequence[Tensor]) -> Layout:
         """The layout of a bucket that holds these parameters.
@@ -452,7 +528,7 @@ class CompressionState:
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
         meet = partial(self._peers.meet, recipe.exchange, device, self.stats, self._warm_up)
-        meet(describe, density, self.step)
+        meet(describe, density, self.step, self._binding.weights)
 
     def _warm_up(self) -> None:
         device, worker = self._parameters.device, self._peers.worker
@@ -461,7 +537,7 @@ class CompressionState:
 
     def _description(self, density: float) -> str:
         """What all ranks must share, in words."""
-        digest = digest_of(self._parameters.named)
+        digest = digest_of(self._parameters.here)
         return (
             f"{self._settings.describe(density, self.step)}, parameters #{digest:08x}, "
             f"loaded buckets #{self._buckets.digest:08x}"
@@ -513,13 +589,13 @@ class CompressionState:
         return {
             "format": FORMAT,
             "recipe": self.recipe.name,
-            "parameters": digest_of(self._parameters.named),
+            "parameters": digest_of(self._parameters.here),
             "saved_by": self._peers.rank_and_size,
             "part": self._peers.part,
             "blocks": self._parameters.blocks,
             "step": self.step,
             "density": self._peers.latest_density,
-            "dim_orders": dim_orders(self._parameters.named),
+            "dim_orders": dim_orders(self._parameters.here),
             "buckets": [list(layout.names) for layout in self._buckets.latest],
             "stats": self.stats.state_dict(),
             "tensors": tensors,
@@ -542,7 +618,7 @@ class CompressionState:
         check_form(saved)
         part = part_of(saved)
         numels = self._parameters.numels(part)
-        check_fits(saved, self.recipe, self._parameters.named, numels)
+        check_fits(saved, self.recipe, self._parameters.here, numels)
         check_whole(saved)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]

@@ -201,6 +201,7 @@ class Transaction:
             for sent in self._sent:
                 for delivery in sent.running.outcome or ():
                     delivery.confirm()
+                _hear_presence(sent)
             for sent in self._sent:
                 if self._replica is not None:
                     drive(self._replica.after(sent.chunks, sent.parts))
@@ -269,6 +270,8 @@ class Transaction:
             message = Message(parts, plan, self._step, recipe.memory, self._momentum)
             must_share, digest = partial(_must_share, message, recipe), plan.layout_digest
             channel = Channel(self._comm, number, self._density, must_share, digest, self._step)
+            if parts and parts[0].presence is not None:
+                channel.aside = parts[0].presence.told(plan.names)
             exchange = _cut_writes(recipe.exchange.run(message, recipe, channel), message)
         except Exception as error:
             channel = Channel.failing(self._comm, number, self._step)
@@ -358,6 +361,14 @@ class _Sent:
     device: torch.device
     channel: Channel
     running: Running
+
+
+def _hear_presence(sent: _Sent) -> None:
+    """What all ranks have told of the parameters that have a gradient."""
+    presence = sent.parts[0].presence if sent.parts else None
+    if presence is not None:
+        names = [name for part in sent.parts for name in part.layout.names]
+        presence.heard(names, sent.channel.heard)
 
 
 def _commit_chunks(sent: _Sent, memory: Memory, momentum: float) -> None:

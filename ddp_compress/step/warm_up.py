@@ -79,7 +79,8 @@ def _chunks(
     It is one of moderate size, if there is any: the smallest of `NUMEL` elements, else the largest.
     """
     device, kinds = parameters.device, dict[torch.dtype, dict[object, str]]()
-    trained = {n: p for n, p in parameters.named.items() if p.requires_grad and p.device == device}
+    named, here = parameters.named, parameters.here
+    trained = {n: here[n] for n, p in named.items() if p.requires_grad and p.device == device}
     for name, parameter in sorted(trained.items(), key=lambda each: -each[1].numel()):
         numel, kernels = parameter.numel(), parameters.layout_of([name]).kernels
         names = kinds.setdefault(parameter.dtype, {})

@@ -54,6 +54,8 @@ class Channel:
         rank: this rank's number.
         world_size: how many ranks there are, W.
         pending: what the next message of this layout may build upon, if the step commits.
+        aside: bytes that travel behind the first body, as many from every rank; None for none.
+        heard: those of all ranks, in rank order, once they have come.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Channel:
         self._phase = 0
         self._failure: BaseException | None = None
         self.pending: dict[str, Any] = {}
+        self.aside: Tensor | None = None
+        self.heard: list[Tensor] = []
 
     @classmethod
     def failing(cls, comm: Comm, number: int, step: int) -> Channel:
@@ -136,7 +140,7 @@ class Channel:
         aborts = any(header.flags & NONFINITE for header in headers)
         agreed = self._comm.agreed
         agreed.density, agreed.step = self._density, self._step + (not aborts)
-        return None if aborts else list(bodies)
+        return None if aborts else self._without_aside(bodies)
 
     def route(self, build: Callable[[], Sequence[Tensor] | None]) -> Phases[list[Tensor] | None]:
         """Send a body of its own to every rank, after a manifest of lengths and CRC-32s.
@@ -240,12 +244,26 @@ class Channel:
             if self._failure is None:
                 body = build()
                 nothing = host.empty(0, dtype=torch.uint8)
-                return self._seal(*((NONFINITE, nothing) if body is None else (0, to_host(body))))
+                if body is None:
+                    return self._seal(NONFINITE, nothing)
+                return self._seal(0, self._with_aside(to_host(body)))
         except Exception as error:  # whatever it is, the other ranks must hear of it
             self._failure = error
         with self._comm.or_end():
             text = f"{type(self._failure).__name__}: {self._failure}"
             return self._seal(FAILED, text_body(text))
+
+    def _with_aside(self, body: Tensor) -> Tensor:
+        if self.aside is None or self._phase > 1:
+            return body
+        return torch.cat([body, self.aside])
+
+    def _without_aside(self, bodies: Sequence[Tensor]) -> list[Tensor]:
+        if self.aside is None or self._phase > 1:
+            return list(bodies)
+        ends = [len(body) - len(self.aside) for body in bodies]
+        self.heard = [body[end:] for body, end in zip(bodies, ends, strict=True)]
+        return [body[:end] for body, end in zip(bodies, ends, strict=True)]
 
     def _seal(self, flags: int, body: Tensor) -> Tensor:
         fingerprint = (self._digest + self._phase) & 0xFFFF

@@ -190,11 +190,12 @@ class Comm:
             return name
         answers = self.share_text(name + description)
         every = [answer[len(name) :] for answer in answers]
-        for rank, other in enumerate(every):
+        first = self.names[0]
+        for rank, other in zip(self.names, every, strict=True):
             if other != every[0]:
                 raise PeerError(
-                    f"ranks must compress alike, but rank {rank} differs from rank 0:\n"
-                    f"  rank 0: {every[0]}\n  rank {rank}: {other}"
+                    f"ranks must compress alike, but rank {rank} differs from rank {first}:\n"
+                    f"  rank {first}: {every[0]}\n  rank {rank}: {other}"
                 ) from failure
         if failure is not None:
             raise failure

@@ -301,7 +301,7 @@ def test_what_is_no_ddp_model_is_refused_with_the_line_that_does_it_right(ranks)
         "wrap it first, as in attach(DistributedDataParallel(model), recipe)",
         "a DistributedDataParallel of it exists, so attach to that one",
         "its ._orig_mod is one, so attach(model._orig_mod, recipe)",
-        "replicate() and fully_shard() average gradients by themselves",
+        "replicate() averages gradients by itself",
         "must be a DistributedDataParallel, got str",
         "makes optimizers step 0.weight, 0.bias, 2.weight during backward",
         "compress_hook needs a CompressionState, got NoneType",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, compress_hook
@@ -78,10 +79,11 @@ def grads(model: nn.Module) -> list[Tensor]:
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """The same for two lists of tensors only if they are equal bit for bit."""
+    """The same for two lists of tensors only if they are equal bit for bit; of shards all are."""
     total = hashlib.sha256()
     for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().flatten()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        flat = whole.detach().cpu().contiguous().flatten()
         total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
