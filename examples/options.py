@@ -60,6 +60,8 @@ def parse_args() -> argparse.Namespace:
         help="average dense inside a node, compress between nodes: those that torchrun has "
         "started, or of L ranks each",
     )
+    add("--shard", type=positive_int, metavar="L", help="replicas of L ranks each, by fully_shard")
+    add("--diloco", action="store_true", help="with --period: outer steps by SGD with momentum")
     add("--federated-dropout", type=density, metavar="RATE", help="share of units kept in a round")
     add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
@@ -92,6 +94,10 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--warmup-steps {args.warmup_steps} must be below --steps {args.steps}")
     if args.federated_dropout and (args.task != "image" or not args.period):
         parser.error("--federated-dropout needs --task image and --period: a round of local steps")
+    if args.shard:
+        refuse_beside_shard(parser, args)
+    if args.diloco and not args.period:
+        parser.error("--diloco needs --period")
     if args.within and args.recipe in BUILT_IN:
         parser.error(f"--within is of compressed recipes, not of {args.recipe}")
     if args.checkpoint and args.recipe == "powersgd":
@@ -99,6 +105,17 @@ def parse_args() -> argparse.Namespace:
     if args.amp == "fp16" and args.recipe == "powersgd":
         parser.error("--amp fp16 changes the scale of what powersgd keeps from step to step")
     return args
+
+
+def refuse_beside_shard(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fail where options do not go with ``--shard``."""
+    for name in ("within", "federated_dropout"):
+        if getattr(args, name):
+            parser.error(f"--shard does not go with --{name.replace('_', '-')}")
+    if args.recipe in BUILT_IN:
+        parser.error(f"--shard is of compressed recipes, not of {args.recipe}")
+    if args.checkpoint and args.period:
+        parser.error("--checkpoint with --shard does not save what --period keeps")
 
 
 def positive_int(text: str) -> int:

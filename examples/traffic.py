@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 import ddp_compress as dc
 from models import count_parameters
@@ -93,24 +94,46 @@ def density_schedule(density: float, warmup_steps: int) -> Any:
 
 
 def attach(
-    model: DistributedDataParallel, optimizer: Optimizer, args: Namespace, recipe: Any
+    model: nn.Module,
+    optimizer: Optimizer,
+    args: Namespace,
+    recipe: Any,
+    group: dist.ProcessGroup | None,
 ) -> tuple[Optimizer, dc.CompressionState | None, Meter]:
     """Choose how the gradients of ``model`` travel, or with ``--period`` its weights.
+
+    Args:
+        model: a DDP model, or with ``--shard`` a sharded one.
+        optimizer: of its parameters.
+        args: the command line.
+        recipe: None for built-in hooks.
+        group: with ``--shard`` the ranks that have the same shard.
 
     Returns:
         The optimizer to train with; what compression keeps from step to step, if there is any; and
         a meter of what travelling costs.
     """
     if args.period:  # two lines that a training script needs
-        state = dc.CompressionState(model, recipe, within=node_of(args))
-        return dc.LocalUpdates(optimizer, model, state, args.period), state, meter_of(state)
+        state = dc.CompressionState(model, recipe, group, within=node_of(args))
+        outer = nesterov if args.diloco else None
+        local = dc.LocalUpdates(optimizer, model, state, args.period, outer)
+        return local, state, meter_of(state)
+    if args.shard:
+        state = dc.attach(model, recipe, process_group=group)
+        return optimizer, state, meter_of(state)
     return optimizer, *attach_to_gradients(model, args, recipe)
 
 
+def nesterov(anchor: list[Tensor]) -> Optimizer:
+    """The outer optimizer of DiLoCo."""
+    return SGD(anchor, lr=0.7, momentum=0.9, nesterov=True)
+
+
 def attach_to_gradients(
-    model: DistributedDataParallel, args: Namespace, recipe: Any
+    model: nn.Module, args: Namespace, recipe: Any
 ) -> tuple[dc.CompressionState | None, Meter]:
     """Register a communication hook."""
+    assert isinstance(model, DistributedDataParallel)
     elements = count_parameters(model)
     if args.recipe == "none":
         return None, lambda steps: ring_all_reduce(steps, 4 * elements * steps)

@@ -2,10 +2,12 @@
 
 torchrun --nproc_per_node=4 examples/train.py --recipe sbc --density 0.01
 torchrun --nproc_per_node=4 examples/train.py --recipe sbc --within 2
+torchrun --nproc_per_node=4 examples/train.py --recipe sbc --shard 2
 torchrun --nproc_per_node=4 --max-restarts=3 examples/train.py --checkpoint runs/one
 
-The second acts as two nodes of two ranks each; on several hosts it is ``--within node``. The last
-goes on where a rank or a host has died: see docs/checkpoints.md.
+The second acts as two nodes of two ranks each; on several hosts it is ``--within node``. The third
+has two replicas, each sharded over two ranks. The last goes on where a rank or a host has died: see
+docs/checkpoints.md.
 
 This is an ordinary DistributedDataParallel script. What compression adds to it is one line,
 ``dc.attach(model, recipe)`` in ``traffic.py``; with ``--period`` two, and one at the end.
@@ -37,6 +39,7 @@ from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, PlainConvNet, count_parameters
 from options import fail, parse_args
 from report import Journal, Measurement, Report
+from shards import LocalModel, LocalOptimizer, cut_up, put_together, replicas_and_shards
 from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe, ranks_per_node
 
 EVALUATIONS = 8  # points of the learning curve
@@ -55,8 +58,10 @@ def main() -> None:
     except (OSError, TypeError, ValueError) as error:
         fail(str(error))
 
-    if isinstance(args.within, int) and int(os.environ["WORLD_SIZE"]) % args.within:
-        fail(f"--within {args.within} ranks a node do not divide {os.environ['WORLD_SIZE']} ranks")
+    for name in ("within", "shard"):
+        each = getattr(args, name)
+        if isinstance(each, int) and int(os.environ["WORLD_SIZE"]) % each:
+            fail(f"--{name} {each} does not divide {os.environ['WORLD_SIZE']} ranks")
 
     with process_group() as device:
         torch.manual_seed(args.seed)
@@ -129,15 +134,21 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     network = make_network(args, data).to(device)
     elements = count_parameters(network)
     dropout = make_dropout(args, network)
-    model = DistributedDataParallel(
-        dropout.sub_model if dropout else network,
-        bucket_cap_mb=bucket_cap_mb(args.recipe, elements),
-    )
+    model, group = network, None
+    if args.shard:
+        mesh = replicas_and_shards(device, args.shard)
+        cut_up(network, mesh)
+        group = mesh["replicate"].get_group()
+    else:
+        model = DistributedDataParallel(
+            dropout.sub_model if dropout else network,
+            bucket_cap_mb=bucket_cap_mb(args.recipe, elements),
+        )
 
     # Two momenta, one in the recipe and one in the optimizer, would be one too many.
     momentum = 0.0 if holds_momentum(args) else args.momentum
     sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=momentum)
-    optimizer, state, meter = attach(model, sgd, args, recipe)
+    optimizer, state, meter = attach(model, sgd, args, recipe, group)
     if dropout and isinstance(optimizer, dc.LocalUpdates):
         dropout.attach(optimizer)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, args.steps))
@@ -151,6 +162,8 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
     checkpoints, done = None, 0
     if args.checkpoint:
         parts: dict[str, Part] = {"model": network, "optimizer": optimizer}
+        if args.shard:
+            parts = {"model": LocalModel(network), "optimizer": LocalOptimizer(sgd)}
         parts |= {"scheduler": scheduler, "scaler": scaler, "journal": journal}
         parts |= {"compression": state} if state else {}
         parts |= {"sub_model": dropout.sub_model, "dropout": dropout} if dropout else {}
@@ -191,7 +204,11 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         if step in evaluate_at:
             train_loss = mean_over_ranks(torch.stack(journal.losses).mean())
             journal.seconds += time.perf_counter() - start
-            validation_loss, accuracy = evaluate(network, data.validation, device)
+            evaluated = network
+            if args.shard:
+                evaluated = make_network(args, data).to(device)
+                put_together(network, evaluated)
+            validation_loss, accuracy = evaluate(evaluated, data.validation, device)
             sent_bytes = meter(step).sent_bytes
             journal.add(Measurement(step, train_loss, validation_loss, accuracy, sent_bytes))
             start = time.perf_counter()

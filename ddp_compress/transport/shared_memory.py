@@ -120,7 +120,7 @@ def _opened(place: bytes) -> Tensor:
     path = f"/proc/{process}/fd/{file}"
     if os.stat(path).st_size != size:
         raise ValueError(f"{path} is another file")
-    piece = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+    piece = torch.from_file(path, shared=True, size=size, dtype=torch.uint8, device="cpu")
     if host.to_bytes(piece[: len(key)]) != key:
         raise ValueError(f"{path} is another rank's")
     return piece

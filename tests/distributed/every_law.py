@@ -16,7 +16,7 @@ from tests.distributed.soak import poisoned_steps, with_delays
 from tests.distributed.test_checkpoints import one_life_and_three
 from tests.distributed.test_laws_on_ranks import grads_of_every_step, learns
 from tests.distributed.test_local_updates import poisoned_rounds
-from tests.table import ROWS
+from tests.table import ROWS, Row
 
 LAWS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "2, ranks agree": (grads_of_every_step, ()),
@@ -32,6 +32,13 @@ LAWS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "9, fp64": (learns, (torch.float64,)),
 }
 PAIRS = [("2, ranks agree", "2, runs agree"), ("7, delays", "7, no delays")]
+
+
+def as_without_nodes(ranks: Ranks, row: Row) -> bool:
+    """One rank a node is bit for bit the flat path."""
+    return ranks.run(2, on_nodes, 1, grads_of_every_step, row) == ranks.run(
+        2, grads_of_every_step, row
+    )
 
 
 def main() -> None:
@@ -55,6 +62,7 @@ def main() -> None:
                 brought[law] = ends[0]
                 wrong += [f"{law}: ranks differ"] * any(end != ends[0] for end in ends)
             wrong += [f"{a}, {b}: differ" for a, b in PAIRS if brought.get(a) != brought.get(b)]
+            wrong += [] if as_without_nodes(ranks, ROWS[name]) else ["11: not as without nodes"]
             failures += len(wrong)
             seconds = time.perf_counter() - start
             print(f"{name:32} {seconds:4.0f} s  {'; '.join(wrong) or 'all hold'}", flush=True)

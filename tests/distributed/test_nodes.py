@@ -45,7 +45,7 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family, every_row
+from tests.table import ROWS, Row, every_family
 
 # ------------------------------------------------------------------------------------ what it does
 
@@ -182,7 +182,7 @@ def test_law_2_ranks_agree_bit_for_bit_and_so_do_runs(ranks, row):
     assert len(set(first)) == len(first)
 
 
-@every_row
+@every_family
 def test_one_rank_a_node_is_as_without_nodes(ranks, row):
     assert ranks.run(2, on_nodes, 1, grads_of_every_step, row) == ranks.run(
         2, grads_of_every_step, row
