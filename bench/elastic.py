@@ -137,6 +137,7 @@ def parse_args() -> argparse.Namespace:
     add("--lab", action="store_true", help="hosts in network namespaces; needs root")
     add("--recipe", default="topk", help="(default: topk)")
     add("--within", choices=["node"], help="average dense inside a host")
+    add("--shard", type=int, metavar="L", help="replicas of L ranks each")
     add("--limit", type=float, default=900, help="seconds of one job (default: 900)")
     add("--seed", type=int, default=0, help="of what is lost, and when (default: 0)")
     args = parser.parse_args()
@@ -160,6 +161,7 @@ def train(args: argparse.Namespace, hosts: Lab | None, folder: Path, strike: Str
         *(f"--steps={STEPS}", f"--checkpoint={folder}", f"--checkpoint-every={CHECKPOINT_EVERY}"),
         f"--json={folder}/report.json",
         *([f"--within={args.within}"] if args.within else []),
+        *([f"--shard={args.shard}"] if args.shard else []),
     ]
     begin = time.monotonic()
     job = Agents(args.hosts, hosts, options, script, folder)
