@@ -112,9 +112,11 @@ class Checkpoints:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         saved = read(files[rank % len(files)], device, ["step", *self.parts])
         if "compression" in self.parts:
-            part = saved["compression"]["part"]
-            before = len(files), 1 if part is None else part[-1]
-            if before != (world_size, self.ranks_per_node):
+            kind, place, count = saved["compression"].get("part") or ("slice", 0, 1)
+            if kind == "shard":  # the ranks of other shards have nothing of it
+                files, rank, world_size = files[place::count], rank // count, world_size // count
+                count = 1
+            if (len(files), count) != (world_size, self.ranks_per_node):
                 host = torch.device("cpu")  # all ranks' together may be too much for a GPU
                 everyone = [read(file, host, ["compression"])["compression"] for file in files]
                 saved["compression"] = dc.redistribute(

@@ -92,6 +92,12 @@ def redistribute(
             f"ranks_per_node must be 1 for the shards of an FSDP model, got {ranks_per_node}"
         )
 
+    if "blocks" not in own and ranks_per_node > 1:
+        raise ValueError(
+            f"checkpoint has format {own['format']}, which does not tell where slices may be cut: "
+            "load it without within= once, and save it anew"
+        )
+
     def before(slot: str, name: str) -> Iterator[Tensor]:
         """What this rank is to have, as every old node had it."""
         for each in nodes:

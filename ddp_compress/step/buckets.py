@@ -10,7 +10,7 @@ from torch import Tensor
 from ddp_compress.message.arena import Arena
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
-from ddp_compress.ops.devices import record_stream, side_stream
+from ddp_compress.ops.devices import Stream, record_stream
 
 REBUILT_AFTER = 2  # steps at most: one, or with DDP's static_graph two
 
@@ -95,18 +95,22 @@ class Buckets:
         self._steps_left -= 1
         return self.latest
 
-    def give_back(self) -> None:
-        """Put the results of what was sent in other buckets where the gradients came from."""
+    def give_back(self, stream_of: Callable[[torch.device], Stream]) -> None:
+        """Put the results of what was sent in other buckets where the gradients came from.
+
+        Args:
+            stream_of: gives the stream of a device on which the results are made.
+        """
         if not self._held:
             return
         parts = self._parts()
         for chunk in self._regrouped:
-            with side_stream(chunk.grad.device).on():
+            with stream_of(chunk.grad.device).on():
                 for name, part in chunk.layout.split(chunk.grad).items():
                     parts[name].copy_(part)
                 record_stream(chunk.grad)  # it is of the backward's stream
         for chunk in self._held:
-            with side_stream(chunk.grad.device).on():  # a future remembers the stream
+            with stream_of(chunk.grad.device).on():  # a future remembers the stream
                 chunk.future.set_result(chunk.grad)
 
     def _regroup(self, layouts: Sequence[Layout], fail: Callable[[Exception], None]) -> list[Chunk]:

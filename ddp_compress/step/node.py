@@ -1,6 +1,7 @@
 """A node of several ranks: it averages dense gradients, and each rank exchanges a slice of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 
@@ -28,8 +29,8 @@ class Node(Replica):
         slice = recipe(slice)                      between the ranks l of all nodes
         gradient = all_gather(slice)               inside, once the step counts
 
-    Sums are made in rank order and rounded once, by the rank that owns the slice, so that all get
-    the same bits. They travel from the GPU where the process group has a backend for it.
+    Sums are made in rank order by the rank that owns the slice, so that all get the same bits. They
+    travel from the GPU where the process group has a backend for it.
 
     Args:
         comm: the exchange among them, of what is in the host's memory.
@@ -77,8 +78,14 @@ class Node(Replica):
         try:
             if failure is not None:
                 yield from inside.report(failure)
-            yield from inside.share(lambda: NOTHING)  # all are here, with chunks of equal layouts
-            yield from self._average(chunks)
+            pieces: list[Tensor] = []
+
+            def ready() -> Tensor:  # what may fail on this rank alone, for the others to hear of
+                pieces.extend(self._pieces(chunks))
+                return NOTHING
+
+            yield from inside.share(ready)  # all are here, with chunks of equal layouts
+            yield from self._average(chunks, pieces)
         except Exception as error:
             exchange = channel.report(error)
         return (yield from exchange)
@@ -109,6 +116,15 @@ class Node(Replica):
         """See `Replica`."""
         return self._stream
 
+    @contextmanager
+    def _or_end(self) -> Iterator[None]:
+        """For what may fail on this rank alone and cannot be told: nobody is to wait for us."""
+        try:
+            yield
+        except Exception:
+            self.close()
+            raise
+
     def _slices(self, chunk: Chunk) -> Slices:
         return slices_of(chunk.layout, self.comm.world_size)
 
@@ -117,16 +133,18 @@ class Node(Replica):
         by_chunk = [self._slices(chunk).numels for chunk in chunks]
         return [sum(numels) for numels in zip(*by_chunk, strict=True)]
 
-    def _average(self, chunks: Sequence[Chunk]) -> Phases[None]:
+    def _pieces(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """The gradients, slice by slice."""
+        for chunk in chunks:
+            _ = chunk.unused  # of this rank's gradient, while it is there
+        by_chunk = [self._slices(chunk).views(chunk.grad) for chunk in chunks]
+        return [p for views in zip(*by_chunk, strict=True) for v in views for p in v]
+
+    def _average(self, chunks: Sequence[Chunk], pieces: Sequence[Tensor]) -> Phases[None]:
         """Put the mean of all ranks' gradients into this rank's parts."""
-        with self.comm.or_end():
-            for chunk in chunks:
-                _ = chunk.unused  # of this rank's gradient, while it is there
-            by_chunk = [self._slices(chunk).views(chunk.grad) for chunk in chunks]
-            pieces = [p for views in zip(*by_chunk, strict=True) for v in views for p in v]
         with self._stream.host_waits():
             rows = yield from self._dense.scatter(pieces, self._numels(chunks))
-            with self.comm.or_end():
+            with self._or_end():
                 rows = [to_device(row, self._device) for row in rows]
                 for part, columns in self._with_columns(chunks):
                     mean_into(part, [row[columns] for row in rows])
@@ -135,7 +153,7 @@ class Node(Replica):
         """Fill chunks from all ranks' parts."""
         numels = self._numels(chunks)
         rows = yield from self._dense.gather([part.grad for part in parts], numels)
-        with self.comm.or_end():
+        with self._or_end():
             rows = [to_device(row, self._device) for row in rows]
             for chunk in chunks:
                 slices = self._slices(chunk)

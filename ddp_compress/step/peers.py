@@ -133,6 +133,7 @@ class Peers:
         # To wait for a CUDA device is the worker's business: backward goes on meanwhile.
         if exchange.many_phase or device.type == "cuda" or self.within is not None:
             self.worker = self.worker or Worker(device)
+        self.replica = None
         comm = Comm(self.group, stats, device, exchange.has_large_sender)
         # As in an undisturbed run, where the latest step's says where messages of the next end.
         latest = self.loaded_density or density

@@ -25,12 +25,18 @@ class InTurns:
 
     def __init__(self, exchange: Phases[Deliveries]) -> None:
         self._exchange = exchange
+        self._failure: Exception | None = None
         self.done = False
         self.outcome: Deliveries = None
-        self.advance()
+        try:
+            self.advance()
+        except Exception as error:  # told where all messages are waited for: some is left to do
+            self._failure = error
 
     def advance(self) -> None:
         """Go on to the next collective, or to the end and its outcome."""
+        if self._failure is not None:
+            raise self._failure
         if self.done:
             return
         try:

@@ -322,13 +322,13 @@ class CompressionState:
         futures = []
         try:
             for bucket in buckets:
-                flat = bucket.stand_in()
+                flat, scale = bucket.stand_in(), None
                 try:
                     if failure is None:
-                        flat = bucket.gather()
+                        flat, scale = bucket.gather(), self.loss_scale(flat.device)
                 except Exception as error:
                     failure = error
-                chunk = self._chunk(flat, bucket.layout, self.loss_scale(flat.device))
+                chunk = self._chunk(flat, bucket.layout, scale)
                 chunk.presence = presence
                 last = bucket is buckets[-1]
                 futures.append(self._take(chunk, last, self._buckets, failure))
@@ -569,7 +569,10 @@ class CompressionState:
     # ------------------------------------------------------------------------ memory by itself
 
     def memory(self) -> dict[str, dict[str, Tensor]]:
-        """A copy of what is kept of every parameter: by slot and parameter, flat [numel]."""
+        """A copy of what is kept of every parameter: by slot and parameter, flat [numel].
+
+        With ``within=`` it is of this rank's slice of each, of a sharded model of its shard.
+        """
         return self._store.state_dict()
 
     def replace_memory(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -146,7 +146,7 @@ class Transaction:
                 with self._stream(sent.device).on():  # a future remembers the stream
                     for chunk in sent.chunks:
                         chunk.future.set_result(chunk.grad)
-            self._buckets.give_back()
+            self._buckets.give_back(self._stream)
         except BaseException:
             self._join()
             raise
@@ -188,6 +188,7 @@ class Transaction:
         try:
             return drive(replica.verdict(inside, finite, failure))
         except Exception as error:
+            self._forget_agreed()
             raise failure or error from None
 
     def _commit(self) -> None:
@@ -216,9 +217,12 @@ class Transaction:
 
     def _abort(self) -> None:
         """Leave memory alone, and say by the gradients that there are none."""
-        # Every rank knows that the step aborts, perhaps from others than those it exchanges with.
-        self._comm.agreed.density, self._comm.agreed.step = self._shared_density, self._step
+        self._forget_agreed()
         self._spoil_gradients()
+
+    def _forget_agreed(self) -> None:
+        """The step counts on no rank, as all know: perhaps from others than they exchange with."""
+        self._comm.agreed.density, self._comm.agreed.step = self._shared_density, self._step
 
     def _spoil_gradients(self) -> None:
         """Nobody is to apply them by mistake."""
@@ -330,7 +334,8 @@ def _must_share(message: Message, recipe: Recipe) -> object:
 def _must_share_inside(chunks: Sequence[Chunk]) -> object:
     """What ranks of a replica must share of a message, for its parts to be one gradient's."""
     layouts = tables_for(_layouts(chunks), "tensor").digest
-    return (layouts, *((mantissa(chunk.scale), chunk.must_match) for chunk in chunks[:1]))
+    first = ((c.grad.dtype, mantissa(c.scale), c.must_match) for c in chunks[:1])
+    return (layouts, *first)
 
 
 @dataclass

@@ -148,7 +148,15 @@ class Comm:
 
     @property
     def device_backend(self) -> str | None:
-        """What talks for tensors on the model's GPU without the host; None where nothing does."""
+        """What talks for tensors on the model's GPU without the host; None where nothing does.
+
+        Where the job's group is bound to a device, torch splits new ones off it, and waits for all
+        of its ranks: those of a smaller group then go through the host.
+        """
+        world = dist.group.WORLD
+        bound = getattr(world, "bound_device_id", None) is not None
+        if bound and self.world_size < dist.get_world_size():
+            return None
         backend = backends(self.group).get(self.device.type)
         return backend if self.device.type != "cpu" and backend != "gloo" else None
 

@@ -30,20 +30,12 @@ def backends(group: dist.ProcessGroup | None) -> dict[str, str]:
 
 
 def check_host_backend(group: dist.ProcessGroup | None) -> None:
-    """Raise a RuntimeError unless `host_twin_of` finds a backend for the host's memory."""
+    """Raise a RuntimeError unless something talks for the host's memory: the group, or Gloo."""
     if "cpu" not in backends(group) and not dist.is_gloo_available():
         raise RuntimeError(
             "compressed gradients travel from the host's memory: the process group has no backend "
             "for it, and this build of PyTorch has no Gloo"
         )
-
-
-def host_twin_of(group: dist.ProcessGroup | None, name: str) -> dist.ProcessGroup:
-    """`new_group` of the same ranks, for tensors in the host's memory.
-
-    It has the other's backend for these, or Gloo.
-    """
-    return new_group(group, members(group), backends(group).get("cpu", "gloo"), name)
 
 
 def new_group(

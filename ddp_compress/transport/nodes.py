@@ -124,6 +124,8 @@ def _torchrun_neighbours() -> list[int] | None:
         )
     except (KeyError, ValueError):
         return None
+    if rank != dist.get_rank() or not 0 <= local < count:  # left over from another launcher
+        return None
     return list(range(rank - local, rank - local + count))
 
 
@@ -152,6 +154,10 @@ def nodes_of(claims: Sequence[Claim], ranks: Sequence[int], found: bool) -> list
         for rank, each in zip(ranks, claims, strict=True)
     }
     for rank, theirs in named.items():
+        if rank not in theirs:
+            raise ValueError(
+                f"rank {rank} says that its node is of ranks {list(theirs)}, without itself: {CURE}"
+            )
         for other in theirs:
             if named.get(other) != theirs:
                 says = f"says {list(named[other])}" if other in named else "is not among these"

@@ -13,9 +13,7 @@ from ddp_compress.ops import host
 from ddp_compress.transport.comm import Comm
 from ddp_compress.transport.phases import Phases
 
-_PLACE = struct.Struct(
-    "<qqq16s"
-)  # process, file descriptor, size, and the bytes that it begins with
+_PLACE = struct.Struct("<qqq16s")  # process, file descriptor, size, the bytes it begins with
 _ALIGNMENT = 64  # bytes before the first half, the key among them
 _BYTE = host.zeros(1, dtype=torch.uint8)
 

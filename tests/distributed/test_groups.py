@@ -10,14 +10,14 @@ from torch import nn
 
 from ddp_compress import CompressionState, PeerError
 from ddp_compress.recipes import topk
-from ddp_compress.transport.groups import backends, check_host_backend, host_twin_of
+from ddp_compress.transport.groups import backends, check_host_backend, new_group
 
 
 def through_a_twin(backend: str) -> list[int]:
     group = dist.new_group([0, 2], backend=backend, timeout=timedelta(seconds=7))
     if dist.get_rank() == 1:
         return []
-    twin = host_twin_of(group, "a name")
+    twin = new_group(group, [0, 2], "gloo", "a name")
     assert backends(twin) == {"cpu": "gloo", "cuda": "gloo"}
     assert twin._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=7)
     given = torch.tensor([dist.get_rank(), 10 + dist.get_rank()])
