@@ -39,7 +39,7 @@ from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, PlainConvNet, count_parameters
 from options import fail, parse_args
 from report import Journal, Measurement, Report
-from shards import LocalModel, LocalOptimizer, cut_up, put_together, replicas_and_shards
+from sharding import LocalModel, LocalOptimizer, cut_up, put_together, replicas_and_shards
 from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe, ranks_per_node
 
 EVALUATIONS = 8  # points of the learning curve
