@@ -245,8 +245,8 @@ class Transaction:
     def _join(self) -> None:
         """Where no future will: whoever goes on may let go of memory that is still worked on."""
         for sent in self._sent:
-            side_stream(sent.device).join()
-            self._stream(sent.device).join()
+            for stream in {side_stream(sent.device), self._stream(sent.device)}:
+                stream.join()
 
     def _bytes(self, chunk: Chunk) -> int:
         """About what a chunk adds to a message: alike on every rank, whatever happens on one."""
@@ -287,7 +287,9 @@ class Transaction:
             instead = partial(replica.instead, inside, channel)
             exchange = replica.before(chunks, inside, exchange, channel, failure)
         device = chunks[0].grad.device if chunks else torch.device("cpu")
-        running = self._launch(side_stream(device).drive(exchange), instead)
+        if failure is None or replica:  # else there is nothing to do there, and no worker perhaps
+            exchange = side_stream(device).drive(exchange)
+        running = self._launch(exchange, instead)
         self.numel += sum(len(part.grad) for part in parts)
         self._sent.append(_Sent(chunks, parts, device, channel, running))
 

@@ -143,6 +143,8 @@ class Comm:
         part = copy.copy(self)
         part.traffic, part.agreed = traffic, copy.deepcopy(self.agreed)
         part._kept_alive = KeptAlive()
+        numbers = dict(zip(members(self.group), self.names, strict=True))
+        part.names = [numbers[rank] for rank in ranks]
         part._open(ranks, backend or self._host_backend, name)
         return part
 
@@ -173,8 +175,6 @@ class Comm:
                 "the wrong network: export GLOO_SOCKET_IFNAME with the name of the interface "
                 "between hosts"
             ) from error
-        numbers = dict(zip(members(self.group), self.names, strict=True))
-        self.names = [numbers[rank] for rank in ranks]
         self.group, self._is_own = group, True
         self.rank, self.world_size = rank_and_size(group)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed import test_shards
+from tests.distributed import test_sharded_models
 from tests.distributed.harness import RankError, Ranks
 from tests.distributed.nodes import on_nodes
 from tests.distributed.shards import on_shards
@@ -52,11 +52,11 @@ LAWS: dict[str, dict[str, Law]] = {
         "11": of_one_rank_nodes,
     },
     "shards": {
-        "2": lambda ranks, row: ranks.run(4, test_shards.twice, grads_of_every_step, row),
+        "2": lambda ranks, row: ranks.run(4, test_sharded_models.twice, grads_of_every_step, row),
         "4": lambda ranks, row: ranks.run(4, on_shards, 2, one_life_and_three, row, {}),
-        "7": lambda ranks, row: ranks.run(4, test_shards.slow_and_fast, row),
-        "8": lambda ranks, row: ranks.run(4, test_shards.poisoned_shards, row),
-        "11": lambda ranks, row: ranks.run(2, test_shards.sharded_and_in_ddp, row),
+        "7": lambda ranks, row: ranks.run(4, test_sharded_models.slow_and_fast, row),
+        "8": lambda ranks, row: ranks.run(4, test_sharded_models.poisoned_shards, row),
+        "11": lambda ranks, row: ranks.run(2, test_sharded_models.sharded_and_in_ddp, row),
     },
 }
 

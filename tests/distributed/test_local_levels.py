@@ -20,7 +20,7 @@ from tests.distributed.test_laws_on_ranks import same_everywhere
 from tests.distributed.test_local_updates import DENSE, TOPK, diloco, norms, poisoned_rounds, sgd
 from tests.distributed.test_local_updates import train as train_locally
 from tests.distributed.test_local_updates import wrap as wrap_locally
-from tests.distributed.test_shards import said
+from tests.distributed.test_sharded_models import said
 from tests.distributed.training import digest, loss, memory, small_model, weights
 from tests.table import Row
 
