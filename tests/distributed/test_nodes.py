@@ -45,7 +45,10 @@ from tests.distributed.training import (
     weights,
     wrap,
 )
-from tests.table import ROWS, Row, every_family
+from tests.table import RECIPES, ROWS, Row, each, every_family
+
+SOME = ("topk", "dgc-golomb", "vote-add-drop-sharded", "hgc", "stc")  # all: every_law.py
+some_rows = each({name: RECIPES[name] for name in SOME})
 
 # ------------------------------------------------------------------------------------ what it does
 
@@ -182,7 +185,7 @@ def test_law_2_ranks_agree_bit_for_bit_and_so_do_runs(ranks, row):
     assert len(set(first)) == len(first)
 
 
-@every_family
+@some_rows
 def test_one_rank_a_node_is_as_without_nodes(ranks, row):
     assert ranks.run(2, on_nodes, 1, grads_of_every_step, row) == ranks.run(
         2, grads_of_every_step, row
@@ -206,12 +209,12 @@ def test_law_3_uncompressed_parameters_equal_all_reduce(ranks):
     ranks.run(4, on_nodes, 2, beside_all_reduce, row, torch.float32)
 
 
-@every_family
+@some_rows
 def test_law_4_a_resumed_run_equals_the_uninterrupted_one(ranks, row):
     assert len(set(ranks.run(4, on_nodes, 2, one_life_and_three, row, {}))) == 1
 
 
-@every_family
+@some_rows
 def test_law_7_delays_change_nothing(ranks, row):
     slow = same_everywhere(ranks.run(4, on_nodes, 2, with_delays, row, 4, 0.005))
     assert slow == same_everywhere(ranks.run(4, on_nodes, 2, with_delays, row, 4, 0.0))
@@ -286,7 +289,7 @@ def of_all(checkpoints: Sequence[dict[str, Any]], ranks: int, per_node: int) -> 
     return [redistribute(checkpoints, rank, ranks, per_node) for rank in range(ranks)]
 
 
-@every_family
+@some_rows
 def test_checkpoints_go_on_with_other_nodes(ranks, row):
     """2 nodes of 2 -> 4 of 1 -> 1 of 2 -> 2 of 2, as they are saved and loaded by states."""
     told = ranks.run(4, on_nodes, 2, trained, row)
