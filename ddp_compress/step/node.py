@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -146,8 +145,10 @@ class Node(Replica):
             rows = yield from self._dense.scatter(pieces, self._numels(chunks))
             with self._or_end():
                 rows = [to_device(row, self._device) for row in rows]
-                for part, columns in self._with_columns(chunks):
-                    mean_into(part, [row[columns] for row in rows])
+                for chunk in chunks:
+                    n = self._slices(chunk).numels[self.comm.rank]
+                    mean_into(chunk.grad[:n], [row[:n] for row in rows])
+                    rows = [row[n:] for row in rows]
 
     def _gather(self, chunks: Sequence[Chunk], parts: Sequence[Chunk]) -> Phases[None]:
         """Fill chunks from all ranks' parts."""
@@ -160,15 +161,6 @@ class Node(Replica):
                 found = [row[:n] for row, n in zip(rows, slices.numels, strict=True)]
                 slices.join(found, into=chunk.grad)
                 rows = [row[n:] for row, n in zip(rows, slices.numels, strict=True)]
-
-    def _with_columns(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, slice]]:
-        """Every chunk's part, and where it lies among all of them."""
-        numels = [self._slices(chunk).numels[self.comm.rank] for chunk in chunks]
-        ends = accumulate(numels)
-        return [
-            (chunk.grad[:n], slice(end - n, end))
-            for chunk, n, end in zip(chunks, numels, ends, strict=True)
-        ]
 
 
 def mean_into(mean: Tensor, rows: Sequence[Tensor]) -> None:

@@ -40,6 +40,7 @@ from tests.distributed.training import (
     loss,
     memory,
     plain_grads,
+    send_top,
     small_model,
     train,
     weights,
@@ -76,10 +77,7 @@ def simulate(density: float, steps: int) -> tuple[nn.Module, dict[int, list[Tens
                     mine = ((one + two) / 2).split(lengths)[place]
                     residual = residuals[node + place][number]
                     residual += mine
-                    k = min(len(residual), max(1, round(density * len(residual))))
-                    top = residual.abs().topk(k).indices
-                    sent.append(torch.zeros_like(residual).index_copy(0, top, residual[top]))
-                    residual -= sent[-1]
+                    sent.append(send_top(residual, density))
             first, second = ((sent[i] + sent[i + 1]) / 2 for i in (0, 2))
             means.append(torch.cat([first, second]).view_as(parameter))
         for parameter, mean in zip(model.parameters(), means, strict=True):

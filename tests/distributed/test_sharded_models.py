@@ -45,6 +45,7 @@ from tests.distributed.training import (
     loss,
     memory,
     plain_grads,
+    send_top,
     small_model,
     train,
     weights,
@@ -79,10 +80,7 @@ def simulate(density: float, steps: int) -> tuple[nn.Module, dict[int, list[Tens
                 of_replica = (given[first][number] + given[first + 1][number]) / 2
                 residual = residuals[rank][number]
                 residual += of_replica.chunk(2)[rank % 2].flatten()
-                k = min(len(residual), max(1, round(density * len(residual))))
-                top = residual.abs().topk(k).indices
-                sent = torch.zeros_like(residual).index_copy(0, top, residual[top])
-                residual -= sent
+                sent = send_top(residual, density)
                 part = mean.chunk(2)[rank % 2]
                 part += sent.view_as(part) / 2
             parameter.grad = mean

@@ -112,6 +112,16 @@ def plain_grads(model: nn.Module, rank: int, numbers: Sequence[int]) -> list[Ten
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
+def send_top(residual: Tensor, density: float) -> Tensor:
+    """The largest entries of a residual, zeros elsewhere; they leave it."""
+    numel = residual.numel()
+    k = min(numel, max(1, round(density * numel)))
+    top = residual.abs().flatten().topk(k).indices
+    sent = torch.zeros(numel).index_copy(0, top, residual.flatten()[top]).view_as(residual)
+    residual -= sent
+    return sent
+
+
 def simulate_topk(
     world_size: int,
     density: float,
@@ -137,11 +147,7 @@ def simulate_topk(
             local = plain_grads(copy.deepcopy(model), rank, numbers)
             for residual, grad, mean in zip(residuals[rank], local, means, strict=True):
                 residual += grad
-                k = max(1, round(density * residual.numel()))
-                top = residual.abs().flatten().topk(k).indices
-                sent = torch.zeros(residual.numel()).index_copy(0, top, residual.flatten()[top])
-                residual -= sent.view_as(residual)
-                mean += sent.view_as(mean) / world_size
+                mean += send_top(residual, density) / world_size
         for parameter, mean in zip(model.parameters(), means, strict=True):
             parameter.grad = mean
         descend(model)
