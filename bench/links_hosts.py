@@ -33,8 +33,9 @@ def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
         errors = [Path(folder, f"rank{rank}.err") for rank in ranks]
         processes: list[subprocess.Popen[bytes]] = []
         try:
+            command = [links_rank.__file__, job.to_json()]
             for rank, (out, err) in enumerate(zip(outputs, errors, strict=True)):
-                processes.append(start_rank(lab, rank, job, out, err))
+                processes.append(start_rank(lab, rank, job.ranks_per_host, command, out, err))
             wait(processes, errors, outputs[0], job)
         finally:
             for process in processes:
@@ -44,14 +45,16 @@ def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
         return summary
 
 
-def start_rank(lab: Lab, rank: int, job: Job, out: Path, err: Path) -> "subprocess.Popen[bytes]":
-    """As torchrun would; ranks of one host are neighbours."""
-    host, local_rank = divmod(rank, job.ranks_per_host)
+def start_rank(
+    lab: Lab, rank: int, ranks_per_host: int, command: Sequence[str], out: Path, err: Path
+) -> "subprocess.Popen[bytes]":
+    """Python with a command, as torchrun would start it; ranks of one host are neighbours."""
+    host, local_rank = divmod(rank, ranks_per_host)
     environment = os.environ | {
         "RANK": str(rank),
-        "WORLD_SIZE": str(lab.hosts * job.ranks_per_host),
+        "WORLD_SIZE": str(lab.hosts * ranks_per_host),
         "LOCAL_RANK": str(local_rank),
-        "LOCAL_WORLD_SIZE": str(job.ranks_per_host),
+        "LOCAL_WORLD_SIZE": str(ranks_per_host),
         "GROUP_RANK": str(host),
         "GROUP_WORLD_SIZE": str(lab.hosts),
         "MASTER_ADDR": lab.address(0),
@@ -59,10 +62,10 @@ def start_rank(lab: Lab, rank: int, job: Job, out: Path, err: Path) -> "subproce
         "GLOO_SOCKET_IFNAME": INTERFACE,
         "OMP_NUM_THREADS": "1",
     }
-    command = lab.command(host, [sys.executable, links_rank.__file__, job.to_json()])
+    there = lab.command(host, [sys.executable, *command])
     with out.open("wb") as stdout, err.open("wb") as stderr:
         return subprocess.Popen(
-            command,
+            there,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout,

@@ -16,8 +16,9 @@ each selected entry*: bytes / 4 K, where a dense ring all-reduce moves 2 (W - 1)
 
 With ``--nodes`` recipes that exchange slices between nodes stand beside those that exchange whole
 gradients of all ranks, and beside a dense all-reduce of two levels and one ring. Groups of more
-ranks than processes are of echoes (`echoes.py`): the real code, on messages that few ranks have
-written. Where all-gathers are too large for that they are computed from their messages.
+ranks than processes are of echoes (see `ddp_compress.advise.echoes`): the real code, on messages
+that few ranks have written. Where all-gathers are too large for that they are computed from their
+messages.
 """
 
 from __future__ import annotations

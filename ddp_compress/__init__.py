@@ -5,6 +5,7 @@ Example:
 """
 
 from ddp_compress import recipes, schedules
+from ddp_compress.advise import Advice, Link, advise
 from ddp_compress.checkpoints.per_rank import PerRank
 from ddp_compress.checkpoints.redistribute import redistribute
 from ddp_compress.federated.federated_dropout import FederatedDropout
@@ -18,15 +19,18 @@ from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import PeerError
 
 __all__ = [
+    "Advice",
     "CompressionState",
     "FederatedDropout",
     "Layout",
+    "Link",
     "LocalUpdates",
     "PeerError",
     "PerRank",
     "Recipe",
     "Schedule",
     "Stats",
+    "advise",
     "attach",
     "compress_hook",
     "exponential_warmup",

@@ -1,5 +1,7 @@
 """Algorithms from the literature, each a short file that names its parts."""
 
+import ast
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,3 +42,41 @@ def by_name(name: str, **options: Any) -> Recipe:
     """
     check_one_of("recipe", name, RECIPES)
     return RECIPES[name](**options)
+
+
+def from_text(text: str, **defaults: Any) -> Recipe:
+    """Make a recipe from a command line's words: ``NAME[,WORD=VALUE...]``.
+
+    What stands behind ``down=``, which comes last, are a recipe's words again.
+
+    Args:
+        text: such as ``"topk,density=0.001"`` or ``"rotated,keep=0.5,down=rotated,bits=5"``.
+        defaults: arguments that the text does not give; those that the recipe does not take, and
+            those that are None, are left out.
+
+    Raises:
+        ValueError: no recipe has this name, or a word is not of the form WORD=VALUE.
+        TypeError: the recipe takes no such word, or not such a value.
+
+    Example:
+        >>> from_text("sbc,codec=golomb", density=0.01, bits=4).codec
+        Golomb()
+    """
+    ours, _, down = text.partition(",down=")
+    name, *words = ours.split(",")
+    check_one_of("recipe", name, RECIPES)
+    takes = inspect.signature(RECIPES[name]).parameters
+    options = {word: value for word, value in defaults.items() if word in takes}
+    options |= dict(map(_word, words)) | ({"down": from_text(down)} if down else {})
+    return by_name(name, **{word: value for word, value in options.items() if value is not None})
+
+
+def _word(text: str) -> tuple[str, Any]:
+    """One argument, such as ``bits=2`` or ``codec=golomb``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"recipe: expected WORD=VALUE, such as density=0.01, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value

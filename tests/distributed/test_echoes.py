@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from ddp_compress import recipes
-from echoes import echoed
+from ddp_compress.advise.echoes import echoed
 from scaling_nodes import Setting, crossings, dense
 from scaling_rank import Counts, measure
 from tests.distributed.nodes import on_nodes

@@ -1,0 +1,163 @@
+"""Every method measured on the real ranks, or worked out for ranks that are assumed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from ddp_compress.advise.methods import NO_EXCHANGE, Method
+from ddp_compress.advise.outlook import Cost, Outlook, Setting
+from ddp_compress.advise.ranks import Ranks
+from ddp_compress.advise.stand_in import MadeUp
+from ddp_compress.advise.trial import ECHOED, WARM_UP, Steps, Trial, rehearse, ring
+from ddp_compress.advise.workload import Workload
+from ddp_compress.recipe import Recipe
+from ddp_compress.transport.nodes import Within
+
+DOUBLINGS = 6  # of the number of ranks: up to 64 W
+MOST = 2**24  # elements of a sample
+FIRST = 2**16, 2**20  # elements of the first, at least and at most
+STEP = 0.25  # seconds that a measured step may take
+FEWEST, MANY = 3, 7  # steps that are measured
+TOGETHER = 1.5  # seconds that they may take
+
+
+class Measuring:
+    """What all methods' measurements share.
+
+    Args:
+        workload: what is trained.
+        ranks: who measures.
+        here: how many ranks there are, or are assumed, and the link between them.
+        within: see `CompressionState`.
+        per_node: ranks of a node that exchange a slice each; 1 without ``within``.
+        done: called when a part of a method is done.
+    """
+
+    PARTS = 3  # of each method
+
+    def __init__(
+        self,
+        workload: Workload,
+        ranks: Ranks,
+        here: Setting,
+        within: Within | None,
+        per_node: int,
+        done: Callable[[], None],
+    ) -> None:
+        self._workload, self._ranks, self._here = workload, ranks, here
+        self._within, self._per_node, self._done = within, per_node, done
+        self._made_up = MadeUp(max(ECHOED, min(workload.numel, MOST)), ranks.rank, ranks.device)
+        self._copies = self._measured(NO_EXCHANGE)
+
+    def outlooks(self, methods: Sequence[Method]) -> Iterator[Outlook]:
+        """One after the other."""
+        for method in methods:
+            yield self._outlook(method)
+
+    def _outlook(self, method: Method) -> Outlook:
+        alone = self._ranks.world_size == 1
+        trial = None if alone and method.recipe else self._measured(method)
+        self._done()
+        if trial and not alone:
+            hidden = self._hidden(method, trial)
+        else:
+            hidden = 0.0 if method.recipe or method.one_bucket else 1.0
+        self._done()
+        costs = dict(self._costs(method, trial))
+        self._done()
+        exchange = None if trial is None or alone else self._exchange(method, trial)
+        return Outlook(
+            method.name,
+            method.what,
+            method.recipe is not None,
+            self._here,
+            costs,
+            kept=method.kept * self._workload.numel / (self._per_node if method.recipe else 1),
+            hidden=hidden,
+            measured=exchange,
+            spread=trial.spread * self._times(trial) if trial and not alone else 0.0,
+            share=1.0 / self._times(trial) if trial else 1.0,
+        )
+
+    def _exchange(self, method: Method, trial: Trial) -> float:
+        """Seconds of the whole model's."""
+        payload = method.payload(self._workload.parameters)
+        sent = ring(payload, self._here.ranks) if payload else trial.sent * self._times(trial)
+        return self._whole(trial, sent)
+
+    def _measured(self, method: Method) -> Trial:
+        """A trial on as large a sample as time allows; a small one tells how long it will take."""
+        rate, (least, most) = self._here.link.rate, FIRST
+        first = max(least, min(most, int(rate * STEP / 128)))
+        small = self._trial(method, first, FEWEST)
+        within_time = int(small.numel * STEP / max(small.seconds, 1e-6))
+        size = min(self._workload.numel, MOST, within_time)
+        if size <= small.numel:
+            return small
+        return self._trial(method, size, None)
+
+    def _trial(self, method: Method, numel: int, count: int | None) -> Trial:
+        steps = self._steps(method, numel)
+        warm = steps.run(WARM_UP)
+        count = count or max(FEWEST, min(MANY, int(TOGETHER / max(warm[-1], 1e-6))))
+        trial = steps.trial(count)
+        steps.close()
+        return trial
+
+    def _steps(self, method: Method, numel: int, backward: float = 0.0) -> Steps:
+        like = self._workload.sample(numel)
+        return Steps(method, like, self._made_up, self._ranks, self._within, backward)
+
+    def _hidden(self, method: Method, trial: Trial) -> float:
+        """Share, of what could be hidden behind backward, that is."""
+        could = min(trial.seconds, self._workload.backward)
+        if could <= 0:
+            return 0.0
+        steps = self._steps(method, trial.numel, backward=could)
+        steps.run(WARM_UP)
+        left = statistics.median(steps.run(FEWEST))
+        steps.close()
+        return max(0.0, min(1.0, (trial.seconds - left) / could))
+
+    def _costs(self, method: Method, trial: Trial | None) -> Iterator[tuple[int, Cost]]:
+        """By the number of ranks."""
+        cost = Cost(0.0, 0.0, 0.0)
+        for double in range(DOUBLINGS + 1):
+            world_size = self._here.ranks << double
+            if method.recipe:
+                cost = self._rehearsed(method.recipe, world_size) or cost.doubled()
+            else:
+                assert trial is not None
+                cost = self._all_reduced(method, trial, world_size)
+            yield world_size, cost
+
+    def _rehearsed(self, recipe: Recipe, world_size: int) -> Cost | None:
+        others = max(2, world_size // self._per_node)
+        numel = self._workload.numel // self._per_node
+        trial = rehearse(recipe, numel, others, self._ranks, self._made_up)
+        if trial is None:
+            return None
+        times = numel / trial.numel
+        return Cost(trial.seconds * times, trial.sent * times, trial.phases)
+
+    def _all_reduced(self, method: Method, trial: Trial, world_size: int) -> Cost:
+        """Of a baseline: its payload does not depend on who there is."""
+        payload = method.payload(self._workload.parameters)
+        work = trial if self._ranks.world_size == 1 else self._copies
+        return Cost(self._whole(work, 0.0), ring(payload, world_size), 2 * math.log2(world_size))
+
+    def _times(self, trial: Trial) -> float:
+        """How many times larger the model is than a sample."""
+        return self._workload.numel / trial.numel
+
+    def _whole(self, trial: Trial, sent: float) -> float:
+        """Seconds for the whole model, which sends so many bytes: work grows as the model does."""
+        link = self._here.link
+        travelling = link.seconds(trial.phases, trial.sent) if self._ranks.world_size > 1 else 0.0
+        if travelling == 0:
+            return trial.seconds * self._times(trial)
+        part = min(trial.seconds, travelling)
+        more = link.seconds(trial.phases, sent) / travelling
+        return (trial.seconds - part) * self._times(trial) + part * more
