@@ -24,7 +24,7 @@ class FixedGradients(nn.Module):
     def __init__(self, values: Sequence[Tensor], backward: float = 0.0) -> None:
         super().__init__()
         self.values = nn.ParameterList([nn.Parameter(value) for value in values])
-        self._each = backward / sum(value.dim() > 1 for value in values)
+        self._each = backward / max(1, sum(value.dim() > 1 for value in values))
 
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
         pairs = zip(self.values, gradients, strict=True)

@@ -1,24 +1,27 @@
-"""What a gradient exchange costs over slow links: dense, fp16 and every recipe, in one run.
+"""What a gradient exchange costs over slow links: dense, every recipe, and others' methods.
 
     sudo python bench/links.py --rate 1gbit 100mbit --density 0.001 --json links.json
     sudo python bench/links.py --recipes majority_vote,density=0.01,value_bits=4 sbc,codec=golomb
     sudo python bench/links.py --recipes rotated,keep=0.5,down=rotated,bits=5
+    sudo python bench/links.py --recipes bf16 powersgd,rank=4 pairs,density=0.01 topk,density=0.01
     sudo python bench/links.py --hosts 2 --ranks-per-host 2 --recipes sbc sbc,within=node
 
 Each host (see `netlab.py`) stands behind a link of the given rate; ranks of one host reach each
-other past it. Every method (`links_methods.py`) sends the gradients of one model with ResNet-18's
-parameter shapes (11.2 M parameters, 44.7 MB), which is nearly free (`gradients.py`). Methods take
-turns, step by step (`links_rank.py`), and each figure is a median over the steps
-(`links_figures.py`):
+other past it. Every method (`links_methods.py`; others' methods: `links_peers.py`) sends the
+gradients of one model with ResNet-18's parameter shapes (11.2 M parameters, 44.7 MB), which is
+nearly free (`gradients.py`). Methods take turns, step by step (`links_rank.py`), and each figure is
+a median over the steps (`links_figures.py`):
 
 * step: forward and backward through DDP, on the slowest rank, from a common start.
 * above no_sync: step less the same step under `no_sync`: exchange, and DDP's own bucket copies.
 * exchange: step less the step of "no exchange", a hook that hands the bucket back as it is: what
   compression, communication and decompression add to DDP, computation on shared cores included.
+* cpu_s, in the JSON alone: the same of processor time, of all threads of the mean rank: selection,
+  coding, and the kernel's share in sending and receiving.
 * payload, sent, received, collectives: what `state.stats` says, per rank and step: between nodes
   with `within=node` (a rank sends and receives of its slice alone), else between all ranks, those
-  of one host too. For dense, fp16 and "no exchange" they are computed: a ring all-reduce sends
-  2(W-1)/W of its bytes. `dense,within=node` (`links_levels.py`) is computed likewise.
+  of one host too. For dense, PyTorch's hooks and "no exchange" they are computed: a ring all-reduce
+  sends 2(W-1)/W of its bytes. `dense,within=node` (`links_levels.py`) is computed likewise.
 * inside: the same of the level inside a host, where a method has one.
 * interface: what a host's network interface counted meanwhile, of all its ranks together, TCP
   acknowledgements and packet headers included. (At high rates TCP leaves cutting packets into
@@ -38,6 +41,7 @@ import torch
 from links_figures import render
 from links_hosts import RankError, run_ranks
 from links_methods import methods
+from links_peers import PEERS
 from links_rank import DENSE_BYTES, Job
 from netlab import LabError, burst_bytes, exit_on_signals, lab
 from networks import RESNET18_NUMEL
@@ -100,7 +104,8 @@ def argument_parser() -> argparse.ArgumentParser:
         default=list(RECIPES),
         metavar="NAME[,WORD=VALUE...]",
         help="beside dense, with words of the recipe and of attach, such as "
-        "majority_vote,density=0.01 or sbc,within=node; or dense,within=node; "
+        "majority_vote,density=0.01 or sbc,within=node; or dense,within=node; or one of "
+        f"{', '.join(PEERS)}; "
         f"default: {' '.join(RECIPES)}",
     )
     add(

@@ -30,8 +30,10 @@ HOST_COLUMNS = (
 
 @dataclass(frozen=True)
 class Count:
-    """Running totals of one rank, and of its host's interface: bytes, but for the collectives."""
+    """Running totals of one rank, and of its host's interface: bytes, but for the collectives and
+    the entries that the payload holds."""
 
+    entries: float = 0
     payload: float = 0
     sent: float = 0
     received: float = 0
@@ -55,6 +57,7 @@ class Sample:
 
     local_s: float
     step_s: float
+    cpu_s: float  # of all the process's threads
     count: Count
 
 
@@ -71,18 +74,24 @@ def summarize(
         method: list(zip(*(samples[index] for samples, _ in gathered), strict=True))
         for index, method in enumerate(methods)
     }
-    free = [slowest(ranks, "step_s") for ranks in rounds[NO_EXCHANGE]]
-    rows = [summarize_method(method, taken, free) for method, taken in rounds.items()]
+    rows = [
+        summarize_method(method, taken, rounds[NO_EXCHANGE]) for method, taken in rounds.items()
+    ]
     quiet = {name: max(quiet[name] for _, quiet in gathered) for name in gathered[0][1]}
     return {"quiet": quiet, "rows": rows}
 
 
 def summarize_method(
-    method: Method, rounds: Sequence[Sequence[Sample]], free: Sequence[float]
+    method: Method, rounds: Sequence[Sequence[Sample]], free: Sequence[Sequence[Sample]]
 ) -> dict[str, Any]:
-    """Times of the slowest rank, bytes of the mean rank; `free` are steps without an exchange."""
-    step = [slowest(ranks, "step_s") for ranks in rounds]
-    local = [slowest(ranks, "local_s") for ranks in rounds]
+    """Times of the slowest rank; bytes and processor time of the mean rank.
+
+    `free` are the same rounds' steps without an exchange.
+    """
+    free_step, free_cpu = ([of(ranks) for ranks in free] for of in (slowest_step, mean_cpu))
+    cpu = [mean_cpu(ranks) for ranks in rounds]
+    step = [slowest_step(ranks) for ranks in rounds]
+    local = [max(sample.local_s for sample in ranks) for ranks in rounds]
     counts = [sample.count for ranks in rounds for sample in ranks]
     names = [field.name for field in fields(Count)]
     return {
@@ -90,14 +99,19 @@ def summarize_method(
         "step_s": statistics.median(step),
         "local_s": statistics.median(local),
         "above_no_sync_s": statistics.median(a - b for a, b in zip(step, local, strict=True)),
-        "exchange_s": statistics.median(a - b for a, b in zip(step, free, strict=True)),
+        "exchange_s": statistics.median(a - b for a, b in zip(step, free_step, strict=True)),
+        "cpu_s": statistics.median(a - b for a, b in zip(cpu, free_cpu, strict=True)),
         "all_step_s": step,
         **{name: statistics.mean(getattr(count, name) for count in counts) for name in names},
     }
 
 
-def slowest(ranks: Sequence[Sample], name: str) -> float:
-    return float(max(getattr(sample, name) for sample in ranks))
+def slowest_step(ranks: Sequence[Sample]) -> float:
+    return max(sample.step_s for sample in ranks)
+
+
+def mean_cpu(ranks: Sequence[Sample]) -> float:
+    return statistics.mean(sample.cpu_s for sample in ranks)
 
 
 def render(rate: str, hosts: int, ranks_per_host: int, result: dict[str, Any]) -> Table:

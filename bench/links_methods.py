@@ -1,4 +1,4 @@
-"""Ways to exchange gradients: the baselines, and recipes by their names and words."""
+"""Ways to exchange gradients: baselines, recipes and peers' methods, by names and words."""
 
 import ast
 import inspect
@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import ddp_compress as dc
+from links_peer import Peer
+from links_peers import PEERS
 
 OF_ATTACH = ("flush_bytes", "min_numel", "within")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of exchanging gradients: a baseline's name or a recipe's."""
+    """One way of exchanging gradients: the name of a baseline, a recipe or a peer's method."""
 
     name: str
-    options: tuple[tuple[str, Any], ...] = ()  # what a recipe and `attach` are called with
+    options: tuple[tuple[str, Any], ...] = ()  # what makes a recipe, or a peer, and of `attach`
 
     @property
     def label(self) -> str:
@@ -32,6 +34,10 @@ class Method:
     def recipe(self) -> dc.Recipe:
         return make(self.name, {n: v for n, v in self.options if n not in OF_ATTACH})
 
+    def peer(self) -> Peer | None:
+        """A new one, where the method is a peer's."""
+        return PEERS[self.name](**dict(self.options)) if self.name in PEERS else None
+
     @property
     def of_attach(self) -> dict[str, Any]:
         """What `attach` is called with."""
@@ -40,20 +46,20 @@ class Method:
 
 DENSE = Method("dense")
 NO_EXCHANGE = Method("no exchange")
-FP16 = Method("fp16")
 DENSE_WITHIN = Method("dense", (("within", "node"),))
-BASELINES = {"fp16": FP16, "dense,within=node": DENSE_WITHIN}  # that one can ask for
+BASELINES = {"dense,within=node": DENSE_WITHIN}  # that one can ask for
 
 
 def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method]:
     """Dense and no exchange, then what was asked for, every recipe at every density.
 
     Args:
-        texts: of `BASELINES`, or a recipe's name and words, such as "majority_vote,value_bits=4".
-        densities: of recipes that have one and are not given their own.
+        texts: of `BASELINES`, or the name and words of a recipe, such as
+            "majority_vote,value_bits=4", or of one of `PEERS`.
+        densities: of those that have one and are not given their own.
 
     Raises:
-        ValueError: for a recipe or a word that the package does not have.
+        ValueError: for a name or a word that there is not.
     """
     yield DENSE
     yield NO_EXCHANGE
@@ -62,12 +68,12 @@ def methods(texts: Sequence[str], densities: Sequence[float]) -> Iterator[Method
             yield BASELINES[text]
             continue
         name, options = split(text)
-        words = inspect.signature(recipe_function(name)).parameters
+        words = inspect.signature(PEERS.get(name) or recipe_function(name)).parameters
         free = "density" in words and "density" not in options
         for each in [{"density": d} for d in densities] if free else [{}]:
             method = Method(name, tuple((options | each).items()))
             try:
-                method.recipe()  # so that what is wrong with it shows before the ranks start
+                method.peer() or method.recipe()  # what is wrong shows before the ranks start
             except (TypeError, ValueError) as error:
                 raise ValueError(f"--recipes: {text}: {error}") from None
             yield method
@@ -100,7 +106,7 @@ def make(name: str, options: dict[str, Any]) -> dc.Recipe:
 
 def recipe_function(name: str) -> Callable[..., dc.Recipe]:
     if name not in dc.recipes.__all__:
-        expected = ", ".join([*BASELINES, *dc.recipes.__all__])
+        expected = ", ".join([*BASELINES, *PEERS, *dc.recipes.__all__])
         raise ValueError(f"--recipes: expected {expected}; got {name!r}")
     function: Callable[..., dc.Recipe] = getattr(dc.recipes, name)
     return function

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import ddp_compress as dc
 from gradients import FixedGradients, heavy_tailed
 from links_figures import Count, Sample, summarize
 from links_levels import Levels, dense_hook
-from links_methods import DENSE_WITHIN, FP16, NO_EXCHANGE, Method
+from links_methods import DENSE_WITHIN, NO_EXCHANGE, Method
+from links_peer import Peer
 from netlab import INTERFACE
 from networks import RESNET18_NUMEL, RESNET18_SHAPES
 
@@ -64,14 +64,20 @@ class Runner:
         self.method = method
         self.levels = levels
         self.steps = 0
-        self.model = DistributedDataParallel(FixedGradients(values, backward), init_sync=False)
-        self.stats = self._register()
+        peer = method.peer()
+        self.model = DistributedDataParallel(
+            FixedGradients(values, backward),
+            init_sync=False,
+            bucket_cap_mb=DENSE_BYTES // 2**20 + 1 if peer and peer.one_bucket else None,
+        )
+        self.stats = self._register(peer)
 
-    def _register(self) -> dc.Stats | None:
+    def _register(self, peer: Peer | None) -> dc.Stats | None:
         """Register the method's hook; statistics of its own if it keeps any."""
-        if self.method == FP16:
-            self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        elif self.method == NO_EXCHANGE:
+        if peer:
+            self.model.register_comm_hook(None, lambda _, bucket: peer.hook(bucket))
+            return peer.stats
+        if self.method == NO_EXCHANGE:
             self.model.register_comm_hook(None, hand_back)
         elif self.method == DENSE_WITHIN:
             self.model.register_comm_hook(self.levels, dense_hook)
@@ -102,9 +108,11 @@ class Runner:
         dist.barrier()
         before = self.count()
         dist.barrier(self.levels.inside)  # nobody sends before the host's other ranks have counted
+        cpu_s = time.process_time()
         step_s = self.step(gradients)
+        cpu_s = time.process_time() - cpu_s
         dist.barrier()  # what others still send or forward is counted too
-        return Sample(local_s, step_s, self.count() - before)
+        return Sample(local_s, step_s, cpu_s, self.count() - before)
 
     def count(self) -> Count:
         counted = self._computed() if self.stats is None else of_stats(self.stats)
@@ -120,6 +128,7 @@ class Runner:
             local = self.levels.ranks_per_host
             sent, inside = ring(whole / local, self.levels.hosts), ring(whole, local)
             return {
+                "entries": whole / local / 4,
                 "payload": whole / local,
                 "sent": sent,
                 "received": sent,
@@ -128,9 +137,14 @@ class Runner:
                 "inside_received": inside,
                 "inside_collectives": 2 * collectives,
             }
-        payload = whole / (2 if self.method == FP16 else 1)
-        sent = ring(payload, dist.get_world_size())
-        return {"payload": payload, "sent": sent, "received": sent, "collectives": collectives}
+        sent = ring(whole, dist.get_world_size())
+        return {
+            "entries": whole / 4,
+            "payload": whole,
+            "sent": sent,
+            "received": sent,
+            "collectives": collectives,
+        }
 
     def _buckets(self) -> int:
         sizes = self.model._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
@@ -138,9 +152,10 @@ class Runner:
 
 
 def of_stats(stats: dc.Stats) -> dict[str, float]:
-    """What a recipe has counted."""
+    """What a recipe has counted, or a peer's method."""
     inside = stats.within
     return {
+        "entries": stats.nonzeros,
         "payload": stats.payload_bits / 8,
         "sent": stats.sent_bytes,
         "received": stats.received_bytes,

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from links_figures import Count, Sample, summarize
 from links_levels import Levels, dense_hook
 from links_methods import DENSE, DENSE_WITHIN, NO_EXCHANGE, Method, methods
 
@@ -46,5 +47,13 @@ def test_words_of_attach_are_none_of_the_recipe():
 
 
 def test_what_is_no_method_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"expected fp16, dense,within=node, .*; got 'dense'"):
+    with pytest.raises(ValueError, match=r"expected dense,within=node, .*fp16, .*; got 'dense'"):
         list(methods(["dense,within=host"], [0.01]))
+
+
+def test_processor_time_is_of_the_mean_rank_above_no_exchange():
+    dense, free = ([Sample(0, 0, cpu_s, Count())] for cpu_s in (5.0, 1.0))
+    other_dense, other_free = ([Sample(0, 0, cpu_s, Count())] for cpu_s in (8.0, 2.0))
+    gathered = [([dense, free], dict[str, int]()), ([other_dense, other_free], {})]
+    rows = summarize([DENSE, NO_EXCHANGE], gathered)["rows"]
+    assert [row["cpu_s"] for row in rows] == [6.5 - 1.5, 0]
