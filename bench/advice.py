@@ -132,14 +132,14 @@ def render(found: Sequence[Cell]) -> Table:
     settings = list(dict.fromkeys((each.rate, each.hosts) for each in found))
     for rate, hosts in settings:
         table.add_column(f"{rate},\n{hosts} hosts", justify="right", no_wrap=True)
-    by_place = {(each.method, each.rate, each.hosts): each for each in found}
+    by_place = {((each.rate, each.hosts), each.method): each for each in found}
     for method in dict.fromkeys(each.method for each in found):
-        row = [by_place[method, *setting] for setting in settings]
+        row = [by_place[setting, method] for setting in settings]
         table.add_row(
             method,
             *(f"{1e3 * c.predicted:,.0f} / {1e3 * c.measured:,.0f} ({c.error:+.0%})" for c in row),
         )
-    table.add_row("adviser, s", *(f"{by_place['dense', *s].seconds:.0f}" for s in settings))
+    table.add_row("adviser, s", *(f"{by_place[s, 'dense'].seconds:.0f}" for s in settings))
     return table
 
 

@@ -25,7 +25,7 @@ def on_ranks(count: int, work: Callable[..., T], *arguments: Any, echoes: int = 
         count: how many ranks.
         work: what every rank calls; results must be picklable.
         arguments: of the call, the same for all.
-        echoes: how many ranks of the group each process stands for, see `ddp_compress.advise.echoes`.
+        echoes: how many ranks of the group each process stands for.
 
     Returns:
         What each rank gave, in rank order.

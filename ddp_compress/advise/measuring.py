@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from ddp_compress.advise.link import Link
 from ddp_compress.advise.methods import NO_EXCHANGE, Method
 from ddp_compress.advise.outlook import Cost, Outlook, Setting
 from ddp_compress.advise.ranks import Ranks
@@ -21,6 +23,44 @@ FIRST = 2**16, 2**20  # elements of the first, at least and at most
 STEP = 0.25  # seconds that a measured step may take
 FEWEST, MANY = 3, 7  # steps that are measured
 TOGETHER = 1.5  # seconds that they may take
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A method on two samples of the model, or twice on one.
+
+    Args:
+        small, large: the trials.
+        link: that they ran over.
+    """
+
+    small: Trial
+    large: Trial
+    link: Link
+
+    def whole(self, numel: int, sent: float) -> float:
+        """Seconds for a whole model, which sends so many bytes.
+
+        Work grows as it did from one sample to the other, but at most in proportion; what travels
+        takes as long as there are bytes.
+        """
+        small, large = self.small, self.large
+        work, grown = large.seconds - self._travels(large), large.numel - small.numel
+        each = work / large.numel
+        if grown > 0:
+            slope = (work - small.seconds + self._travels(small)) / grown
+            each = max(0.0, min(each, slope))
+        travels = self._travels(large)
+        if travels > 0:
+            travels *= self.link.seconds(large.phases, sent) / self._ideally(large)
+        return work + each * (numel - large.numel) + travels
+
+    def _travels(self, trial: Trial) -> float:
+        """The part of a trial in which bytes were on their way."""
+        return min(trial.seconds, self._ideally(trial))
+
+    def _ideally(self, trial: Trial) -> float:
+        return self.link.seconds(trial.phases, trial.sent)
 
 
 class Measuring:
@@ -58,16 +98,16 @@ class Measuring:
 
     def _outlook(self, method: Method) -> Outlook:
         alone = self._ranks.world_size == 1
-        trial = None if alone and method.recipe else self._measured(method)
+        found = None if alone and method.recipe else self._measured(method)
         self._done()
-        if trial and not alone:
-            hidden = self._hidden(method, trial)
+        if found and not alone:
+            hidden = self._hidden(method, found.large)
         else:
             hidden = 0.0 if method.recipe or method.one_bucket else 1.0
         self._done()
-        costs = dict(self._costs(method, trial))
+        costs = dict(self._costs(method, found))
         self._done()
-        exchange = None if trial is None or alone else self._exchange(method, trial)
+        times = self._workload.numel / found.large.numel if found else 1.0
         return Outlook(
             method.name,
             method.what,
@@ -76,27 +116,27 @@ class Measuring:
             costs,
             kept=method.kept * self._workload.numel / (self._per_node if method.recipe else 1),
             hidden=hidden,
-            measured=exchange,
-            spread=trial.spread * self._times(trial) if trial and not alone else 0.0,
-            share=1.0 / self._times(trial) if trial else 1.0,
+            measured=self._exchange(method, found) if found and not alone else None,
+            spread=found.large.spread * times if found else 0.0,
+            share=1.0 / times,
         )
 
-    def _exchange(self, method: Method, trial: Trial) -> float:
+    def _exchange(self, method: Method, found: Sampled) -> float:
         """Seconds of the whole model's."""
+        numel, large = self._workload.numel, found.large
         payload = method.payload(self._workload.parameters)
-        sent = ring(payload, self._here.ranks) if payload else trial.sent * self._times(trial)
-        return self._whole(trial, sent)
+        sent = ring(payload, self._here.ranks) if payload else large.sent * numel / large.numel
+        return found.whole(numel, sent)
 
-    def _measured(self, method: Method) -> Trial:
-        """A trial on as large a sample as time allows; a small one tells how long it will take."""
-        rate, (least, most) = self._here.link.rate, FIRST
-        first = max(least, min(most, int(rate * STEP / 128)))
+    def _measured(self, method: Method) -> Sampled:
+        """Trials on a small sample, and on as large a one as time allows."""
+        link, (least, most) = self._here.link, FIRST
+        first = max(least, min(most, int(link.rate * STEP / 128)))
         small = self._trial(method, first, FEWEST)
         within_time = int(small.numel * STEP / max(small.seconds, 1e-6))
         size = min(self._workload.numel, MOST, within_time)
-        if size <= small.numel:
-            return small
-        return self._trial(method, size, None)
+        large = self._trial(method, size, None) if size > small.numel else small
+        return Sampled(small, large, link)
 
     def _trial(self, method: Method, numel: int, count: int | None) -> Trial:
         steps = self._steps(method, numel)
@@ -121,7 +161,7 @@ class Measuring:
         steps.close()
         return max(0.0, min(1.0, (trial.seconds - left) / could))
 
-    def _costs(self, method: Method, trial: Trial | None) -> Iterator[tuple[int, Cost]]:
+    def _costs(self, method: Method, found: Sampled | None) -> Iterator[tuple[int, Cost]]:
         """By the number of ranks."""
         cost = Cost(0.0, 0.0, 0.0)
         for double in range(DOUBLINGS + 1):
@@ -129,8 +169,8 @@ class Measuring:
             if method.recipe:
                 cost = self._rehearsed(method.recipe, world_size) or cost.doubled()
             else:
-                assert trial is not None
-                cost = self._all_reduced(method, trial, world_size)
+                assert found is not None
+                cost = self._all_reduced(method, found, world_size)
             yield world_size, cost
 
     def _rehearsed(self, recipe: Recipe, world_size: int) -> Cost | None:
@@ -142,22 +182,9 @@ class Measuring:
         times = numel / trial.numel
         return Cost(trial.seconds * times, trial.sent * times, trial.phases)
 
-    def _all_reduced(self, method: Method, trial: Trial, world_size: int) -> Cost:
+    def _all_reduced(self, method: Method, found: Sampled, world_size: int) -> Cost:
         """Of a baseline: its payload does not depend on who there is."""
         payload = method.payload(self._workload.parameters)
-        work = trial if self._ranks.world_size == 1 else self._copies
-        return Cost(self._whole(work, 0.0), ring(payload, world_size), 2 * math.log2(world_size))
-
-    def _times(self, trial: Trial) -> float:
-        """How many times larger the model is than a sample."""
-        return self._workload.numel / trial.numel
-
-    def _whole(self, trial: Trial, sent: float) -> float:
-        """Seconds for the whole model, which sends so many bytes: work grows as the model does."""
-        link = self._here.link
-        travelling = link.seconds(trial.phases, trial.sent) if self._ranks.world_size > 1 else 0.0
-        if travelling == 0:
-            return trial.seconds * self._times(trial)
-        part = min(trial.seconds, travelling)
-        more = link.seconds(trial.phases, sent) / travelling
-        return (trial.seconds - part) * self._times(trial) + part * more
+        work = found if self._ranks.world_size == 1 else self._copies
+        seconds = work.whole(self._workload.numel, 0.0)
+        return Cost(seconds, ring(payload, world_size), 2 * math.log2(world_size))

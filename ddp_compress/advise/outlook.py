@@ -54,7 +54,7 @@ class Outlook:
 
     What was measured stands. For another setting it changes by as much as the costs do:
 
-        exchange = measured + cost(there) - cost(here), and never less than the work there.
+        exchange = measured + cost(there) - cost(here).
 
     A share of the exchange is hidden behind backward, as much as it was in the measurement:
 
@@ -99,7 +99,7 @@ class Outlook:
         if self.measured is None:
             return there.seconds(where.link)
         change = there.seconds(where.link) - self.costs[self.here.ranks].seconds(self.here.link)
-        return max(self.measured + change, there.work)
+        return max(self.measured + change, min(self.measured, there.work))
 
     def step(self, workload: Workload, where: Setting | None = None) -> float:
         """Seconds of a training step."""

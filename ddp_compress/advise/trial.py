@@ -124,7 +124,8 @@ class Steps:
             (after - first) / count for after, first in zip(self._counted(), before, strict=True)
         )
         if self._state is None:
-            sent, phases = ring(self._payload, self._ranks.world_size), float(self._payload > 0)
+            sent = ring(self._payload, self._ranks.world_size)
+            phases = float(sent > 0)
         sent, phases = self._ranks.slowest_of([sent, phases])
         return Trial(self.numel, statistics.median(times), spread(times), sent, phases)
 
