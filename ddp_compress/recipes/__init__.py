@@ -1,6 +1,5 @@
 """Algorithms from the literature, each a short file that names its parts."""
 
-import ast
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from ddp_compress.recipes.sbc import sbc
 from ddp_compress.recipes.sign import sign
 from ddp_compress.recipes.smartidx import smartidx
 from ddp_compress.recipes.stc import stc
+from ddp_compress.recipes.text import split, value_of
 from ddp_compress.recipes.topk import topk
 
 __all__ = ["dgc", "hgc", "majority_vote", "rotated", "sbc", "sign", "smartidx", "stc", "topk"]
@@ -62,21 +62,25 @@ def from_text(text: str, **defaults: Any) -> Recipe:
         >>> from_text("sbc,codec=golomb", density=0.01, bits=4).codec
         Golomb()
     """
-    ours, _, down = text.partition(",down=")
-    name, *words = ours.split(",")
+    name, words = split(text)
     check_one_of("recipe", name, RECIPES)
     takes = inspect.signature(RECIPES[name]).parameters
-    options = {word: value for word, value in defaults.items() if word in takes}
-    options |= dict(map(_word, words)) | ({"down": from_text(down)} if down else {})
-    return by_name(name, **{word: value for word, value in options.items() if value is not None})
+    known = {word: value for word, value in defaults.items() if word in takes and value is not None}
+    return by_name(name, **known | dict(map(word, words)))
 
 
-def _word(text: str) -> tuple[str, Any]:
-    """One argument, such as ``bits=2`` or ``codec=golomb``."""
+def word(text: str) -> tuple[str, Any]:
+    """One argument of a recipe, such as ``bits=2``, ``codec=golomb`` or ``value_dtype=float16``.
+
+    Raises:
+        ValueError: it is not of the form WORD=VALUE; or as `from_text`, of a recipe for the way
+            back.
+
+    Example:
+        >>> word("down=sbc")[1].name
+        'sbc'
+    """
     name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"recipe: expected WORD=VALUE, such as density=0.01, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return name, value
+    if not (name and equals and value):
+        raise ValueError(f"expected WORD=VALUE, such as density=0.01, got {text!r}")
+    return name, from_text(value) if name == "down" else value_of(value, name)
