@@ -1,5 +1,6 @@
 """One whole training over slow links: its seconds beside those that were put together."""
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,15 @@ def train(run: Run, task: str, hosts: Lab, rate: str, folder: Path, limit: int) 
     part = file.with_suffix(".part")
     options = [f"--nnodes={RANKS}", "--nproc_per_node=1", "--rdzv-backend=c10d", "--rdzv-id=race"]
     script = [str(TRAIN), *run.words(task), "--json", str(part)]
-    job = Agents(RANKS, hosts, options, script, folder)
+    with tempfile.TemporaryDirectory() as names:
+        job = Agents(RANKS, hosts, options, script, Path(names))
+        follow(job, run, limit)
+    part.rename(file)
+    return read(file)
+
+
+def follow(job: Agents, run: Run, limit: int) -> None:
+    """Wait for the end of a training, which must be good."""
     try:
         with tqdm(total=run.steps, unit="step", desc=run.method.name) as bar:
             for step in job.steps(time.monotonic() + limit):
@@ -40,8 +49,6 @@ def train(run: Run, task: str, hosts: Lab, rate: str, folder: Path, limit: int) 
         job.end()
     if any(codes):
         raise RankError(f"{job.said.decode(errors='replace')}\nexit codes {codes}")
-    part.rename(file)
-    return read(file)
 
 
 def render(run: Run, clock: dict[str, Any], whole: dict[str, Any], alone: dict[str, Any]) -> Table:
