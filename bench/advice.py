@@ -25,6 +25,7 @@ from typing import Any
 
 from rich.table import Table
 
+import links_rank
 from links import at_least, checked_rate, parse_rate
 from links_hosts import RankError, run_ranks, start_rank
 from links_methods import methods
@@ -81,7 +82,7 @@ def cells(rate: str, count: int, recipes: Sequence[str], steps: int) -> Iterator
         chosen = list(methods(["fp16", *recipes], []))
         job = Job(chosen, 1, steps, 0.0, LIMIT, driver=os.getpid())
         names = ["dense", "no exchange", "fp16", *recipes]
-        rows = dict(zip(names, run_ranks(hosts, job)["rows"], strict=True))
+        rows = dict(zip(names, run_ranks(hosts, links_rank.__file__, job)["rows"], strict=True))
         advice = advised(hosts, recipes)
     local = statistics.median(row["local_s"] for row in rows.values())
     for each in advice["methods"]:

@@ -38,6 +38,7 @@ from typing import Any
 
 import torch
 
+import links_rank
 from links_figures import render
 from links_hosts import RankError, run_ranks
 from links_methods import methods
@@ -143,7 +144,7 @@ def main() -> int:
                 bits = parse_rate(rate)
                 hosts.shape(bits)
                 load = os.getloadavg()[0]
-                result = run_ranks(hosts, job) | {"load_before": load}
+                result = run_ranks(hosts, links_rank.__file__, job) | {"load_before": load}
                 show(render(rate, options.hosts, options.ranks_per_host, result))
                 results.append({"rate": rate, "burst_bytes": burst_bytes(bits), **result})
                 write_json(options.json, describe(options, results))

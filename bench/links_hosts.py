@@ -1,4 +1,4 @@
-"""Ranks of `links.py` on the hosts of a lab: started, followed, ended."""
+"""Ranks of `links.py` and `race.py` on the hosts of a lab: started, followed, ended."""
 
 import json
 import os
@@ -8,12 +8,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-import links_rank
-from links_rank import WARM_UP_STEPS, Job
 from netlab import INTERFACE, Lab
 
 
@@ -21,8 +19,30 @@ class RankError(RuntimeError):
     """A rank failed or took too long; the message says which and how."""
 
 
-def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
+class Job(Protocol):
+    """What every rank is told."""
+
+    @property
+    def ranks_per_host(self) -> int: ...
+
+    @property
+    def limit(self) -> int:
+        """Seconds that it may take."""
+
+    @property
+    def lines(self) -> int:
+        """That rank 0 writes on its way, one a step."""
+
+    def to_json(self) -> str: ...
+
+
+def run_ranks(lab: Lab, script: str, job: Job) -> dict[str, Any]:
     """Run the job on all hosts, and return the summary that rank 0 prints.
+
+    Args:
+        lab: the hosts.
+        script: that every rank runs, with the job as its argument.
+        job: what it is to do.
 
     Raises:
         RankError: when a rank fails or the job's time is over.
@@ -33,7 +53,7 @@ def run_ranks(lab: Lab, job: Job) -> dict[str, Any]:
         errors = [Path(folder, f"rank{rank}.err") for rank in ranks]
         processes: list[subprocess.Popen[bytes]] = []
         try:
-            command = [links_rank.__file__, job.to_json()]
+            command = [script, job.to_json()]
             for rank, (out, err) in enumerate(zip(outputs, errors, strict=True)):
                 processes.append(start_rank(lab, rank, job.ranks_per_host, command, out, err))
             wait(processes, errors, outputs[0], job)
@@ -78,11 +98,10 @@ def wait(
     processes: Sequence["subprocess.Popen[bytes]"], errors: Sequence[Path], log: Path, job: Job
 ) -> None:
     """Follow the ranks until all have ended well; rank 0 writes a line into its log every step."""
-    total = len(job.methods) * (WARM_UP_STEPS + job.steps)
     deadline = time.monotonic() + job.limit
-    with tqdm(total=total, unit="step", disable=None) as bar:
+    with tqdm(total=job.lines, unit="step", disable=None) as bar:
         while any(process.poll() is None for process in processes):
-            bar.update(min(log.read_bytes().count(b"\n"), total) - bar.n)
+            bar.update(min(log.read_bytes().count(b"\n"), job.lines) - bar.n)
             if any(process.poll() for process in processes):
                 break
             if time.monotonic() > deadline:

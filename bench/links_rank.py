@@ -42,6 +42,11 @@ class Job:
     limit: int  # seconds
     driver: int  # process id
 
+    @property
+    def lines(self) -> int:
+        """Of progress."""
+        return len(self.methods) * (WARM_UP_STEPS + self.steps)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
+import links_rank
 from links import at_least, checked_rate, density, parse_rate
 from links_figures import beside
 from links_hosts import RankError, run_ranks
@@ -109,7 +110,9 @@ def main() -> int:
         with lab(HOSTS) as hosts:
             for rate in options.rate:
                 hosts.shape(parse_rate(rate))
-                rates[rate] = {row["method"]: row for row in run_ranks(hosts, job)["rows"]}
+                rates[rate] = {
+                    row["method"]: row for row in run_ranks(hosts, links_rank.__file__, job)["rows"]
+                }
                 write_json(options.json, rates)
     except (LabError, RankError) as error:
         print(f"peers.py: {error}", file=sys.stderr)

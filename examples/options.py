@@ -1,11 +1,11 @@
 """The command line; wrong input is reported once, not once a rank."""
 
 import argparse
-import ast
 import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line and fill in the defaults that depend on the task."""
+def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, or words, and fill in the defaults that depend on the task."""
     parser = Parser(
         description="Train on several ranks and let the gradients travel compressed.",
         allow_abbrev=False,
@@ -44,11 +44,17 @@ def parse_args() -> argparse.Namespace:
     add("--task", choices=list(TASK_DEFAULTS), default="lm", help="what to learn")
     add("--data", type=Path, help="lm: a text file; image: a folder with CIFAR-10")
     add(
-        "--recipe", choices=[*BUILT_IN, *dc.recipes.__all__], default="topk", help="(default: topk)"
+        "--recipe",
+        choices=[*BUILT_IN, *dc.recipes.__all__],
+        default="topk",
+        help="none is dense; fp16, powersgd and post_local_sgd are PyTorch's own (default: topk)",
     )
     add("--density", type=density, default=0.01, help="share that is sent (default: 0.01)")
     add(
-        "--warmup-steps", type=natural, help="steps in which the density falls (default: steps / 6)"
+        "--warmup-steps",
+        type=natural,
+        help="steps in which the density falls, or dense ones before powersgd or post_local_sgd "
+        "(default: steps / 6)",
     )
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
@@ -63,7 +69,14 @@ def parse_args() -> argparse.Namespace:
     add("--shard", type=positive_int, metavar="L", help="replicas of L ranks each, by fully_shard")
     add("--diloco", action="store_true", help="with --period: outer steps by SGD with momentum")
     add("--federated-dropout", type=density, metavar="RATE", help="share of units kept in a round")
-    add("--set", type=word, nargs="+", default=[], metavar="WORD=VALUE", help="of the recipe")
+    add(
+        "--set",
+        type=word,
+        nargs="+",
+        default=[],
+        metavar="WORD=VALUE",
+        help="of the recipe; rank=2 of powersgd",
+    )
     add("--steps", type=positive_int, help="(default: lm 1800, image 600)")
     add("--batch-size", type=positive_int, help="of all ranks together (default: lm 16, image 64)")
     add("--lr", type=positive_float, help="peak learning rate (default: lm 0.3, image 0.05)")
@@ -77,13 +90,14 @@ def parse_args() -> argparse.Namespace:
         help="of its scale (default: 100)",
     )
     add("--seed", type=natural, default=0, help="of parameters and data order (default: 0)")
+    add("--evaluations", type=positive_int, default=8, help="on the way (default: 8)")
     add("--json", type=output_file, metavar="FILE", help="write configuration and results")
     add("--plot", type=output_file, metavar="FILE", help="draw loss against steps and bytes")
     add("--checkpoint", type=Path, metavar="FOLDER", help="save there, and resume from there")
     add(
         "--checkpoint-every", type=positive_int, default=100, metavar="STEPS", help="(default: 100)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(words)
 
     for name, value in TASK_DEFAULTS[args.task].items():
         if getattr(args, name) is None:
@@ -100,11 +114,24 @@ def parse_args() -> argparse.Namespace:
         parser.error("--diloco needs --period")
     if args.within and args.recipe in BUILT_IN:
         parser.error(f"--within is of compressed recipes, not of {args.recipe}")
-    if args.checkpoint and args.recipe == "powersgd":
-        parser.error("--checkpoint cannot save what powersgd keeps from step to step")
+    if args.checkpoint and args.recipe in ("powersgd", "post_local_sgd"):
+        parser.error(f"--checkpoint cannot save what {args.recipe} keeps from step to step")
     if args.amp == "fp16" and args.recipe == "powersgd":
         parser.error("--amp fp16 changes the scale of what powersgd keeps from step to step")
+    if args.recipe == "post_local_sgd":
+        refuse_beside_post_local_sgd(parser, args)
     return args
+
+
+def refuse_beside_post_local_sgd(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fail where options do not go with PyTorch's post-local SGD."""
+    if not args.period:
+        parser.error("--recipe post_local_sgd needs --period: local steps between averages")
+    for name in ("diloco", "federated_dropout"):
+        if getattr(args, name):
+            parser.error(f"--{name.replace('_', '-')} is of compressed rounds: not post_local_sgd")
+    if args.amp == "fp16":
+        parser.error("--amp fp16 skips steps of one rank alone, by which post_local_sgd counts")
 
 
 def refuse_beside_shard(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -155,24 +182,10 @@ def node_size(text: str) -> str | int:
 
 def word(text: str) -> tuple[str, Any]:
     """One more argument of the recipe, such as ``bits=2`` or ``down=rotated,bits=5``."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        refuse(text, "must look like WORD=VALUE")
-    if name == "down":
-        return name, recipe(value)
     try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return name, value
-
-
-def recipe(text: str) -> dc.Recipe:
-    """A recipe with arguments of its own: ``NAME[,WORD=VALUE...]``."""
-    name, *words = text.split(",")
-    try:
-        return dc.recipes.by_name(name, **dict(map(word, words)))
+        return dc.recipes.word(text)
     except (TypeError, ValueError) as error:
-        return refuse(text, f"is no recipe: {error}")
+        return refuse(text, f"is no argument of a recipe: {error}")
 
 
 def output_file(text: str) -> Path:

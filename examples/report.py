@@ -25,6 +25,7 @@ class Measurement:
     validation_loss: float
     accuracy: float
     sent_bytes: float  # by one rank, up to this step
+    seconds: float  # of training, without validation, up to this step
 
 
 NO_TRAFFIC = Traffic(0, 0, 0, 0)

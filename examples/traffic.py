@@ -16,10 +16,11 @@ from torch.optim import SGD, Optimizer
 
 import ddp_compress as dc
 from models import count_parameters
+from post_local_sgd import PostLocalSGD
 
-BUILT_IN = ("none", "fp16", "powersgd")
+BUILT_IN = ("none", "fp16", "powersgd", "post_local_sgd")
 POWERSGD_RANK = 4
-WARMUP_DENSITY = 0.25  # where a density warm-up starts
+WARMUP_DENSITY = 0.05  # where a density warm-up starts
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,21 @@ def holds_momentum(args: Namespace) -> bool:
 
     It does so to gradients; local steps have had theirs already when they are compressed.
     """
-    return args.recipe not in BUILT_IN and not args.period and "momentum" in _words(args.recipe)
+    return not args.period and "momentum" in _words(args.recipe)
 
 
 def make_recipe(args: Namespace) -> Any:
     """``dc.recipes.<name>`` with those of our options that it takes; None for built-in hooks."""
-    words = set() if args.recipe in BUILT_IN else _words(args.recipe)
+    words = _words(args.recipe)
     given = [name for name in ("scope", "codec") if getattr(args, name)]
     for name in (*given, *dict(args.set)):
         if name not in words:
             raise ValueError(f"recipe {args.recipe} takes no {name}")
-    if args.period and (args.recipe in BUILT_IN or args.recipe == "dgc"):
+    if args.period and args.recipe in {*BUILT_IN, "dgc"} - {"post_local_sgd"}:
         raise ValueError(f"recipe {args.recipe} is of gradients: it takes no --period")
+    rank = powersgd_rank(args)
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
     if args.recipe in BUILT_IN:
         return None
     options = {
@@ -87,7 +91,7 @@ def make_recipe(args: Namespace) -> Any:
 
 
 def density_schedule(density: float, warmup_steps: int) -> Any:
-    """The density itself, or a schedule that falls to it from 0.25; with --period in rounds."""
+    """The density itself, or a schedule that falls to it from 0.05; with --period in rounds."""
     if warmup_steps == 0 or density >= WARMUP_DENSITY:
         return density
     return dc.schedules.exponential_warmup(density, warmup_steps, start=WARMUP_DENSITY)
@@ -113,6 +117,8 @@ def attach(
         The optimizer to train with; what compression keeps from step to step, if there is any; and
         a meter of what travelling costs.
     """
+    if args.recipe in BUILT_IN:
+        return optimizer, None, attach_built_in(model, optimizer, args)
     if args.period:  # two lines that a training script needs
         state = dc.CompressionState(model, recipe, group, within=node_of(args))
         outer = nesterov if args.diloco else None
@@ -121,7 +127,9 @@ def attach(
     if args.shard:
         state = dc.attach(model, recipe, process_group=group)
         return optimizer, state, meter_of(state)
-    return optimizer, *attach_to_gradients(model, args, recipe)
+    # The one line that a training script needs.
+    state = dc.attach(model, recipe, within=node_of(args))
+    return optimizer, state, meter_of(state)
 
 
 def nesterov(anchor: list[Tensor]) -> Optimizer:
@@ -129,23 +137,19 @@ def nesterov(anchor: list[Tensor]) -> Optimizer:
     return SGD(anchor, lr=0.7, momentum=0.9, nesterov=True)
 
 
-def attach_to_gradients(
-    model: nn.Module, args: Namespace, recipe: Any
-) -> tuple[dc.CompressionState | None, Meter]:
-    """Register a communication hook."""
+def attach_built_in(model: nn.Module, optimizer: Optimizer, args: Namespace) -> Meter:
+    """Register one of PyTorch's own hooks, or none."""
     assert isinstance(model, DistributedDataParallel)
     elements = count_parameters(model)
-    if args.recipe == "none":
-        return None, lambda steps: ring_all_reduce(steps, 4 * elements * steps)
     if args.recipe == "fp16":
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        return None, lambda steps: ring_all_reduce(steps, 2 * elements * steps)
+        return lambda steps: ring_all_reduce(steps, 2 * elements * steps)
     if args.recipe == "powersgd":
-        return None, attach_powersgd(model, elements, dense_steps=max(2, args.warmup_steps))
-
-    # The one line that a training script needs.
-    state = dc.attach(model, recipe, within=node_of(args))
-    return state, meter_of(state)
+        return attach_powersgd(model, elements, powersgd_rank(args), max(2, args.warmup_steps))
+    if args.recipe == "post_local_sgd":
+        local = PostLocalSGD(optimizer, model, args.period, args.warmup_steps, args.steps)
+        return lambda steps: ring_all_reduce(steps, 4 * elements * local.all_reduces)
+    return lambda steps: ring_all_reduce(steps, 4 * elements * steps)
 
 
 def ranks_per_node(args: Namespace) -> int:
@@ -172,11 +176,18 @@ def meter_of(state: dc.CompressionState) -> Meter:
     return meter
 
 
-def attach_powersgd(model: DistributedDataParallel, elements: int, dense_steps: int) -> Meter:
+def powersgd_rank(args: Namespace) -> Any:
+    """Of the matrices that stand for a gradient."""
+    return dict(args.set).get("rank", POWERSGD_RANK)
+
+
+def attach_powersgd(
+    model: DistributedDataParallel, elements: int, rank: int, dense_steps: int
+) -> Meter:
     """PyTorch's PowerSGD, after some dense steps; it counts the elements that it all-reduces."""
     state = powerSGD_hook.PowerSGDState(
         process_group=None,
-        matrix_approximation_rank=POWERSGD_RANK,
+        matrix_approximation_rank=rank,
         start_powerSGD_iter=dense_steps,
     )
     model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
@@ -194,4 +205,6 @@ def bucket_cap_mb(recipe: str, elements: int) -> int | None:
 
 
 def _words(recipe: str) -> set[str]:
+    if recipe in BUILT_IN:
+        return {"rank"} if recipe == "powersgd" else set()
     return set(inspect.signature(getattr(dc.recipes, recipe)).parameters)

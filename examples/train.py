@@ -42,7 +42,6 @@ from report import Journal, Measurement, Report
 from sharding import LocalModel, LocalOptimizer, cut_up, put_together, replicas_and_shards
 from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe, ranks_per_node
 
-EVALUATIONS = 8  # points of the learning curve
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SILENCE = timedelta(minutes=2)  # from a rank that makes the others give it up
 
@@ -172,7 +171,7 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
         done = checkpoints.load(device)
 
     stream = batches(data.train, args.batch_size, args.seed, done)
-    evaluate_at = {args.steps * i // EVALUATIONS for i in range(1, EVALUATIONS + 1)}
+    evaluate_at = {args.steps * i // args.evaluations for i in range(1, args.evaluations + 1)}
     start = time.perf_counter()
 
     steps = range(done + 1, args.steps + 1)
@@ -210,7 +209,8 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
                 put_together(network, evaluated)
             validation_loss, accuracy = evaluate(evaluated, data.validation, device)
             sent_bytes = meter(step).sent_bytes
-            journal.add(Measurement(step, train_loss, validation_loss, accuracy, sent_bytes))
+            losses = train_loss, validation_loss
+            journal.add(Measurement(step, *losses, accuracy, sent_bytes, journal.seconds))
             start = time.perf_counter()
         if checkpoints:
             checkpoints.save(step)

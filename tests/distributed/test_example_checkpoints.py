@@ -82,7 +82,7 @@ def run_example(folder: Path, recipe: str, density: float) -> list[float]:
         task="image", recipe=recipe, density=density, period=None, steps=8, warmup_steps=1,
         batch_size=14, lr=0.05, momentum=0.9, seed=3, checkpoint=folder, checkpoint_every=4,
         amp=None, growth_interval=100, federated_dropout=None, within=None,
-        shard=None, diloco=False,
+        shard=None, diloco=False, evaluations=8,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     made = getattr(recipes, recipe)(density=density, scope="tensor")
