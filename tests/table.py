@@ -85,9 +85,11 @@ RECIPES = {
 OPTIONS = {
     "topk-golomb-fp16": Row(topk(0.05, "bucket", "golomb", torch.float16)),
     "topk-raw-bf16": Row(topk(0.2, "model", "raw", torch.bfloat16), min_numel=20),
-    "topk-warmup": Row(topk(exponential_warmup(0.02, steps=5), "bucket")),
+    "topk-warmup": Row(topk(exponential_warmup(0.02, steps=5, start=0.25), "bucket")),
     "topk-union": Row(topk(0.05, "bucket", value_dtype=torch.half, exchange="union"), min_numel=20),
-    "dgc-fp16": Row(dgc(exponential_warmup(0.05, steps=4), 0.9, "bucket", value_dtype=torch.half)),
+    "dgc-fp16": Row(
+        dgc(exponential_warmup(0.05, steps=4, start=0.25), 0.9, "bucket", value_dtype=torch.half)
+    ),
     "dgc-sharded": Row(dgc(0.05, 0.9, "model", "golomb", exchange="sharded")),
     "sbc-raw": Row(sbc(0.02, "model", "raw"), min_numel=20),
     "sbc-momentum": Row(sbc(0.05, "tensor", "golomb", momentum=0.9)),
@@ -98,7 +100,7 @@ OPTIONS = {
     ),
     "vote-random": Row(majority_vote(0.05, "random", value_bits=4, ballot_box="sharded")),
     "smartidx-tensor": Row(smartidx(0.05, "tensor", "elias_fano", momentum=0.9), min_numel=20),
-    "hgc-warmup": Row(hgc(exponential_warmup(0.02, steps=5), bits=3)),
+    "hgc-warmup": Row(hgc(exponential_warmup(0.02, steps=5, start=0.25), bits=3)),
 }
 
 # Parts that no recipe has together. How a column's words are meant is in `PARTS`.
@@ -177,7 +179,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "drawn": SharedMask(BallotBox(random=True, count="gather")),
     },
     "scope": {scope: scope for scope in ("tensor", "bucket", "model")},
-    "density": {"constant": 0.1, "schedule": exponential_warmup(0.05, steps=4)},
+    "density": {"constant": 0.1, "schedule": exponential_warmup(0.05, steps=4, start=0.25)},
     "min_numel": {"0": 0, "20": 20},
 }
 

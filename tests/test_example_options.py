@@ -20,11 +20,14 @@ def test_a_word_may_be_a_recipe_with_words_of_its_own():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("keep", "keep must look like WORD=VALUE"),
-        ("down=zip", "zip is no recipe: recipe must be one of .* got 'zip'"),
-        ("down=rotated,bits=9", "rotated,bits=9 is no recipe: bits must lie within 1 and 8, got 9"),
-        ("down=rotated,bits", "bits must look like WORD=VALUE"),
-        ("down=stc,bits=1", "stc,bits=1 is no recipe: .*unexpected keyword argument 'bits'"),
+        ("keep", "expected WORD=VALUE, .* got 'keep'"),
+        ("down=zip", "down=zip is no argument of a recipe: recipe must be one of .* got 'zip'"),
+        (
+            "down=rotated,bits=9",
+            "bits=9 is no argument of a recipe: bits must lie within 1 and 8, got 9",
+        ),
+        ("down=rotated,bits", "expected WORD=VALUE, .* got 'bits'"),
+        ("down=stc,bits=1", "stc,bits=1 is no .*unexpected keyword argument 'bits'"),
     ],
 )
 def test_a_wrong_word_is_refused_with_its_reason(text, complaint):

@@ -357,7 +357,7 @@ def test_a_schedule_starts_from_start_step():
 
 
 def test_a_warm_up_sends_less_and_less():
-    state = CompressionState(Model(), recipes.topk(exponential_warmup(0.01, steps=5)))
+    state = CompressionState(Model(), recipes.topk(exponential_warmup(0.01, steps=5, start=0.25)))
     counts = [int(state.reduce({"a": random_grads(i)["a"]})["a"].count_nonzero()) for i in range(7)]
     assert counts == [150, 79, 41, 22, 11, 6, 6]
 

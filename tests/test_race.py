@@ -87,15 +87,15 @@ def test_a_folder_is_of_one_task_and_one_budget(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"), [(1800, 20), (2250, 15), (3600, 20), (40, 4), (7, 1)]
+    ("steps", "expected"), [(1800, 12), (2250, 9), (3600, 12), (40, 4), (7, 1)]
 )
 def test_evaluations_fall_on_ends_of_periods(steps, expected):
     assert evaluations(steps) == expected
 
 
 def test_a_warm_up_is_so_many_steps_or_a_share_of_them():
-    assert TOPK.warmup_steps(1800) == 50
-    assert TOPK.warmup_steps(40) == 10
+    assert TOPK.warmup_steps(1800) == 300
+    assert TOPK.warmup_steps(40) == 6
     assert METHODS["powersgd-2"].warmup_steps(1800) == 180
 
 
@@ -120,7 +120,7 @@ def test_learning_and_paces_are_joined():
     ]
     one = Learned(TOPK, 0.3, 3, curves, [1.5, 1.5])
     clock = {"methods": {"topk-1%": {"warmup_step_s": 3.0, "step_s": 1.0}}}
-    assert seconds_to_target([one], clock) == {"topk-1%": 100 + (1350 + 675) / 2}
+    assert seconds_to_target([one], clock) == {"topk-1%": 450 + (1350 + 675) / 2}
     never = Learned(TOPK, 0.3, 3, curves, [1.5, 0.5])
     assert seconds_to_target([never], clock) == {"topk-1%": None}
     assert seconds_to_target([one], {"methods": {}}) == {}

@@ -89,7 +89,7 @@ def test_law_4_holds_in_other_modes_of_ddp(ranks, row, option):
 
 def test_messages_end_where_they_would_have(ranks):
     """The mask is a message's, and where that ends depends on the step before."""
-    vote = majority_vote(exponential_warmup(0.02, steps=7), scope="tensor")
+    vote = majority_vote(exponential_warmup(0.02, steps=7, start=0.25), scope="tensor")
     ranks.run(3, one_life_and_three, Row(vote), {})
 
 

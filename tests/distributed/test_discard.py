@@ -480,7 +480,9 @@ def finds_a_learning_rate() -> None:
     """With state, model and optimizer restored, it is as if the search had never been."""
 
     def make() -> tuple[DistributedDataParallel, CompressionState, torch.optim.Optimizer]:
-        ddp, state = wrap(small_model(), Row(recipes.sbc(exponential_warmup(0.05, steps=4))))
+        ddp, state = wrap(
+            small_model(), Row(recipes.sbc(exponential_warmup(0.05, steps=4, start=0.25)))
+        )
         return ddp, state, torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
 
     def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:

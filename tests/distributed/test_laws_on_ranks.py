@@ -181,7 +181,7 @@ def test_law_8_holds_in_the_first_step(ranks):
 
 def poisoned_among_scheduled_steps() -> str:
     """Masks are a message's, whose end depends on the density of the step before."""
-    row = Row(recipes.majority_vote(exponential_warmup(0.05, steps=4), scope="tensor"))
+    row = Row(recipes.majority_vote(exponential_warmup(0.05, steps=4, start=0.25), scope="tensor"))
     options = {"flush_bytes": 300, "bucket_cap_mb": MANY_BUCKETS}
     ddp, _ = wrap(small_model(), row, **options)
     clean, _ = wrap(small_model(), row, **options)

@@ -481,7 +481,7 @@ def test_the_death_of_a_rank_in_a_later_phase_ends_the_others(ranks, row):
 
 def dawdling_worker(flush_bytes: int) -> str:
     """One rank takes so long that its first message is through before the second is begun."""
-    recipe = recipes.stc(exponential_warmup(0.01, steps=6))
+    recipe = recipes.stc(exponential_warmup(0.01, steps=6, start=0.25))
     state = CompressionState(small_model(), recipe, flush_bytes=flush_bytes)
     for number in range(6):
         grads = [*random_grads(number).items()]
