@@ -35,7 +35,8 @@ class Method:
 
 
 DENSITY = 1 / 6  # share of the steps in which a density falls
-HALF = "--set value_dtype=float16"
+FROM = "--warmup-density 0.05"
+HALF = f"{FROM} --set value_dtype=float16"
 DENSE = 0.1  # share of the steps before PowerSGD and post-local SGD begin
 LOCAL = f"--period {PERIOD}"
 
@@ -51,16 +52,16 @@ METHODS = {
         Method("topk-1%", f"--recipe topk --density 0.01 {HALF}", DENSITY),
         Method("topk-0.1%", f"--recipe topk --density 0.001 {HALF}", DENSITY),
         Method("dgc-1%", f"--recipe dgc --density 0.01 {HALF}", DENSITY),
-        Method("sbc-1%", "--recipe sbc --density 0.01", DENSITY),
-        Method("hgc-1%", "--recipe hgc --density 0.01", DENSITY),
+        Method("sbc-1%", f"--recipe sbc --density 0.01 {FROM}", DENSITY),
+        Method("hgc-1%", f"--recipe hgc --density 0.01 {FROM}", DENSITY),
         Method(
             "vote-1%",
-            "--recipe majority_vote --density 0.01 --set variant=add_drop value_bits=4",
+            f"--recipe majority_vote --density 0.01 {FROM} --set variant=add_drop value_bits=4",
             DENSITY,
         ),
         Method("rotated-4bit", "--recipe rotated --set bits=4"),
-        Method("sbc2-1%", f"--recipe sbc --density 0.01 {LOCAL}", DENSITY),
-        Method("sbc2-diloco", f"--recipe sbc --density 0.01 {LOCAL} --diloco", DENSITY),
+        Method("sbc2-1%", f"--recipe sbc --density 0.01 {FROM} {LOCAL}", DENSITY),
+        Method("sbc2-diloco", f"--recipe sbc --density 0.01 {FROM} {LOCAL} --diloco", DENSITY),
         Method("fedavg", f"--recipe topk --density 1 --set exchange=union {LOCAL}"),
     )
 }

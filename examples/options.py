@@ -56,6 +56,7 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="steps in which the density falls, or dense ones before powersgd or post_local_sgd "
         "(default: steps / 6)",
     )
+    add("--warmup-density", type=density, default=0.25, help="it falls from there (default: 0.25)")
     add("--codec", choices=["elias_fano", "golomb", "raw"], help="how positions are written")
     add("--scope", choices=["tensor", "bucket", "model"], help="where the density holds")
     add("--period", type=positive_int, help="local steps between rounds (default: no local steps)")

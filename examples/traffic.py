@@ -20,7 +20,6 @@ from post_local_sgd import PostLocalSGD
 
 BUILT_IN = ("none", "fp16", "powersgd", "post_local_sgd")
 POWERSGD_RANK = 4
-WARMUP_DENSITY = 0.05  # where a density warm-up starts
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def make_recipe(args: Namespace) -> Any:
     if args.recipe in BUILT_IN:
         return None
     options = {
-        "density": density_schedule(args.density, args.warmup_steps // (args.period or 1)),
+        "density": density_schedule(args),
         "momentum": args.momentum if holds_momentum(args) else 0.0,
         "scope": args.scope,
         "codec": args.codec,
@@ -90,11 +89,12 @@ def make_recipe(args: Namespace) -> Any:
     return getattr(dc.recipes, args.recipe)(**chosen)
 
 
-def density_schedule(density: float, warmup_steps: int) -> Any:
-    """The density itself, or a schedule that falls to it from 0.05; with --period in rounds."""
-    if warmup_steps == 0 or density >= WARMUP_DENSITY:
-        return density
-    return dc.schedules.exponential_warmup(density, warmup_steps, start=WARMUP_DENSITY)
+def density_schedule(args: Namespace) -> Any:
+    """The density itself, or a schedule that falls to it; with --period in rounds."""
+    warmup_steps = args.warmup_steps // (args.period or 1)
+    if warmup_steps == 0:
+        return args.density
+    return dc.schedules.exponential_warmup(args.density, warmup_steps, args.warmup_density)
 
 
 def attach(

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from ddp_compress.advise.link import rate_text
+from ddp_compress.advise.link import Link, rate_text
 from ddp_compress.advise.methods import BASELINES, POWERSGD
 from ddp_compress.advise.outlook import Outlook, Setting, break_even
 from ddp_compress.advise.workload import Workload
@@ -36,7 +35,7 @@ class Advice:
     here: Setting
     is_measured: bool
     outlooks: Sequence[Outlook]
-    inside: Any = None
+    inside: Link | None = None
     seconds: float = 0.0
 
     @cached_property
@@ -125,6 +124,7 @@ class Advice:
             "parameters": self.workload.numel,
             "step": self.workload.step,
             "here": asdict(self.here),
+            "inside": asdict(self.inside) if self.inside else None,
             "is_measured": self.is_measured,
             "seconds": self.seconds,
             "methods": rows,

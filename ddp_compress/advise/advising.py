@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.advise.advice import Advice
 from ddp_compress.advise.extras import rich
+from ddp_compress.advise.hosts import measure_inside
 from ddp_compress.advise.link import Link, measure
 from ddp_compress.advise.measuring import Measuring
 from ddp_compress.advise.methods import BASELINES, DEFAULT, of_recipes
@@ -88,11 +89,13 @@ def advise(
             bare = model.module if isinstance(model, DistributedDataParallel) else model
             workload = Workload(workload.parameters, measure_step(bare, inputs, measuring))
         here = Setting(ranks or measuring.world_size, link or measure(measuring))
+        inside = None if alone else measure_inside(measuring)
         per_node = _per_node(within)
         with _bar(progress and measuring.rank == 0, len(methods) * Measuring.PARTS) as done:
             found = Measuring(workload, measuring, here, within, per_node, done)
             outlooks = list(found.outlooks(methods))
-    return Advice(workload, here, not alone, outlooks, seconds=time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return Advice(workload, here, not alone, outlooks, inside, seconds)
 
 
 def _workload(model: nn.Module | int, step: float | None) -> Workload:

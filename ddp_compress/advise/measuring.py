@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,14 +12,14 @@ from ddp_compress.advise.link import Link
 from ddp_compress.advise.methods import NO_EXCHANGE, Method
 from ddp_compress.advise.outlook import Cost, Outlook, Setting
 from ddp_compress.advise.ranks import Ranks
-from ddp_compress.advise.stand_in import MadeUp
-from ddp_compress.advise.trial import ECHOED, WARM_UP, Steps, Trial, rehearse, ring
+from ddp_compress.advise.stand_in import Busy, MadeUp, Spend
+from ddp_compress.advise.trial import ECHOED, WARM_UP, Steps, Trial, extended, rehearse, ring
 from ddp_compress.advise.workload import Workload
 from ddp_compress.recipe import Recipe
 from ddp_compress.transport.nodes import Within
 
 DOUBLINGS = 6  # of the number of ranks: up to 64 W
-MOST = 2**24  # elements of a sample
+MOST = 10_000_000  # elements of a sample
 FIRST = 2**16, 2**20  # elements of the first, at least and at most
 STEP = 0.25  # seconds that a measured step may take
 FEWEST, MANY = 3, 7  # steps that are measured
@@ -41,19 +42,18 @@ class Sampled:
     def whole(self, numel: int, sent: float) -> float:
         """Seconds for a whole model, which sends so many bytes.
 
-        Work grows as it did from one sample to the other, but at most in proportion; what travels
-        takes as long as there are bytes.
+        Work is `extended`; what travels takes as long as there are bytes.
         """
         small, large = self.small, self.large
-        work, grown = large.seconds - self._travels(large), large.numel - small.numel
-        each = work / large.numel
-        if grown > 0:
-            slope = (work - small.seconds + self._travels(small)) / grown
-            each = max(0.0, min(each, slope))
         travels = self._travels(large)
+        work = extended(
+            (small.numel, small.seconds - self._travels(small)),
+            (large.numel, large.seconds - travels),
+            numel,
+        )
         if travels > 0:
             travels *= self.link.seconds(large.phases, sent) / self._ideally(large)
-        return work + each * (numel - large.numel) + travels
+        return work + travels
 
     def _travels(self, trial: Trial) -> float:
         """The part of a trial in which bytes were on their way."""
@@ -88,7 +88,9 @@ class Measuring:
     ) -> None:
         self._workload, self._ranks, self._here = workload, ranks, here
         self._within, self._per_node, self._done = within, per_node, done
-        self._made_up = MadeUp(max(ECHOED, min(workload.numel, MOST)), ranks.rank, ranks.device)
+        self._made_up = MadeUp(max(ECHOED[1], min(workload.numel, MOST)), ranks.rank, ranks.device)
+        ranks.meet()  # ranks that share cores are busy at the same time
+        self._spend: Spend = Busy() if ranks.device.type == "cpu" else time.sleep
         self._copies = self._measured(NO_EXCHANGE)
 
     def outlooks(self, methods: Sequence[Method]) -> Iterator[Outlook]:
@@ -148,7 +150,8 @@ class Measuring:
 
     def _steps(self, method: Method, numel: int, backward: float = 0.0) -> Steps:
         like = self._workload.sample(numel)
-        return Steps(method, like, self._made_up, self._ranks, self._within, backward)
+        told = self._made_up, self._ranks, self._within
+        return Steps(method, like, *told, backward, self._spend)
 
     def _hidden(self, method: Method, trial: Trial) -> float:
         """Share, of what could be hidden behind backward, that is."""
@@ -176,11 +179,13 @@ class Measuring:
     def _rehearsed(self, recipe: Recipe, world_size: int) -> Cost | None:
         others = max(2, world_size // self._per_node)
         numel = self._workload.numel // self._per_node
-        trial = rehearse(recipe, numel, others, self._ranks, self._made_up)
-        if trial is None:
+        fewer, more = (min(numel, most) for most in ECHOED)
+        small = rehearse(recipe, fewer, others, self._ranks, self._made_up)
+        large = rehearse(recipe, more, others, self._ranks, self._made_up)
+        if small is None or large is None:
             return None
-        times = numel / trial.numel
-        return Cost(trial.seconds * times, trial.sent * times, trial.phases)
+        work = extended((small.numel, small.seconds), (large.numel, large.seconds), numel)
+        return Cost(work, large.sent * numel / large.numel, large.phases)
 
     def _all_reduced(self, method: Method, found: Sampled, world_size: int) -> Cost:
         """Of a baseline: its payload does not depend on who there is."""

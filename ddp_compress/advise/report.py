@@ -108,7 +108,7 @@ def _left_out(advice: Advice) -> str:
         else "Nothing was sent: work was measured on this machine, the link is an assumption."
     )
     overlap = (
-        " Backward is taken for two thirds of the step, in which the host is idle."
+        " Backward is taken for two thirds of the step; on a GPU the host is idle in it, else busy."
         if advice.workload.step
         else " No step time was given, so nothing is hidden behind backward: give --step."
     )

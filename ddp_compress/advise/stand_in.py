@@ -3,49 +3,89 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 SETS = 2  # of gradients, which take turns
+CALIBRATED = 0.05  # seconds
+
+
+Spend = Callable[[float], None]
+
+
+class Busy:
+    """Keeps a core busy with as much work as takes so many seconds when all ranks are.
+
+    So does the backward pass of a model on the CPU: what runs beside it makes both slower.
+
+    Example:
+        >>> Busy()(0.01)
+    """
+
+    def __init__(self) -> None:
+        self._matrix = torch.ones(64, 64, dtype=torch.float32, device=torch.device("cpu"))
+        self._each = 0.0
+        begin, count = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < CALIBRATED:
+            self._work()
+            count += 1
+        self._each = passed / count
+
+    def __call__(self, seconds: float) -> None:
+        """Work."""
+        for _ in range(round(seconds / self._each)):
+            self._work()
+
+    def _work(self) -> None:
+        torch.mm(self._matrix, self._matrix)
 
 
 class StandIn(nn.Module):
-    """Its gradients are those given to `forward`; backward takes a time in which the host sleeps.
-
-    So does a host's thread while a GPU works: what a hook does then costs nothing.
+    """Its gradients are those given to `forward`; its backward pass takes a time.
 
     Args:
         like: tensors of the parameters' shapes and dtypes.
         backward: seconds; every parameter takes its share of them.
+        spend: lets seconds pass: asleep, as a host's thread is while a GPU works, or `Busy`.
     """
 
-    def __init__(self, like: Sequence[Tensor], backward: float = 0.0) -> None:
+    def __init__(
+        self, like: Sequence[Tensor], backward: float = 0.0, spend: Spend = time.sleep
+    ) -> None:
         super().__init__()
         self.values = nn.ParameterList([nn.Parameter(torch.zeros_like(each)) for each in like])
         self._each = backward / max(1, sum(each.numel() for each in like))
+        self._spend = spend
 
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
         """A loss with these gradients."""
         pairs = zip(self.values, gradients, strict=True)
-        parts = [_Given.apply(value, grad, self._each * grad.numel()) for value, grad in pairs]
+        parts = [_Given.apply(value, grad, self._wait_for(grad)) for value, grad in pairs]
         return torch.stack(parts).sum()
+
+    def _wait_for(self, gradient: Tensor) -> Callable[[], None] | None:
+        seconds = self._each * gradient.numel()
+        return partial(self._spend, seconds) if seconds else None
 
 
 class _Given(torch.autograd.Function):
-    """0, with a gradient that is given."""
+    """0, with a gradient that is given, after a while."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradient: Tensor, seconds: float) -> Tensor:
-        ctx.gradient, ctx.seconds = gradient, seconds
+    def forward(
+        ctx: Any, value: Tensor, gradient: Tensor, wait: Callable[[], None] | None
+    ) -> Tensor:
+        ctx.gradient, ctx.wait = gradient, wait
         return value.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.seconds:
-            time.sleep(ctx.seconds)
+        if ctx.wait:
+            ctx.wait()
         return ctx.gradient.clone(), None, None  # DDP writes into what it is given
 
 

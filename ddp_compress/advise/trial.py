@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_compress.advise.echoes import echo_group
 from ddp_compress.advise.methods import DENSE_STEPS, Method
 from ddp_compress.advise.ranks import Ranks
-from ddp_compress.advise.stand_in import MadeUp, StandIn
+from ddp_compress.advise.stand_in import MadeUp, Spend, StandIn
 from ddp_compress.hook import attach
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
@@ -28,7 +28,7 @@ from ddp_compress.transport.nodes import Within
 FAR = 2**20  # times W: a step in which warm-ups are over, and that is rank 0's turn
 WARM_UP = DENSE_STEPS + 1  # DDP also rebuilds its buckets after the first step
 REHEARSALS = 3
-ECHOED = 2**20  # elements at most, on which work among many ranks is measured
+ECHOED = 2**18, 2**20  # elements on which work among many ranks is measured
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ def ring(payload: float, world_size: int) -> float:
     return 2 * (world_size - 1) / world_size * payload
 
 
+def extended(small: tuple[int, float], large: tuple[int, float], numel: int) -> float:
+    """Seconds of work on so many elements, from those on two other numbers of them.
+
+    Work grows as it did from one to the other, but at most in proportion.
+
+    Example:
+        >>> extended((100, 2.0), (200, 3.0), 400)
+        5.0
+    """
+    (fewer, less), (more, seconds) = small, large
+    each = seconds / more
+    if more > fewer:
+        each = max(0.0, min(each, (seconds - less) / (more - fewer)))
+    return seconds + each * (numel - more)
+
+
 class Steps:
     """A stand-in model that exchanges its gradients by one method among the real ranks.
 
@@ -65,6 +81,7 @@ class Steps:
         ranks: who measures.
         within: see `CompressionState`.
         backward: seconds of every backward pass.
+        spend: see `StandIn`.
     """
 
     def __init__(
@@ -75,6 +92,7 @@ class Steps:
         ranks: Ranks,
         within: Within | None = None,
         backward: float = 0.0,
+        spend: Spend = time.sleep,
     ) -> None:
         on_device = [torch.empty_like(each, device=ranks.device) for each in like]
         self.numel = sum(each.numel() for each in like)
@@ -82,7 +100,7 @@ class Steps:
         self._gradients = made_up.like(on_device)
         self._count = 0
         self._model = DistributedDataParallel(
-            StandIn(on_device, backward),
+            StandIn(on_device, backward, spend),
             process_group=ranks.group,
             init_sync=False,
             bucket_cap_mb=4 * self.numel // 2**20 + 1 if method.one_bucket else None,
@@ -165,7 +183,7 @@ def rehearse(
 
     Args:
         recipe: how gradients are exchanged.
-        numel: elements at most.
+        numel: elements of the gradients; at most, as owners have equally many.
         world_size: how many ranks.
         ranks: who measures.
         made_up: gradients.
@@ -173,7 +191,7 @@ def rehearse(
     Returns:
         What a step costs; None where owners of shards cannot be echoes of each other.
     """
-    each = _shard(density_at(recipe.select.density, FAR), min(numel, ECHOED), world_size)
+    each = _shard(density_at(recipe.select.density, FAR), numel, world_size)
     row = torch.empty(1, each, dtype=torch.float32, device="meta")
     # Every owner has the same, so that what an echo answers fits as well as what the owner would.
     gradients = [flat.repeat(world_size, 1) for (flat,) in made_up.like([row])]

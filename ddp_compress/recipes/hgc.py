@@ -10,7 +10,7 @@ from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import Schedule, exponential_warmup
 from ddp_compress.select import TopK
 
-WARM_UP = exponential_warmup(0.001, steps=300, start=0.25)  # the paper's
+WARM_UP = exponential_warmup(0.001, steps=300)  # the paper's
 
 
 def hgc(

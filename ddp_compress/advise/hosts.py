@@ -1,0 +1,37 @@
+"""Ranks that share a host, and the link that they have inside it."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from ddp_compress.advise.link import Link, measure
+from ddp_compress.advise.ranks import Ranks
+from ddp_compress.stats import Traffic
+from ddp_compress.transport.comm import Comm
+from ddp_compress.transport.groups import backends, members, new_group
+from ddp_compress.transport.nodes import Claim, claim, nodes_of
+
+
+def hosts_of(ranks: Ranks) -> list[list[int]]:
+    """The ranks of every host; one list of all where hosts are not equally large."""
+    comm = Comm(ranks.group, Traffic(), ranks.device)
+    claims = [Claim.of(text) for text in comm.share_text(claim("node").text())]
+    try:
+        return nodes_of(claims, members(ranks.group), found=False)
+    except ValueError:
+        return [members(ranks.group)]
+
+
+def measure_inside(ranks: Ranks) -> Link | None:
+    """The link inside a host, all hosts at once; None where there is one host, or one rank each."""
+    hosts = hosts_of(ranks)
+    own = next(host for host in hosts if dist.get_rank() in host)
+    if len(hosts) == 1 or len(own) == 1:
+        return None
+    backend = backends(ranks.group).get(ranks.device.type, "gloo")
+    name = Comm(ranks.group, Traffic(), ranks.device).compare(lambda: "hosts")
+    group = new_group(ranks.group, own, backend, f"{name} {own[0]}")
+    link = measure(Ranks(group, ranks.device))
+    dist.destroy_process_group(group)
+    slowest_bit, latency = ranks.slowest_of([1 / link.rate, link.latency])
+    return Link(1 / slowest_bit, latency)
