@@ -22,6 +22,7 @@ from ddp_compress.advise.ranks import Ranks
 from ddp_compress.advise.workload import Workload, measure_step, of_model, of_size
 from ddp_compress.checks import check_count
 from ddp_compress.recipe import Recipe
+from ddp_compress.transport.comm import PeerError
 from ddp_compress.transport.nodes import Within, check_within, claim
 
 
@@ -88,12 +89,13 @@ def advise(
             assert isinstance(model, nn.Module)
             bare = model.module if isinstance(model, DistributedDataParallel) else model
             workload = Workload(workload.parameters, measure_step(bare, inputs, measuring))
-        here = Setting(ranks or measuring.world_size, link or measure(measuring))
-        inside = None if alone else measure_inside(measuring)
-        per_node = _per_node(within)
-        with _bar(progress and measuring.rank == 0, len(methods) * Measuring.PARTS) as done:
-            found = Measuring(workload, measuring, here, within, per_node, done)
-            outlooks = list(found.outlooks(methods))
+        with _together():
+            here = Setting(ranks or measuring.world_size, link or measure(measuring))
+            inside = None if alone else measure_inside(measuring)
+            per_node = _per_node(within)
+            with _bar(progress and measuring.rank == 0, len(methods) * Measuring.PARTS) as done:
+                found = Measuring(workload, measuring, here, within, per_node, done)
+                outlooks = list(found.outlooks(methods))
     seconds = time.perf_counter() - begin
     return Advice(workload, here, not alone, outlooks, inside, seconds)
 
@@ -156,6 +158,21 @@ def _process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What the process group says where ranks lose each other, in one line."""
+    try:
+        yield
+    except (PeerError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RuntimeError(
+            "the ranks have lost each other: one has ended, or a link has failed, while they "
+            f"measured ({lines[0] if lines else type(error).__name__})"
+        ) from error
 
 
 @contextmanager
