@@ -11,11 +11,11 @@ import ddp_compress as dc
 from ddp_compress import recipes
 from ddp_compress.advise.__main__ import argument_parser, count, imported
 from ddp_compress.advise.advice import Advice
-from ddp_compress.advise.link import Link, parse_rate, parse_seconds
+from ddp_compress.advise.link import Link, parse_rate, parse_seconds, ring
 from ddp_compress.advise.measuring import Sampled
-from ddp_compress.advise.methods import POWERSGD, of_recipes
+from ddp_compress.advise.methods import POWERSGD, baselines, of_recipes
 from ddp_compress.advise.outlook import Cost, Outlook, Setting, break_even
-from ddp_compress.advise.trial import Trial, ring
+from ddp_compress.advise.trial import Trial
 from ddp_compress.advise.workload import Workload, of_model, of_size
 
 GIGABIT = Link(rate=1e9, latency=1e-3)
@@ -29,6 +29,7 @@ def outlook(name: str, work: float, sent: float, measured: float | None = None, 
 
 DENSE = outlook("dense", 0.01, sent=62.5e6)  # 0.5 s, and 1 ms
 SPARSE = outlook("topk", 0.05, sent=1e6)
+SHORT = Workload([], step=1e-6)
 
 
 def test_an_exchange_is_work_latency_and_bytes():
@@ -36,13 +37,14 @@ def test_an_exchange_is_work_latency_and_bytes():
     assert DENSE.exchange(Setting(8, Link(1e10, 2e-3))) == pytest.approx(0.01 + 0.002 + 0.1)
 
 
-def test_what_was_measured_changes_by_as_much_as_the_costs():
-    found = outlook("topk", 0.05, sent=1e6, measured=0.1)
+def test_of_what_was_measured_work_stays_and_bytes_take_as_much_longer():
+    found = outlook("topk", 0.05, sent=1e6, measured=0.1)  # 9 ms on an ideal link, 50 on this
     assert found.exchange() == 0.1
-    assert found.exchange(Setting(8, GIGABIT)) == pytest.approx(0.1 + 0.008)
-    assert found.exchange(Setting(4, Link(1e12, 1e-12))) == pytest.approx(0.1 - 0.009, rel=1e-3)
-    quick = outlook("topk", 0.05, sent=125e6, measured=0.5)
-    assert quick.exchange(Setting(4, Link(1e12, 1e-3))) == 0.05, "work is left"
+    assert found.exchange(Setting(8, GIGABIT)) == pytest.approx(0.05 + 0.05 * 17 / 9)
+    assert found.exchange(Setting(4, Link(1e8, 1e-2))) == pytest.approx(0.05 + 0.5)
+    assert found.exchange(Setting(4, Link(1e15, 1e-12))) == pytest.approx(0.05, rel=1e-3)
+    more = Outlook("x", "", True, HERE, {4: Cost(0.1, 0, 0), 8: Cost(0.3, 0, 0)}, measured=0.2)
+    assert more.exchange(Setting(8, GIGABIT)) == pytest.approx(0.4)
 
 
 def test_backward_hides_a_share():
@@ -69,18 +71,24 @@ def test_breaks_even_where_both_take_as_long():
     ],
 )
 def test_the_verdict_asks_for_a_tenth_and_more_than_noise(ours, verdict):
-    advice = Advice(Workload([]), HERE, True, [DENSE, ours])
+    advice = Advice(SHORT, HERE, True, [DENSE, ours])
     assert advice.verdict.startswith(verdict)
     assert advice.pays == verdict.startswith("compress")
+
+
+def test_no_verdict_without_a_step():
+    advice = Advice(Workload([]), HERE, True, [DENSE, SPARSE])
+    assert not advice.pays
+    assert advice.verdict.endswith("(--step): dense exchanges in 511 ms, topk in 59 ms")
 
 
 def test_the_verdict_names_what_else_would_be_quicker():
     half, thin = outlook("fp16", 0.01, sent=31e6), outlook("powersgd", 0.01, sent=1e5)
     slow = outlook("topk", 0.6, sent=1e6)
-    assert Advice(Workload([]), HERE, True, [DENSE, half, slow]).verdict.startswith(
+    assert Advice(SHORT, HERE, True, [DENSE, half, slow]).verdict.startswith(
         "stay dense, with PyTorch's fp16 hook: dense takes 511 ms"
     )
-    assert Advice(Workload([]), HERE, True, [DENSE, half, slow, thin]).verdict.startswith(
+    assert Advice(SHORT, HERE, True, [DENSE, half, slow, thin]).verdict.startswith(
         "take PyTorch's PowerSGD: 11.8 ms"
     )
 
@@ -101,6 +109,17 @@ def test_bytes_of_powersgd_are_those_that_it_counts():
     like = [torch.empty(256, 64, 3), torch.empty(256), torch.empty(3, 7)]
     assert POWERSGD.payload(like) == 4 * ((256 + 192) * 4 + 256 + 21)
     assert ring(100.0, 4) == 150.0
+
+
+def test_a_sample_cuts_what_is_larger_than_itself():
+    experts = Workload([torch.empty(8, 4096, 4096, device="meta")])
+    assert sum(each.numel() for each in experts.sample(10**6)) <= 10**6
+
+
+def test_powersgd_takes_one_dtype():
+    single, half = torch.empty(3), torch.empty(3, dtype=torch.bfloat16)
+    assert [each.name for each in baselines([single, single])] == ["dense", "fp16", "powersgd"]
+    assert [each.name for each in baselines([single, half])] == ["dense", "fp16"]
 
 
 @pytest.mark.parametrize("most", [10**5, 10**6])
@@ -166,6 +185,8 @@ def test_nothing_is_left_behind(advice):
         ({"ranks": 1}, ValueError, "ranks must be 2 or more, got 1"),
         ({"model": 0}, ValueError, "must be 1 or more, got 0"),
         ({"model": "resnet18"}, TypeError, "must be an int, got 'resnet18'"),
+        ({"model": nn.Linear(2, 2, device="meta")}, ValueError, "has no memory"),
+        ({"inputs": torch.ones(2)}, ValueError, "inputs need a model to be called"),
         ({"step": -1}, ValueError, "step must be seconds of forward and backward"),
         ({"recipes": ["tokp"]}, ValueError, "recipe must be one of"),
         ({"recipes": ["topk,density"]}, ValueError, "expected WORD=VALUE"),

@@ -24,6 +24,7 @@ from torch import nn
 
 from ddp_compress.advise.advice import Advice
 from ddp_compress.advise.advising import advise
+from ddp_compress.advise.extras import needed
 from ddp_compress.advise.link import Link, parse_rate, parse_seconds
 from ddp_compress.advise.methods import DEFAULT
 from ddp_compress.schedules import check_density
@@ -37,8 +38,8 @@ def main() -> None:
     """Read the command line, measure, report."""
     options = argument_parser().parse_args()
     try:
-        with job(options):
-            report(measured(options), options)
+        with job() as device:
+            report(measured(options, device), options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         fail(f"{error}")
 
@@ -63,8 +64,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--recipes", nargs="+", default=list(DEFAULT), metavar="NAME[,WORD=VALUE...]")
     add("--density", type=said(share), help="of recipes that have one (default: each its own)")
     add("--within", choices=["node"], help="average dense inside a host, compress between hosts")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--plot", type=Path, metavar="FILE", help="draw step time against link rate")
+    add("--json", type=said(file), metavar="FILE", help="write all figures there")
+    add("--plot", type=said(file), metavar="FILE", help="draw step time against link rate")
     alone = parser.add_argument_group("on one process alone", "what to assume")
     alone.add_argument("--link", type=said(parse_rate), metavar="RATE", help="such as 1gbit")
     alone.add_argument("--latency", type=said(parse_seconds), metavar="TIME", help="such as 1ms")
@@ -101,6 +102,14 @@ def count(text: str) -> int:
     return value
 
 
+def file(text: str) -> Path:
+    """A path in a folder that exists: better to hear now than after the measurement."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"cannot write {text!r}: expected a file in a folder that exists")
+    return path
+
+
 def share(text: str) -> float:
     """A density."""
     value = float(text)
@@ -129,25 +138,30 @@ def fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def job(options: argparse.Namespace) -> Iterator[None]:
+def job() -> Iterator[torch.device]:
     """Join the ranks that torchrun has started: a GPU each where there are enough, else the CPU."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        yield
+    local, count = (int(os.environ.get(f"LOCAL_{name}", "-1")) for name in ("RANK", "WORLD_SIZE"))
+    on_gpu = 0 <= local < count <= torch.cuda.device_count()
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
         return
-    on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=SILENCE)
-    yield
+    yield device
     dist.destroy_process_group()
 
 
-def measured(options: argparse.Namespace) -> Advice:
+def measured(options: argparse.Namespace, device: torch.device) -> Advice:
     """What the ranks find."""
+    if options.plot:
+        needed("matplotlib.pyplot")  # its lack shows before the measurement
     model, inputs = options.parameters, None
     if options.model:
         model, inputs = imported(options.model)
+        model = model.to(device)
+        inputs = None if inputs is None else [moved(each, device) for each in inputs]
     link = None
     if options.link or options.latency:
         if not (options.link and options.latency):
@@ -181,9 +195,15 @@ def imported(text: str) -> tuple[nn.Module, Sequence[object] | None]:
     except Exception as error:  # anything may go wrong in a user's module
         raise ValueError(f"--model {text}: {type(error).__name__}: {error}") from error
     model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
     if not isinstance(model, nn.Module):
         raise ValueError(f"{expected} which gives an nn.Module; got {type(model).__name__}")
     return model, inputs
+
+
+def moved(value: object, device: torch.device) -> object:
+    """A tensor on the device; anything else as it is."""
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def report(advice: Advice, options: argparse.Namespace) -> None:

@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from ddp_compress.advise.link import Link, rate_text
-from ddp_compress.advise.methods import BASELINES, POWERSGD
+from ddp_compress.advise.methods import POWERSGD
+from ddp_compress.advise.methods import UNCOMPRESSED as PLAIN
 from ddp_compress.advise.outlook import Outlook, Setting, break_even
 from ddp_compress.advise.workload import Workload
 
 WORTH = 0.9  # of the step without it is what compression must stay below
-UNCOMPRESSED = tuple(each.name for each in BASELINES if each is not POWERSGD)
+UNCOMPRESSED = tuple(each.name for each in PLAIN)
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class Advice:
 
     @property
     def pays(self) -> bool:
-        """Whether the quickest recipe is quicker than all else, by more than a tenth and noise."""
-        if self.recipe is None:
+        """Whether the quickest recipe is quicker than all else, by more than a tenth and noise.
+
+        False where the step is not known: nobody can tell what of an exchange backward hides.
+        """
+        if self.recipe is None or not self.workload.step:
             return False
         ours, noise = self.step(self.recipe), self.recipe.spread + self.uncompressed.spread
         plain = self.step(self.uncompressed)
@@ -80,6 +84,8 @@ class Advice:
     def verdict(self) -> str:
         """One sentence."""
         plain, dense = self.uncompressed, self.dense
+        if not self.workload.step:
+            return self._of_exchanges()
         figures = f"{dense.name} takes {_ms(self.step(dense))} a step"
         if plain is not dense:
             figures += f", {plain.name} {_ms(self.step(plain))}"
@@ -89,18 +95,23 @@ class Advice:
         ours = f"{best.name} {_ms(self.step(best))}"
         if self.pays:
             rate = self.break_even(best)
-            where = (
-                f"it pays on links below {rate_text(rate)}"
-                if rate and rate < math.inf
-                else "it pays on links of any rate"
-            )
-            return f"compress: {figures}, and {ours}; {where}"
+            known = rate is not None and rate < math.inf
+            where = f"; it pays on links below {rate_text(rate)}" if rate and known else ""
+            return f"compress: {figures}, and {ours}{where}"
         if self.sorted[0].name == POWERSGD.name:
             thin = self.sorted[0]
             return f"take PyTorch's PowerSGD: {_ms(self.step(thin))}; {figures}, {ours}"
         half = self.step(plain) < WORTH * self.step(dense)
         stay = f"stay dense, with PyTorch's {plain.name} hook" if half else "stay dense"
         return f"{stay}: {figures}, and the quickest recipe, {ours}"
+
+    def _of_exchanges(self) -> str:
+        quickest = min(self.outlooks, key=lambda each: each.exchange())
+        return (
+            "no verdict without a step's seconds, behind which an exchange may hide (--step): "
+            f"dense exchanges in {_ms(self.dense.exchange())}, {quickest.name} in "
+            f"{_ms(quickest.exchange())}"
+        )
 
     def to_json(self) -> str:
         """All figures: seconds, bytes and bits per second."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.advise.advice import Advice
@@ -16,13 +16,14 @@ from ddp_compress.advise.extras import rich
 from ddp_compress.advise.hosts import measure_inside
 from ddp_compress.advise.link import Link, measure
 from ddp_compress.advise.measuring import Measuring
-from ddp_compress.advise.methods import BASELINES, DEFAULT, of_recipes
+from ddp_compress.advise.methods import DEFAULT, baselines, of_recipes
 from ddp_compress.advise.outlook import Setting
 from ddp_compress.advise.ranks import Ranks
 from ddp_compress.advise.workload import Workload, measure_step, of_model, of_size
 from ddp_compress.checks import check_count
 from ddp_compress.recipe import Recipe
 from ddp_compress.transport.comm import PeerError
+from ddp_compress.transport.groups import backends
 from ddp_compress.transport.nodes import Within, check_within, claim
 
 
@@ -30,7 +31,7 @@ def advise(
     model: nn.Module | int,
     *,
     step: float | None = None,
-    inputs: Sequence[object] | None = None,
+    inputs: Sequence[object] | Tensor | None = None,
     recipes: Sequence[str | Recipe] = DEFAULT,
     density: float | None = None,
     within: Within | None = None,
@@ -50,7 +51,8 @@ def advise(
             there would be.
         step: seconds of forward and backward of one step, without an exchange. None: measured with
             ``inputs``; without those nothing is hidden behind backward.
-        inputs: what the model is called with.
+        inputs: what the model is called with; whatever it returns is summed and differentiated.
+            Gradients and buffers stay as they are.
         recipes: see `ddp_compress.recipes`; made, or as texts such as "topk,density=0.001".
         density: of those given as texts; None for each recipe's own.
         within: see `CompressionState`: of the recipes.
@@ -78,26 +80,51 @@ def advise(
     """
     begin = time.perf_counter()
     check_within(within)
-    methods = [*BASELINES, *of_recipes(recipes, density)]
-    with _process_group(), torch.random.fork_rng(devices=[]):
-        measuring = Ranks(process_group, _device(model))
-        alone = measuring.world_size == 1
-        _check_assumptions(alone, link, ranks)
-        workload = _workload(model, step)
-        measuring.agree(lambda: f"{workload.describe()}, {[each.name for each in methods]}")
-        if step is None and inputs is not None:
-            assert isinstance(model, nn.Module)
-            bare = model.module if isinstance(model, DistributedDataParallel) else model
-            workload = Workload(workload.parameters, measure_step(bare, inputs, measuring))
-        with _together():
-            here = Setting(ranks or measuring.world_size, link or measure(measuring))
-            inside = None if alone else measure_inside(measuring)
+    if progress:
+        rich()  # its lack shows before ranks wait for each other
+    workload = _workload(model, step)
+    methods = [*baselines(workload.parameters), *of_recipes(recipes, density)]
+    given = _inputs(model, step, inputs)
+    with _process_group():
+        measuring = Ranks(process_group, _device(model, process_group))
+        _check_assumptions(measuring.world_size == 1, link, ranks)
+        per_node = 1
+
+        def setting() -> str:
+            nonlocal per_node
             per_node = _per_node(within)
+            told = [each.recipe or each.name for each in methods]
+            return f"{workload.describe()}, inputs: {given is not None}, {per_node} a node, {told}"
+
+        with _together():
+            measuring.agree(setting)
+            if given is not None:
+                assert isinstance(model, nn.Module)
+                seconds = measure_step(_bare(model), given, measuring)
+                workload = Workload(workload.parameters, seconds)
+            here = Setting(ranks or measuring.world_size, link or measure(measuring))
+            inside = None if measuring.world_size == 1 else measure_inside(measuring)
             with _bar(progress and measuring.rank == 0, len(methods) * Measuring.PARTS) as done:
                 found = Measuring(workload, measuring, here, within, per_node, done)
                 outlooks = list(found.outlooks(methods))
+        is_measured = measuring.world_size > 1
     seconds = time.perf_counter() - begin
-    return Advice(workload, here, not alone, outlooks, inside, seconds)
+    return Advice(workload, here, is_measured, outlooks, inside, seconds)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _inputs(
+    model: nn.Module | int, step: float | None, inputs: Sequence[object] | Tensor | None
+) -> Sequence[object] | None:
+    """What the model is called with, if its step is to be measured."""
+    if inputs is None or step is not None:
+        return None
+    if not isinstance(model, nn.Module):
+        raise ValueError("inputs need a model to be called: give the model, or step=SECONDS")
+    return [inputs] if isinstance(inputs, Tensor) else inputs
 
 
 def _workload(model: nn.Module | int, step: float | None) -> Workload:
@@ -109,12 +136,11 @@ def _workload(model: nn.Module | int, step: float | None) -> Workload:
     return Workload(of_size(model), step or 0.0)
 
 
-def _device(model: nn.Module | int) -> torch.device:
+def _device(model: nn.Module | int, group: dist.ProcessGroup | None) -> torch.device:
     """Where the model is, or would be."""
     if isinstance(model, nn.Module):
-        return next(iter(model.parameters()), torch.empty(0)).device
-    backend = dist.get_backend_config()
-    on_gpu = "cuda" in backend and torch.cuda.is_available()
+        return next(iter(model.parameters())).device
+    on_gpu = backends(group).get("cuda", "gloo") != "gloo" and torch.cuda.is_available()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
@@ -165,7 +191,7 @@ def _together() -> Iterator[None]:
     """What the process group says where ranks lose each other, in one line."""
     try:
         yield
-    except (PeerError, torch.OutOfMemoryError):
+    except (NotImplementedError, PeerError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from ddp_compress.advise.ranks import Ranks
 
 RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 FEW, PINGS = 64, 20  # bytes to every rank, and how often
-FIRST, MOST = 2**16, 2**26  # bytes that all ranks together are sent
+FIRST, MOST = 2**16, 2**26  # bytes that are reduced
 LONG_ENOUGH = 0.2  # seconds in which latency does not count
 
 
@@ -88,24 +87,23 @@ def _parse(text: str, units: dict[str, float], expected: str) -> float:
 
 
 def measure(ranks: Ranks) -> Link:
-    """Time all-to-alls: of few bytes for the latency, of more and more of them for the rate."""
-    few = ranks.tensor(FEW * ranks.world_size)
-    _all_to_all(ranks, few)
-    latency = ranks.slowest(min(_all_to_all(ranks, few) for _ in range(PINGS)))
+    """Time all-to-alls of few bytes for the latency, all-reduces of more and more for the rate."""
+    few = ranks.tensor(FEW * ranks.world_size, torch.uint8)
+    ping = partial(dist.all_to_all_single, torch.empty_like(few), few, group=ranks.group)
+    latency = ranks.slowest(min(ranks.seconds(ping) for _ in range(PINGS)))
     size, seconds = FIRST, 0.0
     while seconds < LONG_ENOUGH and size < MOST:
         size *= 4
-        data = ranks.tensor(size // ranks.world_size * ranks.world_size)
-        seconds = ranks.slowest(min(_all_to_all(ranks, data) for _ in range(2)))
-    sent = len(data) * (ranks.world_size - 1) / ranks.world_size
-    return Link(8 * sent / max(seconds - latency, 1e-9), latency)
+        reduce = partial(dist.all_reduce, ranks.tensor(size // 4, torch.float32), group=ranks.group)
+        seconds = ranks.slowest(min(ranks.seconds(reduce) for _ in range(2)))
+    return Link(8 * ring(size, ranks.world_size) / seconds, latency)
 
 
-def _all_to_all(ranks: Ranks, data: Tensor) -> float:
-    """Seconds in which every rank sends its part to every other."""
-    heard = torch.empty_like(data)
-    ranks.meet()
-    begin = time.perf_counter()
-    dist.all_to_all_single(heard, data, group=ranks.group)
-    ranks.wait()
-    return time.perf_counter() - begin
+def ring(payload: float, world_size: int) -> float:
+    """Bytes that a rank sends in an all-reduce, which is a reduce-scatter and an all-gather.
+
+    Example:
+        >>> ring(100.0, world_size=4)
+        150.0
+    """
+    return 2 * (world_size - 1) / world_size * payload

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ddp_compress.advise.link import Link
+from ddp_compress.advise.link import Link, ring
 from ddp_compress.advise.methods import NO_EXCHANGE, Method
 from ddp_compress.advise.outlook import Cost, Outlook, Setting
 from ddp_compress.advise.ranks import Ranks
-from ddp_compress.advise.stand_in import Busy, MadeUp, Spend
-from ddp_compress.advise.trial import ECHOED, WARM_UP, Steps, Trial, extended, rehearse, ring
+from ddp_compress.advise.stand_in import Busy, MadeUp
+from ddp_compress.advise.trial import ECHOED, WARM_UP, Steps, Trial, extended, rehearse
 from ddp_compress.advise.workload import Workload
 from ddp_compress.recipe import Recipe
 from ddp_compress.transport.nodes import Within
 
 DOUBLINGS = 6  # of the number of ranks: up to 64 W
+LONG = 2.0  # seconds of a model's work; among yet more ranks it is not measured
 MOST = 10_000_000  # elements of a sample
 FIRST = 2**16, 2**20  # elements of the first, at least and at most
 STEP = 0.25  # seconds that a measured step may take
@@ -90,7 +89,7 @@ class Measuring:
         self._within, self._per_node, self._done = within, per_node, done
         self._made_up = MadeUp(max(ECHOED[1], min(workload.numel, MOST)), ranks.rank, ranks.device)
         ranks.meet()  # ranks that share cores are busy at the same time
-        self._spend: Spend = Busy() if ranks.device.type == "cpu" else time.sleep
+        self._spend = Busy(ranks.device)
         self._copies = self._measured(NO_EXCHANGE)
 
     def outlooks(self, methods: Sequence[Method]) -> Iterator[Outlook]:
@@ -108,6 +107,8 @@ class Measuring:
             hidden = 0.0 if method.recipe or method.one_bucket else 1.0
         self._done()
         costs = dict(self._costs(method, found))
+        if found and not alone and method.recipe:
+            costs = as_counted(costs, self._here.ranks, self._sent(method, found))
         self._done()
         times = self._workload.numel / found.large.numel if found else 1.0
         return Outlook(
@@ -125,10 +126,13 @@ class Measuring:
 
     def _exchange(self, method: Method, found: Sampled) -> float:
         """Seconds of the whole model's."""
-        numel, large = self._workload.numel, found.large
-        payload = method.payload(self._workload.parameters)
-        sent = ring(payload, self._here.ranks) if payload else large.sent * numel / large.numel
-        return found.whole(numel, sent)
+        return max(0.0, found.whole(self._workload.numel, self._sent(method, found)))
+
+    def _sent(self, method: Method, found: Sampled) -> float:
+        """Bytes of the whole model's exchange."""
+        if method.recipe is None:
+            return ring(method.payload(self._workload.parameters), self._here.ranks)
+        return found.large.sent * self._workload.numel / found.large.numel
 
     def _measured(self, method: Method) -> Sampled:
         """Trials on a small sample, and on as large a one as time allows."""
@@ -150,7 +154,8 @@ class Measuring:
 
     def _steps(self, method: Method, numel: int, backward: float = 0.0) -> Steps:
         like = self._workload.sample(numel)
-        told = self._made_up, self._ranks, self._within
+        share = sum(each.numel() for each in like) / self._workload.numel
+        told = self._made_up, self._ranks, self._within, share
         return Steps(method, like, *told, backward, self._spend)
 
     def _hidden(self, method: Method, trial: Trial) -> float:
@@ -166,22 +171,36 @@ class Measuring:
 
     def _costs(self, method: Method, found: Sampled | None) -> Iterator[tuple[int, Cost]]:
         """By the number of ranks."""
-        cost = Cost(0.0, 0.0, 0.0)
+        cost = None
         for double in range(DOUBLINGS + 1):
             world_size = self._here.ranks << double
-            if method.recipe:
-                cost = self._rehearsed(method.recipe, world_size) or cost.doubled()
-            else:
+            if method.recipe is None:
                 assert found is not None
                 cost = self._all_reduced(method, found, world_size)
+            elif cost and cost.work > LONG:
+                cost = cost.doubled()
+            else:
+                cost = self._rehearsed(method.recipe, world_size) or self._at_worst(cost, found)
             yield world_size, cost
+
+    def _at_worst(self, cost: Cost | None, found: Sampled | None) -> Cost:
+        """Where ranks cannot be echoes of each other: from fewer ranks, or what was measured."""
+        if cost is not None:
+            return cost.doubled()
+        if found is None:
+            raise ValueError(
+                "this recipe's work cannot be measured on one process alone: start the ranks"
+            )
+        large = found.large
+        times = self._workload.numel / large.numel
+        return Cost(large.seconds * times, large.sent * times, large.phases)
 
     def _rehearsed(self, recipe: Recipe, world_size: int) -> Cost | None:
         others = max(2, world_size // self._per_node)
         numel = self._workload.numel // self._per_node
         fewer, more = (min(numel, most) for most in ECHOED)
         small = rehearse(recipe, fewer, others, self._ranks, self._made_up)
-        large = rehearse(recipe, more, others, self._ranks, self._made_up)
+        large = small and rehearse(recipe, more, others, self._ranks, self._made_up)
         if small is None or large is None:
             return None
         work = extended((small.numel, small.seconds), (large.numel, large.seconds), numel)
@@ -191,5 +210,10 @@ class Measuring:
         """Of a baseline: its payload does not depend on who there is."""
         payload = method.payload(self._workload.parameters)
         work = found if self._ranks.world_size == 1 else self._copies
-        seconds = work.whole(self._workload.numel, 0.0)
-        return Cost(seconds, ring(payload, world_size), 2 * math.log2(world_size))
+        return Cost(work.whole(self._workload.numel, 0.0), ring(payload, world_size), 1)
+
+
+def as_counted(costs: Mapping[int, Cost], here: int, sent: float) -> dict[int, Cost]:
+    """The same with the bytes that real ranks have sent, and in proportion among more of them."""
+    times = sent / costs[here].sent if costs[here].sent else 1.0
+    return {ranks: replace(cost, sent=cost.sent * times) for ranks, cost in costs.items()}

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -61,7 +62,7 @@ def _thin(parameters: Parameters) -> float:
     """Of every matrix two thin ones, unless they would be more than half of it."""
     numel = 0
     for each in parameters:
-        rows = len(each) if each.dim() > 1 else 1
+        rows = max(1, len(each)) if each.dim() > 1 else 1
         thin = (rows + each.numel() // rows) * POWERSGD_RANK
         numel += thin if each.dim() > 1 and 2 * thin < each.numel() else each.numel()
     return 4.0 * numel
@@ -99,7 +100,17 @@ POWERSGD = Method(
     one_bucket=True,
 )
 NO_EXCHANGE = Method("no exchange", "hands the bucket back as it is", register=_no_exchange)
-BASELINES = (DENSE, FP16, POWERSGD)
+UNCOMPRESSED = (DENSE, FP16)
+
+
+def baselines(parameters: Parameters) -> list[Method]:
+    """What a user has without us, of these parameters.
+
+    PyTorch's PowerSGD needs numpy, and all gradients in one bucket, as of one dtype alone.
+    """
+    one_dtype = len({each.dtype for each in parameters}) == 1
+    thin = [POWERSGD] if one_dtype and find_spec("numpy") else []
+    return [*UNCOMPRESSED, *thin]
 
 
 def of_recipes(chosen: Iterable[str | Recipe], density: float | None) -> list[Method]:

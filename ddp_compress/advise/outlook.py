@@ -52,9 +52,10 @@ class Setting:
 class Outlook:
     """One method's.
 
-    What was measured stands. For another setting it changes by as much as the costs do:
+    What was measured stands: some of it is work, the rest is bytes on their way. For another
+    setting the work changes as its costs do, and the rest as an ideal link's time:
 
-        exchange = measured + cost(there) - cost(here).
+        exchange = measured + travels * (ideal there / ideal here - 1) + work there - work here.
 
     A share of the exchange is hidden behind backward, as much as it was in the measurement:
 
@@ -98,8 +99,12 @@ class Outlook:
         there = self.costs[where.ranks]
         if self.measured is None:
             return there.seconds(where.link)
-        change = there.seconds(where.link) - self.costs[self.here.ranks].seconds(self.here.link)
-        return max(self.measured + change, min(self.measured, there.work))
+        here = self.costs[self.here.ranks]
+        ideal = self.here.link.seconds(here.phases, here.sent)
+        travels = min(self.measured, max(self.measured - here.work, ideal))
+        longer = where.link.seconds(there.phases, there.sent) / ideal - 1 if ideal else 0.0
+        change = travels * longer + there.work - here.work
+        return max(0.0, self.measured + change)
 
     def step(self, workload: Workload, where: Setting | None = None) -> float:
         """Seconds of a training step."""

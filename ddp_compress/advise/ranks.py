@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,9 +31,9 @@ class Ranks:
         self.group, self.device = group, device
         self.rank, self.world_size = rank_and_size(group)
 
-    def tensor(self, size: int) -> Tensor:
-        """Bytes [size] that can be sent."""
-        return torch.zeros(size, dtype=torch.uint8, device=self.device)
+    def tensor(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Zeros [size] that can be sent."""
+        return torch.zeros(size, dtype=dtype, device=self.device)
 
     def agree(self, describe: Callable[[], str]) -> None:
         """Raise on every rank unless all describe alike what is to be measured.
@@ -45,6 +46,14 @@ class Ranks:
     def meet(self) -> None:
         """Wait until every rank is here."""
         self.slowest(0.0)
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        """How long some work takes this rank, if all begin together."""
+        self.meet()
+        begin = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - begin
 
     def wait(self) -> None:
         """Let the device finish."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ddp_compress.advise.advice import UNCOMPRESSED
 from ddp_compress.advise.extras import rich
 from ddp_compress.advise.link import rate_text
 from ddp_compress.advise.outlook import Outlook, Setting
@@ -72,7 +73,7 @@ def _here(advice: Advice) -> Table:
 
 
 def _rate(advice: Advice, outlook: Outlook) -> str:
-    if not outlook.is_recipe and outlook is not advice.sorted[0] and outlook.kept == 0:
+    if outlook.name in UNCOMPRESSED:
         return ""
     rate = advice.break_even(outlook)
     return "never" if rate is None else "any rate" if rate == math.inf else rate_text(rate)

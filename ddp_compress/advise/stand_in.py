@@ -18,30 +18,38 @@ Spend = Callable[[float], None]
 
 
 class Busy:
-    """Keeps a core busy with as much work as takes so many seconds when all ranks are.
+    """Computes for a time, as a backward pass does, measured while all ranks compute.
 
-    So does the backward pass of a model on the CPU: what runs beside it makes both slower.
+    What runs beside it on the same cores makes both slower. On a GPU it is only launched.
+
+    Args:
+        device: that computes.
 
     Example:
-        >>> Busy()(0.01)
+        >>> Busy(torch.device("cpu"))(0.01)
     """
 
-    def __init__(self) -> None:
-        self._matrix = torch.ones(64, 64, dtype=torch.float32, device=torch.device("cpu"))
-        self._each = 0.0
-        begin, count = time.perf_counter(), 0
-        while (passed := time.perf_counter() - begin) < CALIBRATED:
-            self._work()
-            count += 1
+    def __init__(self, device: torch.device) -> None:
+        size = 64 if device.type == "cpu" else 1024
+        self._matrix = torch.ones(size, size, dtype=torch.float32, device=device)
+        self._launch(1)
+        count, passed = 1, 0.0
+        while passed < CALIBRATED:
+            count *= 2
+            begin = time.perf_counter()
+            self._launch(count)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            passed = time.perf_counter() - begin
         self._each = passed / count
 
     def __call__(self, seconds: float) -> None:
-        """Work."""
-        for _ in range(round(seconds / self._each)):
-            self._work()
+        """Compute."""
+        self._launch(round(seconds / self._each))
 
-    def _work(self) -> None:
-        torch.mm(self._matrix, self._matrix)
+    def _launch(self, count: int) -> None:
+        for _ in range(count):
+            torch.mm(self._matrix, self._matrix)
 
 
 class StandIn(nn.Module):
@@ -50,7 +58,7 @@ class StandIn(nn.Module):
     Args:
         like: tensors of the parameters' shapes and dtypes.
         backward: seconds; every parameter takes its share of them.
-        spend: lets seconds pass: asleep, as a host's thread is while a GPU works, or `Busy`.
+        spend: lets seconds pass.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.advise.echoes import echo_group
+from ddp_compress.advise.link import ring
 from ddp_compress.advise.methods import DENSE_STEPS, Method
 from ddp_compress.advise.ranks import Ranks
 from ddp_compress.advise.stand_in import MadeUp, Spend, StandIn
@@ -21,13 +22,14 @@ from ddp_compress.hook import attach
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
-from ddp_compress.step.state import CompressionState
+from ddp_compress.step.state import FLUSH_BYTES, CompressionState
 from ddp_compress.transport.comm import PeerError
 from ddp_compress.transport.nodes import Within
 
 FAR = 2**20  # times W: a step in which warm-ups are over, and that is rank 0's turn
 WARM_UP = DENSE_STEPS + 1  # DDP also rebuilds its buckets after the first step
 REHEARSALS = 3
+BUCKET_MB = 25.0  # DDP's default
 ECHOED = 2**18, 2**20  # elements on which work among many ranks is measured
 
 
@@ -48,11 +50,6 @@ class Trial:
     spread: float
     sent: float
     phases: float
-
-
-def ring(payload: float, world_size: int) -> float:
-    """Bytes that a rank sends in an all-reduce, which is a reduce-scatter and an all-gather."""
-    return 2 * (world_size - 1) / world_size * payload
 
 
 def extended(small: tuple[int, float], large: tuple[int, float], numel: int) -> float:
@@ -80,6 +77,8 @@ class Steps:
         made_up: its gradients.
         ranks: who measures.
         within: see `CompressionState`.
+        share: of the model's elements that these are: buckets and messages are as much smaller
+            than the model's, so that there are as many.
         backward: seconds of every backward pass.
         spend: see `StandIn`.
     """
@@ -91,6 +90,7 @@ class Steps:
         made_up: MadeUp,
         ranks: Ranks,
         within: Within | None = None,
+        share: float = 1.0,
         backward: float = 0.0,
         spend: Spend = time.sleep,
     ) -> None:
@@ -99,11 +99,12 @@ class Steps:
         self._ranks = ranks
         self._gradients = made_up.like(on_device)
         self._count = 0
+        whole = 4 * self.numel / 2**20 + 1  # MiB
         self._model = DistributedDataParallel(
             StandIn(on_device, backward, spend),
             process_group=ranks.group,
             init_sync=False,
-            bucket_cap_mb=4 * self.numel // 2**20 + 1 if method.one_bucket else None,
+            bucket_cap_mb=whole if method.one_bucket else BUCKET_MB * share,
         )
         self._state: CompressionState | None = None
         self._payload = method.payload(on_device)
@@ -111,7 +112,13 @@ class Steps:
             method.register(self._model)
         elif method.recipe:
             far = FAR * ranks.world_size
-            self._state = attach(self._model, method.recipe, start_step=far, within=within)
+            self._state = attach(
+                self._model,
+                method.recipe,
+                start_step=far,
+                within=within,
+                flush_bytes=max(1, int(FLUSH_BYTES * share)),
+            )
 
     def run(self, count: int) -> list[float]:
         """Seconds of the exchange in so many steps, of the slowest rank."""
@@ -123,7 +130,8 @@ class Steps:
             self._ranks.meet()
             times.append(self._timed())
         slowest = self._ranks.slowest_of(times)
-        return [step - local for local, step in zip(slowest[::2], slowest[1::2], strict=True)]
+        pairs = zip(slowest[::2], slowest[1::2], strict=True)
+        return [max(0.0, step - local) for local, step in pairs]
 
     def _timed(self) -> float:
         self._count += 1
@@ -223,18 +231,20 @@ def _echoed(
     model.register_parameter("all", nn.Parameter(torch.zeros_like(gradients[0])))
     group = echo_group(world_size)
     turn = FAR * world_size  # always this rank's, who alone can say anything in it
-    state = CompressionState(model, recipe, group, start_step=turn)
     times = []
     try:
+        state = CompressionState(model, recipe, group, start_step=turn)
         for number in range(1 + REHEARSALS):
             flat = gradients[number % len(gradients)].flatten().clone()
             state.step = turn
             before = counted(state.stats)
             begin = time.perf_counter()
             state.reduce({"all": flat})
+            if flat.is_cuda:
+                torch.cuda.synchronize(flat.device)
             times.append(time.perf_counter() - begin)
         sent, phases = (a - b for a, b in zip(counted(state.stats), before, strict=True))
-    finally:
         state.close()
+    finally:
         dist.destroy_process_group(group)
     return times[1:], sent, phases

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ddp_compress.advise.ranks import Ranks
 WIDTH = 1024  # of the matrices of a model of which only the size is known
 WINDOWS = 16  # of the model that a sample is made of
 BACKWARD = 2 / 3  # of a step
-MEASURED = 5  # steps, after one
+MEASURED = 5  # steps, after the first
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,12 @@ class Workload:
         return BACKWARD * self.step
 
     def describe(self) -> str:
-        """What ranks must share: the sizes."""
-        return f"{len(self.parameters)} parameters of {self.numel} elements"
+        """What ranks must share."""
+        shapes = [(str(each.dtype), tuple(each.shape)) for each in self.parameters]
+        return (
+            f"{len(self.parameters)} parameters of {self.numel} elements "
+            f"(shapes: {zlib.crc32(repr(shapes).encode())}), {self.step} s a step"
+        )
 
     def sample(self, most: int) -> list[Tensor]:
         """Parameters of about ``most`` elements together: neighbours from all over the model."""
@@ -85,31 +89,48 @@ def of_model(model: nn.Module) -> list[Tensor]:
     Raises:
         ValueError: there are none.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad and p.numel()]
     if not trained:
         raise ValueError("the model has no parameter that is trained: expected an nn.Module")
+    if any(p.is_meta for p in trained):
+        raise ValueError("the model has no memory (device meta): give its number of parameters")
     return [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in trained]
 
 
 def _rows(tensor: Tensor, most: int) -> Tensor:
-    """The first rows of a tensor, of so many elements at most, but one at least."""
+    """The first rows of a tensor, or a part of the first, of so many elements at most."""
     if tensor.dim() == 0 or tensor.numel() <= most:
         return tensor
     each = tensor.numel() // len(tensor)
-    return tensor[: max(1, most // each)]
+    return tensor[: most // each] if each <= most else _rows(tensor[0], most)
 
 
 def measure_step(model: nn.Module, inputs: Sequence[object], ranks: Ranks) -> float:
-    """Seconds of forward and backward, all ranks at once, nothing exchanged; of the slowest."""
-    times = []
-    for _ in range(1 + MEASURED):
-        ranks.meet()
-        begin = time.perf_counter()
-        _total(model(*inputs)).backward()
+    """Seconds of forward and backward, all ranks at once, nothing exchanged; of the slowest.
+
+    Gradients and buffers of the model stay as they are.
+
+    Raises:
+        PeerError: on every rank, where the model failed on one.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    kept = [buffer.detach().clone() for buffer in model.buffers()]
+
+    def step() -> None:
+        torch.autograd.grad(_total(model(*inputs)), trained, allow_unused=True)
         ranks.wait()
-        times.append(time.perf_counter() - begin)
-        model.zero_grad(set_to_none=True)
-    return statistics.median(ranks.slowest_of(times)[1:])
+
+    def first() -> str:
+        step()
+        return "a step"
+
+    try:
+        ranks.agree(first)
+        times = [ranks.seconds(step) for _ in range(MEASURED)]
+    finally:
+        for buffer, before in zip(model.buffers(), kept, strict=True):
+            buffer.data.copy_(before)
+    return statistics.median(ranks.slowest_of(times))
 
 
 def _total(output: object) -> Tensor:

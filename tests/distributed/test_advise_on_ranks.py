@@ -28,25 +28,72 @@ def test_every_rank_has_the_same_advice(ranks):
     )
 
 
-class Slow(nn.Module):
-    """A model that takes its time, and fails where it is told to."""
+class Normed(nn.Module):
+    """A model with a buffer that every pass changes, and that fails where it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, fails: bool = False) -> None:
         super().__init__()
-        self.layer = nn.Linear(30, 20)
+        self.layer, self.norm, self.fails = nn.Linear(30, 20), nn.BatchNorm1d(20), fails
 
     def forward(self, x):
-        return {"logits": self.layer(x), "kept": None}
+        if self.fails:
+            raise KeyError("no such layer")
+        return {"logits": self.norm(self.layer(x)), "kept": None}
 
 
 def measured_step():
-    advice = dc.advise(Slow(), inputs=[torch.ones(4, 30)], recipes=["topk"], progress=False)
+    model = Normed()
+    model.layer.weight.grad = torch.ones(20, 30)
+    advice = dc.advise(model, inputs=torch.ones(4, 30), recipes=["topk"], progress=False)
+    assert model.norm.num_batches_tracked == 0
+    assert (model.layer.weight.grad == 1).all()
+    assert {0 <= each.hidden <= 1 for each in advice.outlooks} == {True}
     return advice.workload.step
 
 
-def test_a_step_is_measured_with_inputs(ranks):
+def test_a_step_is_measured_with_inputs_and_the_model_stays_as_it_is(ranks):
     steps = ranks.run(2, measured_step)
     assert steps[0] == steps[1] > 0
+
+
+def failing_model():
+    with pytest.raises(dc.PeerError, match=r"rank 1: failed: KeyError: 'no such layer'"):
+        figures(Normed(fails=dist.get_rank() == 1), inputs=[torch.ones(4, 30)])
+
+
+def test_a_model_that_fails_on_one_rank_is_told_to_all(ranks):
+    ranks.run(2, failing_model)
+
+
+def of_two_dtypes():
+    model = nn.Sequential(nn.Linear(40, 40).to(torch.bfloat16), nn.Linear(40, 40))
+    return [row["name"] for row in figures(model, step=0.001)["methods"]]
+
+
+def test_a_model_of_two_dtypes(ranks):
+    for names in ranks.run(2, of_two_dtypes):
+        assert set(names) == {"dense", "fp16", "sbc", "hgc"}
+
+
+def of_other_steps():
+    with pytest.raises(dc.PeerError, match=r"0\.1 s a step") as raised:
+        figures(1000, step=0.1 * (1 + dist.get_rank()))
+    return str(raised.value)
+
+
+def test_ranks_with_other_steps_are_told(ranks):
+    for said in ranks.run(2, of_other_steps):
+        assert "0.2 s a step" in said
+
+
+def among_nodes():
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("node", "gpu"))
+    rows = {row["name"]: row for row in figures(40_000, within=mesh["gpu"])["methods"]}
+    return rows["sbc"]["kept"], rows["sbc"]["sent"] > 0
+
+
+def test_nodes_keep_a_slice_each(ranks):
+    assert ranks.run(4, among_nodes) == [(80_000, True)] * 4
 
 
 def of_other_sizes():
