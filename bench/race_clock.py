@@ -14,7 +14,7 @@ from links_hosts import run_ranks
 from links_rank import ring
 from netlab import Lab
 from race_learn import RANKS, TRAIN, Race, read, write_whole
-from race_methods import Method
+from race_methods import RATES, Method
 
 RANK = Path(__file__).with_name("race_rank.py")
 WARM_UP_STEPS = 12  # a warm-up is squeezed into so many
@@ -135,7 +135,7 @@ def entry(race: Race, method: Method, units: int) -> Entry:
     total = warm + SETTLE + units
     words = [
         *method.options.split(),
-        *("--task", race.task, "--lr", str(method.rates[race.task][0])),
+        *("--task", race.task, "--lr", str(RATES[race.task][0])),
         *("--steps", str(total * method.period), "--warmup-steps", str(warm * method.period)),
     ]
     return Entry(method.name, words, method.period, total)

@@ -51,11 +51,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Learned:
-    """What came of one method: its learning rate, and the curve and the target of every seed."""
+    """What came of one method: its learning rate; of every seed that is done curve and target."""
 
     method: Method
     lr: float
     tries: int
+    seeds: int
     curves: list[Curve]
     targets: list[float]
 
@@ -66,7 +67,7 @@ class Learned:
             for curve, target in zip(self.curves, self.targets, strict=True)
         ]
         reached = [each for each in found if each is not None]
-        return statistics.mean(reached) if len(reached) == len(found) else None
+        return statistics.mean(reached) if len(reached) == self.seeds else None
 
     def mean(self, name: str) -> float:
         """The last of a curve's `steps`, `losses` or `megabytes`, in the mean over seeds."""
@@ -108,7 +109,8 @@ def learned(race: Race, folder: Path) -> list[Learned]:
                 curves.append(Curve.of(done[-1], folder))
                 targets.append(target)
         if rate is not None and curves:
-            found.append(Learned(method, rate, len(tries(race, method)), curves, targets))
+            numbers = len(tries(race, method)), len(race.seeds)
+            found.append(Learned(method, rate, *numbers, curves, targets))
     return found
 
 

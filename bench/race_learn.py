@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from race_methods import METHODS, PERIOD, Method
+from race_methods import METHODS, PERIOD, RATES, Method
 
 TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
 RANKS = 4
@@ -108,7 +108,7 @@ def evaluations(steps: int) -> int:
 
 def tries(race: Race, method: Method) -> list[Run]:
     """One for each learning rate."""
-    return [Run(method, lr, race.seeds[0], race.steps) for lr in method.rates[race.task]]
+    return [Run(method, lr, race.seeds[0], race.steps) for lr in RATES[race.task]]
 
 
 def best_rate(race: Race, method: Method, losses: Losses) -> float | None:
@@ -175,7 +175,7 @@ def losses_in(race: Race, folder: Path) -> dict[Run, float]:
     runs = [
         Run(method, lr, seed, steps)
         for method in race.racers
-        for lr in method.rates[race.task]
+        for lr in RATES[race.task]
         for seed in race.seeds
         for steps in (race.steps, *(whole_periods(race.steps * factor) for factor in LONGER))
     ]

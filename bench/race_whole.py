@@ -68,5 +68,7 @@ def render(run: Run, clock: dict[str, Any], whole: dict[str, Any], alone: dict[s
         table.add_column(heading, justify="right")
     table.add_row("seconds", f"{predicted:.1f}", f"{took:.1f}", f"{took / predicted:.3f}")
     losses = [each["results"]["validation_loss"] for each in (alone, whole)]
+    if losses[0] != losses[1]:
+        raise RankError(f"{name}: the losses differ, {losses[0]!r} alone and {losses[1]!r}")
     table.add_row("final loss", *(f"{loss:.6f}" for loss in losses), f"{losses[1] / losses[0]:.6f}")
     return table

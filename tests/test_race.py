@@ -118,11 +118,13 @@ def test_learning_and_paces_are_joined():
         Curve(Run(TOPK, 0.3, seed, steps), [steps // 2, steps], [2.0, 1.0], [1.0, 2.0])
         for seed, steps in ((0, 1800), (1, 900))
     ]
-    one = Learned(TOPK, 0.3, 3, curves, [1.5, 1.5])
+    one = Learned(TOPK, 0.3, 3, 2, curves, [1.5, 1.5])
     clock = {"methods": {"topk-1%": {"warmup_step_s": 3.0, "step_s": 1.0}}}
     assert seconds_to_target([one], clock) == {"topk-1%": 450 + (1350 + 675) / 2}
-    never = Learned(TOPK, 0.3, 3, curves, [1.5, 0.5])
+    never = Learned(TOPK, 0.3, 3, 2, curves, [1.5, 0.5])
     assert seconds_to_target([never], clock) == {"topk-1%": None}
+    lost = Learned(TOPK, 0.3, 3, 3, curves, [1.5, 1.5])  # the third seed's run has failed
+    assert seconds_to_target([lost], clock) == {"topk-1%": None}
     assert seconds_to_target([one], {"methods": {}}) == {}
 
 

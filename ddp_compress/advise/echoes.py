@@ -21,7 +21,7 @@ NAME = "echoes"
 
 
 class Echoes(dist.ProcessGroup):
-    """The group. It knows what an exchange asks for: an all-to-all.
+    """A process group of few real ranks and their echoes, for what an exchange calls.
 
     Args:
         real: how many ranks are, C.

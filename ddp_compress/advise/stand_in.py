@@ -18,9 +18,10 @@ Spend = Callable[[float], None]
 
 
 class Busy:
-    """Computes for a time, as a backward pass does, measured while all ranks compute.
+    """Computes for as many seconds as it is told, as a backward pass does.
 
-    What runs beside it on the same cores makes both slower. On a GPU it is only launched.
+    It is so much work as took as long when all ranks computed: what runs beside it on the same
+    cores makes it slower. On a GPU work is launched, and the host goes on.
 
     Args:
         device: that computes.
