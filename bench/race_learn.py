@@ -17,6 +17,7 @@ from race_methods import METHODS, PERIOD, RATES, Method
 
 TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
 RANKS = 4
+NEAR = 0.002  # nats above dense's loss that count as reached: a half of what seeds differ by
 LONGER = (1.25, 1.5, 2.0)  # budgets, in dense's steps, of those that end above the target
 MOST_POINTS = 12  # of a learning curve
 DENSE = METHODS["dense"]
@@ -31,7 +32,7 @@ class Race:
         steps: dense's, and everyone's at first.
         methods: by name.
         seeds: of weights and batches; learning rates are tuned on the first.
-        target: loss to reach; None for dense's last of the same seed.
+        target: loss to reach; None for dense's last of the same seed, or `NEAR` it.
     """
 
     task: str
@@ -122,7 +123,8 @@ def target_of(race: Race, seed: int, losses: Losses) -> float | None:
     if race.target is not None:
         return race.target
     rate = best_rate(race, DENSE, losses)
-    return None if rate is None else losses.get(Run(DENSE, rate, seed, race.steps))
+    last = None if rate is None else losses.get(Run(DENSE, rate, seed, race.steps))
+    return None if last is None else last + NEAR
 
 
 def budgets(race: Race, method: Method, seed: int, losses: Losses) -> list[Run]:
