@@ -12,7 +12,7 @@ makes none again, and goes on where it was killed.
 * learn: every method (`race_methods.py`) trains `examples/train.py` with four ranks on this
   machine, from the same weights and batches: with as many learning rates as all others on the first
   seed, then with the best of them on the further seeds. Who ends above the target, dense's last
-  validation loss of the same seed and 0.002 nats, trains again with 1.25, 1.5 and 2 times the
+  validation loss of the same seed and 0.002 nats, trains again with 1.1, 1.25, 1.5 and 2 times the
   steps, until it reaches it. While a file FOLDER/pause exists, no run is begun.
 * clock: on four hosts (see `netlab.py`), one rank each, methods take turns, step by step, and train
   the same network on the same batches (`race_rank.py`). A warm-up is timed in the mean over 12 of

@@ -18,7 +18,7 @@ from race_methods import METHODS, PERIOD, RATES, Method
 TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
 RANKS = 4
 NEAR = 0.002  # nats above dense's loss that count as reached: a half of what seeds differ by
-LONGER = (1.25, 1.5, 2.0)  # budgets, in dense's steps, of those that end above the target
+LONGER = (1.1, 1.25, 1.5, 2.0)  # budgets, in dense's steps, of those that end above the target
 MOST_POINTS = 12  # of a learning curve
 DENSE = METHODS["dense"]
 

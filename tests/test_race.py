@@ -35,19 +35,19 @@ def test_who_ends_above_dense_of_the_same_seed_runs_longer_until_it_reaches_it()
     losses = all_tries({"dense": [1.5, 1.4, 1.6], "topk-1%": [1.39, 1.45, 1.6]})
     losses |= {Run(DENSE, 0.3, 1, 1800): 1.35, Run(TOPK, 0.2, 1, 1800): 1.38}
     seen = []
-    for loss in (1.37, 1.36, 1.3501):
+    for loss in (1.37, 1.365, 1.36, 1.3501):
         (run,) = due(RACE, losses)
         seen.append((run.method, run.lr, run.seed, run.steps))
         losses[run] = loss
-    assert seen == [(TOPK, 0.2, 1, steps) for steps in (2250, 2700, 3600)]
+    assert seen == [(TOPK, 0.2, 1, steps) for steps in (1980, 2250, 2700, 3600)]
     assert due(RACE, losses) == []
     losses[Run(TOPK, 0.2, 1, 2700)] = 1.35  # as low as dense is low enough
-    assert [run.steps for run in budgets(RACE, TOPK, 1, losses)] == [1800, 2250, 2700]
+    assert [run.steps for run in budgets(RACE, TOPK, 1, losses)] == [1800, 1980, 2250, 2700]
 
 
 def test_a_given_target_is_for_all_of_them():
     race = Race("lm", 1800, [], [0], 1.39)
-    assert due(race, all_tries({"dense": [1.5, 1.4, 1.6]})) == [Run(DENSE, 0.3, 0, 2250)]
+    assert due(race, all_tries({"dense": [1.5, 1.4, 1.6]})) == [Run(DENSE, 0.3, 0, 1980)]
     assert due(race, all_tries({"dense": [1.5, 1.38, 1.6]})) == []
 
 
