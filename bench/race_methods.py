@@ -50,6 +50,7 @@ METHODS = {
         Method("topk-1%", f"--recipe topk --density 0.01 {HALF}", DENSITY),
         Method("topk-0.1%", f"--recipe topk --density 0.001 {HALF}", DENSITY),
         Method("dgc-1%", f"--recipe dgc --density 0.01 {HALF}", DENSITY),
+        Method("dgc-1%-at-once", f"--recipe dgc --density 0.01 {HALF}"),  # no warm-up
         Method("sbc-1%", f"--recipe sbc --density 0.01 {FROM}", DENSITY),
         Method("hgc-1%", f"--recipe hgc --density 0.01 {FROM}", DENSITY),
         Method(
