@@ -18,7 +18,8 @@ from ddp_compress.transport.nodes import Within
 
 DOUBLINGS = 6  # of the number of ranks: up to 64 W
 LONG = 2.0  # seconds of a model's work; among yet more ranks it is not measured
-MOST = 10_000_000  # elements of a sample
+MOST = 12_000_000  # elements of a sample
+GROWTHS, WORTH = 3, 1.3  # how often it grows, by so much at least
 FIRST = 2**16, 2**20  # elements of the first, at least and at most
 STEP = 0.25  # seconds that a measured step may take
 FEWEST, MANY = 3, 7  # steps that are measured
@@ -135,13 +136,16 @@ class Measuring:
         return found.large.sent * self._workload.numel / found.large.numel
 
     def _measured(self, method: Method) -> Sampled:
-        """Trials on a small sample, and on as large a one as time allows."""
+        """Trials on larger and larger samples, as long as a step takes less than it may."""
         link, (least, most) = self._here.link, FIRST
         first = max(least, min(most, int(link.rate * STEP / 128)))
-        small = self._trial(method, first, FEWEST)
-        within_time = int(small.numel * STEP / max(small.seconds, 1e-6))
-        size = min(self._workload.numel, MOST, within_time)
-        large = self._trial(method, size, None) if size > small.numel else small
+        small = large = self._trial(method, first, FEWEST)
+        for _ in range(GROWTHS):
+            within_time = int(large.numel * STEP / max(large.seconds, 1e-6))
+            size = min(self._workload.numel, MOST, within_time)
+            if size < WORTH * large.numel:
+                break
+            small, large = large, self._trial(method, size, None)
         return Sampled(small, large, link)
 
     def _trial(self, method: Method, numel: int, count: int | None) -> Trial:
