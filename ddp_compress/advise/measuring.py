@@ -17,13 +17,14 @@ from ddp_compress.recipe import Recipe
 from ddp_compress.transport.nodes import Within
 
 DOUBLINGS = 6  # of the number of ranks: up to 64 W
-LONG = 2.0  # seconds of a model's work; among yet more ranks it is not measured
-MOST = 12_000_000  # elements of a sample
-GROWTHS, WORTH = 3, 1.3  # how often it grows, by so much at least
+LONG = 4.0  # seconds of a model's work, after which yet more ranks are left out
+MOST = 10_000_000  # elements of a sample
+GROWTHS, WORTH = 2, 1.3  # how often it grows, by so much at least
 FIRST = 2**16, 2**20  # elements of the first, at least and at most
-STEP = 0.25  # seconds that a measured step may take
-FEWEST, MANY = 3, 7  # steps that are measured
-TOGETHER = 1.5  # seconds that they may take
+STEP = 0.2  # seconds that a measured step may take
+BACKWARD = 0.1  # seconds at most of a backward pass, in trials of what one hides
+FEWEST, MANY = 3, 5  # steps that are measured
+TOGETHER = 1.0  # seconds that they may take
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Measuring:
 
     def _hidden(self, method: Method, trial: Trial) -> float:
         """Share, of what could be hidden behind backward, that is."""
-        could = min(trial.seconds, self._workload.backward)
+        could = min(trial.seconds, self._workload.backward, BACKWARD)
         if could <= 0:
             return 0.0
         steps = self._steps(method, trial.numel, backward=could)
@@ -175,25 +176,30 @@ class Measuring:
 
     def _costs(self, method: Method, found: Sampled | None) -> Iterator[tuple[int, Cost]]:
         """By the number of ranks."""
-        cost = None
+        work = 0.0
         for double in range(DOUBLINGS + 1):
             world_size = self._here.ranks << double
             if method.recipe is None:
                 assert found is not None
-                cost = self._all_reduced(method, found, world_size)
-            elif cost and cost.work > LONG:
-                cost = cost.doubled()
-            else:
-                cost = self._rehearsed(method.recipe, world_size) or self._at_worst(cost, found)
+                yield world_size, self._all_reduced(method, found, world_size)
+                continue
+            cost = self._rehearsed(method.recipe, world_size)
+            if cost is None and double == 0:
+                cost = self._as_measured(method, found)
+            if cost is None:
+                return
+            work = max(work, cost.work)  # more ranks are not less work: it is noise
+            cost = replace(cost, work=work)
             yield world_size, cost
+            if cost.work > LONG:
+                return
 
-    def _at_worst(self, cost: Cost | None, found: Sampled | None) -> Cost:
-        """Where ranks cannot be echoes of each other: from fewer ranks, or what was measured."""
-        if cost is not None:
-            return cost.doubled()
+    def _as_measured(self, method: Method, found: Sampled | None) -> Cost:
+        """Where ranks cannot be echoes of each other."""
         if found is None:
             raise ValueError(
-                "this recipe's work cannot be measured on one process alone: start the ranks"
+                f"the work of {method.name} cannot be measured on one process alone: start the "
+                "ranks, or leave it out of recipes"
             )
         large = found.large
         times = self._workload.numel / large.numel

@@ -26,10 +26,6 @@ class Cost:
     sent: float
     phases: float
 
-    def doubled(self) -> Cost:
-        """Among twice as many ranks, at worst."""
-        return Cost(2 * self.work, 2 * self.sent, self.phases)
-
     def seconds(self, link: Link) -> float:
         """How long the exchange takes over a link."""
         return self.work + link.seconds(self.phases, self.sent)
@@ -53,9 +49,10 @@ class Outlook:
     """One method's.
 
     What was measured stands: some of it is work, the rest is bytes on their way. For another
-    setting the work changes as its costs do, and the rest as an ideal link's time:
+    setting the work grows as its costs do, and the rest as an ideal link's time:
 
-        exchange = measured + travels * (ideal there / ideal here - 1) + work there - work here.
+        exchange = (measured - travels) * work there / work here
+                   + travels * ideal there / ideal here.
 
     A share of the exchange is hidden behind backward, as much as it was in the measurement:
 
@@ -66,7 +63,7 @@ class Outlook:
         what: it does, in a line.
         is_recipe: whether it is one of ours.
         here: where it was measured, or is assumed to run.
-        costs: by the number of ranks.
+        costs: by the number of ranks; of those among which they could be measured.
         kept: bytes from step to step.
         hidden: share, of what could be hidden behind backward, that is.
         measured: seconds of the exchange here; None where it is computed from its costs.
@@ -102,9 +99,9 @@ class Outlook:
         here = self.costs[self.here.ranks]
         ideal = self.here.link.seconds(here.phases, here.sent)
         travels = min(self.measured, max(self.measured - here.work, ideal))
-        longer = where.link.seconds(there.phases, there.sent) / ideal - 1 if ideal else 0.0
-        change = travels * longer + there.work - here.work
-        return max(0.0, self.measured + change)
+        longer = where.link.seconds(there.phases, there.sent) / ideal if ideal else 1.0
+        harder = there.work / here.work if here.work else 1.0
+        return (self.measured - travels) * harder + travels * longer
 
     def step(self, workload: Workload, where: Setting | None = None) -> float:
         """Seconds of a training step."""

@@ -83,16 +83,22 @@ def _with_more_ranks(advice: Advice) -> Table:
     """Step time against the number of ranks, by the same links."""
     table = rich().table.Table(
         title="milliseconds a step, with more ranks",
-        caption="computed: work measured among as many messages, and the same link for every rank",
+        caption="computed: work measured among as many messages, and the same link for every rank; "
+        "–: too much work to measure",
     )
     table.add_column("")
     numbers = list(advice.dense.costs)
     for ranks in numbers:
         table.add_column(str(ranks), justify="right")
     for each in advice.sorted:
-        settings = (Setting(ranks, advice.here.link) for ranks in numbers)
-        table.add_row(each.name, *(_ms(each.step(advice.workload, where)) for where in settings))
+        table.add_row(each.name, *(_among(advice, each, ranks) for ranks in numbers))
     return table
+
+
+def _among(advice: Advice, outlook: Outlook, ranks: int) -> str:
+    if ranks not in outlook.costs:
+        return "–"
+    return _ms(outlook.step(advice.workload, Setting(ranks, advice.here.link)))
 
 
 def _left_out(advice: Advice) -> str:
