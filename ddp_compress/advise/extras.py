@@ -17,8 +17,7 @@ def needed(name: str) -> ModuleType:
     except ModuleNotFoundError:
         package = name.partition(".")[0]
         raise ImportError(
-            f"the adviser needs {package}, which is not installed: "
-            'pip install "ddp_compress[advise]", or pip install rich matplotlib'
+            f"the adviser needs {package}, which is not installed: pip install {package}"
         ) from None
 
 
