@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -93,8 +94,11 @@ def advise(
         def setting() -> str:
             nonlocal per_node
             per_node = _per_node(within)
-            told = [each.recipe or each.name for each in methods]
-            return f"{workload.describe()}, inputs: {given is not None}, {per_node} a node, {told}"
+            words = zlib.crc32(repr([each.recipe for each in methods]).encode())
+            return (
+                f"{workload.describe()}, {'with' if given else 'without'} inputs, {per_node} ranks "
+                f"a node, {', '.join(each.name for each in methods)} (words: {words})"
+            )
 
         with _together():
             measuring.agree(setting)
