@@ -22,7 +22,7 @@ MOST = 10_000_000  # elements of a sample
 GROWTHS, WORTH = 2, 1.3  # how often it grows, by so much at least
 FIRST = 2**16, 2**20  # elements of the first, at least and at most
 STEP = 0.2  # seconds that a measured step may take
-BACKWARD = 0.1  # seconds at most of a backward pass, in trials of what one hides
+BACKWARD = 0.05  # seconds at most of a backward pass, in trials of what one hides
 FEWEST, MANY = 3, 5  # steps that are measured
 TOGETHER = 1.0  # seconds that they may take
 

@@ -118,10 +118,13 @@ class MadeUp:
 def _heavy_tailed(numel: int, rank: int, number: int) -> Tensor:
     common = torch.Generator().manual_seed(number)
     own = torch.Generator().manual_seed(1000 * (rank + 1) + number)
-    options: Any = {"dtype": torch.float32, "device": torch.device("cpu")}
-    flat = torch.randn(numel, generator=common, **options)
-    flat += torch.randn(numel, generator=own, **options)
-    return flat.mul_(torch.randn(numel, generator=own, **options).mul_(0.7).exp_())
+
+    def normal(generator: torch.Generator) -> Tensor:
+        flat = torch.empty(numel, dtype=torch.float32, device=torch.device("cpu"))
+        return flat.normal_(generator=generator)
+
+    flat = normal(common).add_(normal(own))
+    return flat.mul_(normal(own).mul_(0.7).exp_())
 
 
 def _cut(flat: Tensor, shapes: Sequence[Tensor]) -> Iterator[Tensor]:
