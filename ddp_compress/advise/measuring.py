@@ -18,10 +18,10 @@ from ddp_compress.transport.nodes import Within
 
 DOUBLINGS = 6  # of the number of ranks: up to 64 W
 LONG = 4.0  # seconds of a model's work, after which yet more ranks are left out
-MOST = 10_000_000  # elements of a sample
+MOST = 8_000_000  # elements of a sample
 GROWTHS, WORTH = 2, 1.3  # how often it grows, by so much at least
 FIRST = 2**16, 2**20  # elements of the first, at least and at most
-STEP = 0.2  # seconds that a measured step may take
+STEP = 0.15  # seconds that a measured step may take
 BACKWARD = 0.05  # seconds at most of a backward pass, in trials of what one hides
 FEWEST, MANY = 3, 5  # steps that are measured
 TOGETHER = 1.0  # seconds that they may take
