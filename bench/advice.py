@@ -17,7 +17,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from rich.table import Table
 
 import links_rank
 from links import at_least, checked_rate, parse_rate
-from links_hosts import RankError, run_ranks, start_rank
+from links_hosts import RankError, run_command, run_ranks
 from links_methods import methods
 from links_rank import Job
 from netlab import Lab, LabError, exit_on_signals, lab
@@ -100,30 +99,12 @@ def cells(rate: str, count: int, recipes: Sequence[str], steps: int) -> Iterator
 
 def advised(hosts: Lab, recipes: Sequence[str]) -> dict[str, Any]:
     """The adviser's figures, of one rank on every host."""
-    with tempfile.TemporaryDirectory(prefix="advice-") as name:
-        folder = Path(name)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    with tempfile.NamedTemporaryFile(prefix="advice-", suffix=".json") as file:
         command = ["-m", "ddp_compress.advise", "--model", MODEL, "--recipes", *recipes]
-        command += ["--json", str(folder / "advice.json")]
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        ranks = range(hosts.hosts)
-        errors = [folder / f"{rank}.err" for rank in ranks]
-        processes = [
-            start_rank(hosts, rank, 1, command, folder / f"{rank}.out", errors[rank])
-            for rank in ranks
-        ]
-        deadline = time.monotonic() + LIMIT
-        try:
-            while any(process.poll() is None for process in processes):
-                if time.monotonic() > deadline or any(p.poll() for p in processes):
-                    said = "\n".join(each.read_text()[-500:] for each in errors)
-                    raise RankError(f"the adviser failed:\n{said}")
-                time.sleep(0.1)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        found: dict[str, Any] = json.loads((folder / "advice.json").read_text())
-        return found
+        run_command(hosts, 1, [*command, "--json", file.name], LIMIT, lines=0)
+        found: dict[str, Any] = json.loads(Path(file.name).read_text())
+    return found
 
 
 def render(found: Sequence[Cell]) -> Table:

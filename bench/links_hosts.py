@@ -47,22 +47,41 @@ def run_ranks(lab: Lab, script: str, job: Job) -> dict[str, Any]:
     Raises:
         RankError: when a rank fails or the job's time is over.
     """
+    command = [script, job.to_json()]
+    said = run_command(lab, job.ranks_per_host, command, job.limit, job.lines)
+    summary: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return summary
+
+
+def run_command(
+    lab: Lab, ranks_per_host: int, command: Sequence[str], limit: int, lines: int
+) -> str:
+    """Run Python with a command on all hosts, and return what rank 0 has printed.
+
+    Args:
+        lab: the hosts.
+        ranks_per_host: started on each.
+        command: the same for every rank.
+        limit: seconds that it may take.
+        lines: that rank 0 prints on its way.
+
+    Raises:
+        RankError: when a rank fails or the time is over.
+    """
     with tempfile.TemporaryDirectory(prefix="links-") as folder:
-        ranks = range(lab.hosts * job.ranks_per_host)
+        ranks = range(lab.hosts * ranks_per_host)
         outputs = [Path(folder, f"rank{rank}.out") for rank in ranks]
         errors = [Path(folder, f"rank{rank}.err") for rank in ranks]
         processes: list[subprocess.Popen[bytes]] = []
         try:
-            command = [script, job.to_json()]
             for rank, (out, err) in enumerate(zip(outputs, errors, strict=True)):
-                processes.append(start_rank(lab, rank, job.ranks_per_host, command, out, err))
-            wait(processes, errors, outputs[0], job)
+                processes.append(start_rank(lab, rank, ranks_per_host, command, out, err))
+            wait(processes, errors, outputs[0], limit, lines)
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-        summary: dict[str, Any] = json.loads(outputs[0].read_text().splitlines()[-1])
-        return summary
+        return outputs[0].read_text()
 
 
 def start_rank(
@@ -95,17 +114,21 @@ def start_rank(
 
 
 def wait(
-    processes: Sequence["subprocess.Popen[bytes]"], errors: Sequence[Path], log: Path, job: Job
+    processes: Sequence["subprocess.Popen[bytes]"],
+    errors: Sequence[Path],
+    log: Path,
+    limit: int,
+    lines: int,
 ) -> None:
     """Follow the ranks until all have ended well; rank 0 writes a line into its log every step."""
-    deadline = time.monotonic() + job.limit
-    with tqdm(total=job.lines, unit="step", disable=None) as bar:
+    deadline = time.monotonic() + limit
+    with tqdm(total=lines, unit="step", disable=None) as bar:
         while any(process.poll() is None for process in processes):
-            bar.update(min(log.read_bytes().count(b"\n"), job.lines) - bar.n)
+            bar.update(min(log.read_bytes().count(b"\n"), lines) - bar.n)
             if any(process.poll() for process in processes):
                 break
             if time.monotonic() > deadline:
-                raise RankError(f"not done after {job.limit} s (--limit): killed")
+                raise RankError(f"not done after {limit} s (--limit): killed")
             time.sleep(0.1)
     failed = [rank for rank, process in enumerate(processes) if process.poll()]
     if failed:

@@ -13,23 +13,23 @@ from ddp_compress.transport.groups import members, new_group
 from ddp_compress.transport.nodes import Claim, claim, nodes_of
 
 
-def hosts_of(ranks: Ranks) -> list[list[int]]:
+def hosts_of(comm: Comm) -> list[list[int]]:
     """The ranks of every host; one list of all where hosts are not equally large."""
-    comm = Comm(ranks.group, Traffic(), ranks.device)
     claims = [Claim.of(text) for text in comm.share_text(claim("node").text())]
+    everyone = members(comm.group)
     try:
-        return nodes_of(claims, members(ranks.group), found=False)
+        return nodes_of(claims, everyone, found=False)
     except ValueError:
-        return [members(ranks.group)]
+        return [everyone]
 
 
 def measure_inside(ranks: Ranks) -> Link | None:
     """The link inside a host, all hosts at once; None where there is one host, or one rank each."""
-    hosts = hosts_of(ranks)
+    comm = Comm(ranks.group, Traffic(), ranks.device)
+    hosts = hosts_of(comm)
     own = next(host for host in hosts if dist.get_rank() in host)
     if len(hosts) == 1 or len(own) == 1:
         return None
-    comm = Comm(ranks.group, Traffic(), ranks.device)
     backend = comm.device_backend  # None where a GPU's may not be split
     device = ranks.device if backend else torch.device("cpu")
     name = comm.compare(lambda: "hosts")

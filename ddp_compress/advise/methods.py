@@ -1,19 +1,18 @@
 """Ways to exchange gradients: dense, PyTorch's own hooks, and recipes."""
 
-# DDP inspects the hooks' annotations: they must be objects, not strings.
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
+from ddp_compress.hook import Passes, local_hook
 from ddp_compress.recipe import Recipe
 
 DEFAULT = ("topk", "dgc", "sbc", "hgc", "majority_vote", "stc", "sign", "rotated")
@@ -77,16 +76,8 @@ def _powersgd(model: DistributedDataParallel) -> None:
     model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
 
-def _hand_back(state: object, bucket: dist.GradBucket) -> Future[Tensor]:
-    future: Future[Tensor] = Future(
-        devices=[bucket.buffer().device] if bucket.buffer().is_cuda else []
-    )
-    future.set_result(bucket.buffer())
-    return future
-
-
 def _no_exchange(model: DistributedDataParallel) -> None:
-    model.register_comm_hook(None, _hand_back)
+    model.register_comm_hook(Passes(), local_hook)
 
 
 DENSE = Method("dense", "averages gradients as they are", payload=_whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -62,9 +61,7 @@ class StandIn(nn.Module):
         spend: lets seconds pass.
     """
 
-    def __init__(
-        self, like: Sequence[Tensor], backward: float = 0.0, spend: Spend = time.sleep
-    ) -> None:
+    def __init__(self, like: Sequence[Tensor], backward: float, spend: Spend) -> None:
         super().__init__()
         self.values = nn.ParameterList([nn.Parameter(torch.zeros_like(each)) for each in like])
         self._each = backward / max(1, sum(each.numel() for each in like))
@@ -73,29 +70,25 @@ class StandIn(nn.Module):
     def forward(self, gradients: Sequence[Tensor]) -> Tensor:
         """A loss with these gradients."""
         pairs = zip(self.values, gradients, strict=True)
-        parts = [_Given.apply(value, grad, self._wait_for(grad)) for value, grad in pairs]
+        parts = [
+            _Given.apply(value, grad, self._each * grad.numel(), self._spend)
+            for value, grad in pairs
+        ]
         return torch.stack(parts).sum()
-
-    def _wait_for(self, gradient: Tensor) -> Callable[[], None] | None:
-        seconds = self._each * gradient.numel()
-        return partial(self._spend, seconds) if seconds else None
 
 
 class _Given(torch.autograd.Function):
     """0, with a gradient that is given, after a while."""
 
     @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, gradient: Tensor, wait: Callable[[], None] | None
-    ) -> Tensor:
-        ctx.gradient, ctx.wait = gradient, wait
+    def forward(ctx: Any, value: Tensor, gradient: Tensor, seconds: float, spend: Spend) -> Tensor:
+        ctx.gradient, ctx.seconds, ctx.spend = gradient, seconds, spend
         return value.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.wait:
-            ctx.wait()
-        return ctx.gradient.clone(), None, None  # DDP writes into what it is given
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.spend(ctx.seconds)
+        return ctx.gradient.clone(), None, None, None  # DDP writes into what it is given
 
 
 class MadeUp:

@@ -89,10 +89,10 @@ class Steps:
         like: Sequence[Tensor],
         made_up: MadeUp,
         ranks: Ranks,
-        within: Within | None = None,
-        share: float = 1.0,
-        backward: float = 0.0,
-        spend: Spend = time.sleep,
+        within: Within | None,
+        share: float,
+        backward: float,
+        spend: Spend,
     ) -> None:
         on_device = [torch.empty_like(each, device=ranks.device) for each in like]
         self.numel = sum(each.numel() for each in like)
@@ -124,23 +124,21 @@ class Steps:
         """Seconds of the exchange in so many steps, of the slowest rank."""
         times: list[float] = []
         for _ in range(count):
-            self._ranks.meet()
             with self._model.no_sync():
-                times.append(self._timed())
-            self._ranks.meet()
-            times.append(self._timed())
+                times.append(self._ranks.seconds(self._pass))
+            self._clear()
+            times.append(self._ranks.seconds(self._pass))
+            self._clear()
         slowest = self._ranks.slowest_of(times)
         pairs = zip(slowest[::2], slowest[1::2], strict=True)
         return [max(0.0, step - local) for local, step in pairs]
 
-    def _timed(self) -> float:
+    def _pass(self) -> None:
         self._count += 1
-        begin = time.perf_counter()
         self._model(self._gradients[self._count // 2 % len(self._gradients)]).backward()
-        self._ranks.wait()
-        seconds = time.perf_counter() - begin
+
+    def _clear(self) -> None:
         self._model.zero_grad(set_to_none=True)
-        return seconds
 
     def trial(self, count: int) -> Trial:
         """Time so many steps."""
