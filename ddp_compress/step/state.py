@@ -24,17 +24,20 @@ from ddp_compress.checkpoints.checkpoint import (
     digest_of,
     dim_orders,
     part_of,
+    with_clean_names,
 )
 from ddp_compress.checks import check_count
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
+from ddp_compress.message.names import clean_name, clean_names
 from ddp_compress.message.presence import Presence
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
+from ddp_compress.step.find_model import without_wrappers
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
@@ -119,6 +122,7 @@ class CompressionState:
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
         check_within(within)
+        model = without_wrappers(model)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         self.recipe = recipe
         self.step = start_step
@@ -395,15 +399,17 @@ class CompressionState:
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
         try:
-            layout, named = self._parameters.layout_of_given(tensors), self._parameters.here
-            flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
+            given = {clean_name(name): tensor for name, tensor in tensors.items()}
+            layout, here = self._parameters.layout_of_given(given), self._parameters.here
+            flat = torch.cat([flatten(t.detach(), here[n]) for n, t in given.items()])
         except Exception as error:
             self.fail(error)
         chunk = self._chunk(flat, layout)
         chunk.must_match = (self.must_match, must_match)
         mean = self._take(chunk, True, alone).wait()
-        parts = layout.split(mean)
-        return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
+        parts, names = layout.split(mean), clean_names(tensors)
+        like = zip(tensors.items(), names, strict=True)
+        return {given: unflatten(parts[n], here[n], t) for (given, t), n in like}
 
     def fail(self, error: Exception) -> NoReturn:
         """Take part in a step for which this rank has nothing, and tell every rank why.
@@ -631,8 +637,9 @@ class CompressionState:
         check_form(saved)
         part = part_of(saved)
         numels = self._parameters.numels(part)
-        check_fits(saved, self.recipe, self._parameters.here, numels)
         check_whole(saved)
+        saved = with_clean_names(saved)
+        check_fits(saved, self.recipe, self._parameters.here, numels)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self.stats = Stats.of(saved["stats"])
