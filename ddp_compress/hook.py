@@ -91,7 +91,7 @@ def attach(
     recipe: Recipe | str,
     *,
     process_group: dist.ProcessGroup | None = None,
-    start_step: int = 0,
+    start_step: int | None = None,
     min_numel: int = 0,
     flush_bytes: int = FLUSH_BYTES,
     within: Within | None = None,

@@ -147,6 +147,7 @@ class LocalUpdates(Optimizer):
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         guards.refuse_unknown_parameters(optimizer, known, module)
         model.check_state(state)
+        state.needs_no_hook()
         self._round = Round(
             state, module, weights, outer or add_mean, buffers == "average", ignored
         )

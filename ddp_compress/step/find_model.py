@@ -71,12 +71,7 @@ def find_model(model: object, argument: str = "model") -> nn.Module:
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
-    """A model without what compiles it, or belongs to a framework.
-
-    Example:
-        >>> without_wrappers(torch.compile(nn.Linear(2, 1)))
-        Linear(in_features=2, out_features=1, bias=True)
-    """
+    """A model without what compiles it, or belongs to a framework."""
     for name in WRAPPERS:
         inner = getattr(model, name, None)
         if isinstance(inner, nn.Module):

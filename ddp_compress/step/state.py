@@ -38,6 +38,7 @@ from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.find_model import without_wrappers
+from ddp_compress.step.first_step import Facts, FirstStep
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
@@ -68,7 +69,8 @@ class CompressionState:
         recipe: see `ddp_compress.recipes`.
         process_group: the ranks to exchange with, those of the DDP model; None for its group, or
             the default one. With a sharded model those that hold the same shard of other replicas.
-        start_step: the step that density schedules start from.
+        start_step: the step that density schedules start from; None for 0, with a warning where the
+            optimizer's first step shows that weights were trained before.
         min_numel: parameters with fewer elements are uncompressed: they travel dense, with
             ``all_gather`` inside the same messages, else by an all-reduce of their own. Raise it
             when the few hundred numbers of biases and norms matter more than their bytes: at 0.1 %
@@ -108,7 +110,7 @@ class CompressionState:
         model: nn.Module,
         recipe: Recipe,
         process_group: dist.ProcessGroup | None = None,
-        start_step: int = 0,
+        start_step: int | None = None,
         min_numel: int = 0,
         flush_bytes: int = FLUSH_BYTES,
         within: Within | None = None,
@@ -118,14 +120,15 @@ class CompressionState:
                 f"recipe must be a ddp_compress Recipe such as recipes.sbc(density=0.001), "
                 f"got {type(recipe).__name__}"
             )
-        check_count("start_step", start_step, least=0)
+        if start_step is not None:
+            check_count("start_step", start_step, least=0)
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
         check_within(within)
         model = without_wrappers(model)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         self.recipe = recipe
-        self.step = start_step
+        self.step = start_step or 0
         self.stats = Stats()
         self.must_match: object = None
         self._settings = Settings(recipe, min_numel, flush_bytes)
@@ -142,6 +145,9 @@ class CompressionState:
         self._undo: Undo | None = None
         self._passed = False  # whether there was a pass since, perhaps an aborted one
         self._left_memory = False  # behind, with the DDP model that this is a copy's of
+        self._facts = Facts(placed=start_step is not None)
+        first_step = FirstStep(self, self._parameters.named, self._facts)
+        self._binding.applied.check_by(first_step.check)
         if isinstance(model, DistributedDataParallel):
             self._binding.bind_to(model)
 
@@ -233,6 +239,14 @@ class CompressionState:
             tensor(1024.)
         """
         self._loss_scale.use(scaler)
+        self._facts.knows_scaler = True
+
+    def needs_no_hook(self) -> None:
+        """Say that no hook is to call this state: `reduce` is, as in the rounds of `LocalUpdates`.
+
+        Else a warning tells at the optimizer's first step that nothing has called it.
+        """
+        self._facts.needs_no_hook = True
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
         """What gradients on a device are multiplied by now, [] fp32; None without a scaler."""
@@ -374,6 +388,7 @@ class CompressionState:
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
+        self._facts.called = True
         transaction = self._current_step(buckets)
         if failure is not None:
             transaction.fail(failure)
@@ -587,6 +602,7 @@ class CompressionState:
         self._no_way_back()
         self._binding.restored.memory()
         self._left_memory = False
+        self._facts.placed = True
         self._store.load(tensors)
         self._peers.forget_messages()
 

@@ -336,7 +336,7 @@ def found_in_and_around() -> list[bool]:
         ddp = DistributedDataParallel(small_model())
         found.append(leads_there(ddp, way(ddp)))
     ddp = DistributedDataParallel(torch.compile(small_model(), backend="eager"))
-    found += [leads_there(ddp, ddp.module._orig_mod)]  # type: ignore[arg-type]
+    found += [leads_there(ddp, ddp.module._orig_mod)]
     return found
 
 
@@ -371,7 +371,7 @@ def across_compile() -> None:
     old = with_other_names(saved, lambda name: f"_orig_mod.{name}")
     for other in (compiled(small_model()), in_parts, small_model()):
         for checkpoint in (saved, old):
-            ddp, resumed = wrap(other, ROWS["topk"])
+            _ddp, resumed = wrap(other, ROWS["topk"])
             resumed.load_state_dict(checkpoint)
             assert memory(resumed) == kept
             assert resumed.state_dict()["parameters"] == saved["parameters"]
