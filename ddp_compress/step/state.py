@@ -39,6 +39,7 @@ from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.find_model import without_wrappers
 from ddp_compress.step.first_step import Facts, FirstStep
+from ddp_compress.step.own_checkpoint import own_of_all
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
@@ -664,3 +665,22 @@ class CompressionState:
         if self._peers.comm is not None:
             self._buckets.settle()
         self._peers.loaded(saved["saved_by"], part, saved["density"], self.stats)
+
+    def load_state_dicts(self, every: Sequence[Mapping[str, Any]]) -> None:
+        """Take back what `state_dict` gave on all ranks, be they more or fewer now.
+
+        On as many ranks it is this rank's own, else its share of all, by `redistribute`.
+
+        Args:
+            every: of all ranks of the job, in their order.
+
+        Raises:
+            ValueError: they do not fit, or are not of all ranks. Nothing has changed then.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(3, 1), dc.recipes.topk(density=0.3))
+            >>> two = [dc.redistribute([state.state_dict()], rank, 2) for rank in range(2)]
+            >>> state.load_state_dicts(two)
+        """
+        self.load_state_dict(own_of_all(every, self._peers))
