@@ -32,7 +32,7 @@ from ddp_compress.message.memory_format import flatten, unflatten
 from ddp_compress.message.presence import Presence
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
-from ddp_compress.stages import Stages, in_hook
+from ddp_compress.stages import Stages, enter, in_hook
 from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
@@ -555,7 +555,9 @@ class CompressionState:
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
         meet = partial(self._peers.meet, recipe.exchange, device, self.stats, self._warm_up)
+        enter("wait")
         meet(describe, density, self.step, self._binding.weights)
+        enter("encode")
 
     def _warm_up(self) -> None:
         device, worker = self._parameters.device, self._peers.worker
