@@ -4,8 +4,10 @@ import copy
 import itertools
 import math
 import pickle
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -323,6 +325,22 @@ def test_unasked_no_clock_is_read_and_no_norm_taken(monkeypatch):
     state.metrics()
     state.reduce({"weight": GIVEN})
     assert norm.call_count == 2
+
+
+# ------------------------------------------------------------------------------------- adapters
+
+
+def test_the_pages_lines_run(capsys):
+    page = Path(__file__).parents[2] / "docs" / "statistics.md"
+    loggers, profiled = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    state, writer, wandb, module = alone(), Mock(), Mock(), Mock()
+    names = {"state": state, "writer": writer, "wandb": wandb, "self": module, "step": 7}
+    exec(loggers, names)
+    every = set(state.metrics())
+    assert {call.args[0] for call in writer.add_scalar.call_args_list} == every
+    assert set(wandb.log.call_args.args[0]) == every == set(module.log_dict.call_args.args[0])
+    exec(profiled, {"train_step": lambda: state.reduce({"weight": GIVEN})})
+    assert "ddp_compress: encode" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------- what comes between the steps
