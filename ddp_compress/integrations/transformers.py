@@ -10,6 +10,7 @@ from ddp_compress import checkpoints
 from ddp_compress.hook import attach
 from ddp_compress.integrations.frameworks import needed
 from ddp_compress.recipe import Recipe
+from ddp_compress.step.find_model import find_model
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.together import everyones
 
@@ -69,14 +70,17 @@ class CompressionCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Attach: the Trainer has just made its DDP model, and loaded weights and optimizer."""
-        self.state = None
         if args.world_size == 1:
+            self.state = None
             warnings.warn(
                 "CompressionCallback does nothing: the Trainer has one process, between which no "
                 "gradients travel. Start it by torchrun --nproc_per_node=4, or accelerate launch",
                 stacklevel=2,
             )
             return
+        hooks = getattr(find_model(model), "_comm_hooks", ())
+        if any(self.state is theirs for _, theirs in hooks):
+            return  # train() goes on where it ended
         self.state = attach(model, self._recipe, **self._options)
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
