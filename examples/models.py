@@ -52,6 +52,39 @@ class ByteModel(nn.Module):
         return logits
 
 
+class GPT(nn.Module):
+    """Predicts the next byte from those before it: a small transformer."""
+
+    def __init__(
+        self,
+        context: int,
+        channels: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(BYTES, channels)
+        self.places = nn.Embedding(context, channels)
+        shape = (channels, heads, 4 * channels, dropout, "gelu")
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(*shape, batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, BYTES, bias=False)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Bytes ``(batch, time)`` to logits ``(batch, time, 256)``."""
+        time = text.shape[1]
+        x = self.embed(text) + self.places.weight[:time]
+        mask = nn.Transformer.generate_square_subsequent_mask(time, device=x.device)
+        for block in self.blocks:
+            x = block(x, src_mask=mask, is_causal=True)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
 class ConvNet(nn.Module):
     """Three convolutions and a linear classifier, for 8 × 8 digits and 32 × 32 photographs alike.
 
