@@ -27,8 +27,7 @@ parser.add_argument("--max-iters", type=int, default=400)
 parser.add_argument("--eval-interval", type=int, default=100)
 args = parser.parse_args()
 
-eval_iters, log_interval = 20, 20
-batch_size, block_size = 8, 64
+eval_iters, log_interval, batch_size, block_size = 20, 20, 8, 64
 gradient_accumulation_steps = 4  # of all ranks together
 learning_rate, min_lr, warmup_iters, lr_decay_iters = 3e-3, 3e-4, 50, 2000
 weight_decay, betas = 0.1, (0.9, 0.95)

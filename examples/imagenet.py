@@ -43,6 +43,7 @@ def main() -> None:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    torch.manual_seed(0)
 
     train_loader, val_loader = loader(args, "train"), loader(args, "val")
     network = models.get_model(args.arch).to(device)
