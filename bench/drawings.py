@@ -15,15 +15,15 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 BLUE, ORANGE, GREEN, RED, GREY = "#cfe2ff", "#ffe0b8", "#d2f0d2", "#f6cfcf", "#ebebeb"
 GRADIENTS = (  # of three steps, eight parameters
     (0.9, -0.2, 0.4, -1.4, 0.1, 0.5, -0.3, 0.2),
-    (0.3, -0.3, 0.5, -0.2, 0.1, 0.4, -0.4, 0.9),
-    (-0.2, -0.4, 0.4, 0.3, 0.2, 0.5, -0.3, 0.1),
+    (0.3, -0.3, 0.5, -0.2, 0.1, 0.3, -0.4, 0.9),
+    (0.2, -0.2, 0.4, -0.3, 0.2, 0.5, -0.3, 0.1),
 )
 SENT = 2
 
 
 def main() -> None:
     """Draw all of them."""
-    plt.rcParams.update({"font.size": 11, "svg.hashsalt": "ddp_compress"})
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "ddp_compress"})
     for draw in (way_of_a_gradient, error_feedback, two_levels, transaction):
         path = FIGURES / f"{draw.__name__}.svg"
         figure = draw()
@@ -44,7 +44,11 @@ def box(
     axis: Any, x: float, y: float, words: str, color: str = BLUE, width: float = 1.5, h: float = 0.7
 ) -> None:
     """Words in a box around (x, y)."""
-    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": color, "edgecolor": "#444"}
+    style: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.08",
+        "facecolor": color,
+        "edgecolor": "#444",
+    }
     corner = x - width / 2, y - h / 2
     axis.add_patch(matplotlib.patches.FancyBboxPatch(corner, width, h, **style))
     axis.text(x, y, words, ha="center", va="center")
@@ -93,16 +97,16 @@ def error_feedback() -> Any:
         residual_now = [0.0 if i in chosen else a for i, a in enumerate(accumulated)]
         above, below = axes[0][number], axes[1][number]
         above.bar(range(8), residual, color="#ffb75e", label="residual, from before")
-        colors = ["#3f7fd9" if i in chosen else "#cfe2ff" for i in range(8)]
-        same = [r if r * g > 0 else 0.0 for r, g in zip(residual, gradient, strict=True)]
-        above.bar(range(8), gradient, bottom=same, color="#9cc3f5", label="gradient")
-        above.bar(range(8), accumulated, width=0.25, color=colors)
+        colors = ["#3f7fd9" if i in chosen else "#b5d0f2" for i in range(8)]
+        above.bar(range(8), gradient, bottom=residual, color=colors)
+        above.bar(range(8), residual, color="#ffb75e")
         for i in chosen:
-            above.annotate("sent", (i, accumulated[i]), ha="center", fontsize=9, fontweight="bold")
+            place = accumulated[i] + (0.1 if accumulated[i] > 0 else -0.35)
+            above.text(i, place, "sent", ha="center", fontsize=9, fontweight="bold")
         below.bar(range(8), residual_now, color="#ffb75e")
         above.set_title(f"step {number + 1}", fontsize=11)
         residual = residual_now
-    axes[0][0].set_ylabel("residual + gradient")
+    axes[0][0].set(ylabel="residual + gradient", ylim=(-2, 2))
     axes[1][0].set_ylabel("residual after it")
     for axis in axes.flat:
         axis.axhline(0, color="#444", linewidth=0.8)
@@ -120,21 +124,24 @@ def two_levels() -> Any:
         for gpu in range(2):
             x = left + 1 + 2 * gpu
             box(axis, x, 3.2, f"GPU {gpu}\ngradient")
-            box(axis, x, 1.6, f"mean of the node\nslice {gpu} of 2", GREEN, 1.7)
-            box(axis, x, 0.8, "residual, of a slice", ORANGE, 1.7, 0.45)
-            arrow(axis, (x, 2.85), (x, 1.95))
-        arrow(axis, (left + 1.2, 2.85), (left + 2.8, 1.95))
-        arrow(axis, (left + 2.8, 2.85), (left + 1.2, 1.95))
-        axis.text(left + 2, 2.62, "dense, fast links", ha="center", fontsize=9.5, color="#2a7")
-    for gpu, height in enumerate((1.75, 1.45)):
-        start, end = 0.4 + 1 + 2 * gpu + 0.85, 6.1 + 1 + 2 * gpu - 0.85
-        if gpu:
-            arrow(axis, (start, height), (end, height), "<->", color="#c33", linewidth=2,
-                  connectionstyle="arc3,rad=0.28")  # fmt: skip
-        else:
-            arrow(axis, (start, height), (end, height), "<->", color="#c33", linewidth=2,
-                  connectionstyle="arc3,rad=-0.28")  # fmt: skip
-    axis.text(5.25, 2.6, "compressed\nslow link", ha="center", fontsize=9.5, color="#c33")
+            box(
+                axis,
+                x,
+                1.4,
+                f"mean of the node,\nslice {gpu} of 2,\nand its residual",
+                GREEN,
+                1.7,
+                0.8,
+            )
+            arrow(axis, (x, 2.85), (x, 1.8))
+        arrow(axis, (left + 1.2, 2.85), (left + 2.8, 1.8))
+        arrow(axis, (left + 2.8, 2.85), (left + 1.2, 1.8))
+        axis.text(left + 0.95, 2.3, "dense,\nfast links", ha="right", fontsize=9.5, color="#2a7")
+    for gpu, (height, bend) in enumerate(((1.6, -0.28), (1.2, 0.28))):
+        start, end = 2.25 + 2 * gpu, 6.25 + 2 * gpu
+        line = {"color": "#c33", "linewidth": 2, "connectionstyle": f"arc3,rad={bend}"}
+        arrow(axis, (start, height), (end, height), "<->", **line)
+    axis.text(5.25, 1.3, "compressed,\nslow link", ha="center", fontsize=9.5, color="#c33")
     return figure
 
 
@@ -150,7 +157,7 @@ def transaction() -> Any:
     axis.text(3.15, 3.38, "backward pass: memory is only read", ha="center", fontsize=9.5)
     box(axis, 6.35, 1.95, "has every\nmessage of\nevery rank\narrived\nwhole?", GREY, 1.2, 2.6)
     ends = (
-        (2.9, "yes", "commit: residuals and gradients\nare written, on every rank", GREEN),
+        (2.9, "yes", "commit: residuals, gradients\nare written, on every rank", GREEN),
         (1.95, "NaN or inf on any", "abort: memory as before,\nall gradients are NaN", ORANGE),
         (1.0, "an error on any", "PeerError on every rank,\nmemory as before", RED),
     )
