@@ -95,7 +95,7 @@ def take_race(folder: Path) -> dict[str, Any]:
             clock["rate"]: {
                 "ρ": round(clock["measured_rho"], 2),
                 "to the target": {
-                    name: seconds and round(seconds, 1)
+                    name: seconds and round(seconds, 2)
                     for name, seconds in seconds_to_target(everyone, clock).items()
                 },
             }
@@ -137,16 +137,17 @@ def mark_gain(axis: Any, race: Any, rate: str) -> None:
 
 def draw_loss(found: Any) -> Any:
     """What is lost against what is sent."""
+    dense = found["dense bytes"] / 1e3
     figure, axis = plt.subplots(figsize=(9, 5.4), layout="constrained")
     for kind, marker in (("every step", "o"), ("rounds", "s")):
-        kB = [found["dense_kB"] / each["ratio"] for each in found[kind].values()]
+        kB = [dense / each["ratio"] for each in found[kind].values()]
         above = [sum(each["above"]) / len(each["above"]) for each in found[kind].values()]
         axis.plot(kB, above, marker, markersize=8, label=f"{kind}")
         for name, x, y in zip(found[kind], kB, above, strict=True):
             below = name in ("dgc 1 %", "majority_vote 1 %, every 4")
             offset = (8, -13) if below else (8, 3)
             axis.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=9.5)
-    axis.plot(found["dense_kB"], 0, "*", color="black", markersize=13, label="dense")
+    axis.plot(dense, 0, "*", color="black", markersize=13, label="dense")
     axis.set(xscale="log", xlim=(1, 9000), ylim=(-0.004, 0.085))
     axis.set_xlabel("kB that a rank encodes a step, in the mean of the whole run")
     axis.set_ylabel("final loss above dense (nats)")
