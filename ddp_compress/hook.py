@@ -13,8 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
 from ddp_compress.recipe import Recipe
-from ddp_compress.step.guards import refuse_no_ddp
-from ddp_compress.step.sharded_model import is_sharded
+from ddp_compress.step.find_model import find_model
 from ddp_compress.step.state import FLUSH_BYTES, CompressionState
 from ddp_compress.transport.nodes import Within
 
@@ -92,7 +91,7 @@ def attach(
     recipe: Recipe | str,
     *,
     process_group: dist.ProcessGroup | None = None,
-    start_step: int = 0,
+    start_step: int | None = None,
     min_numel: int = 0,
     flush_bytes: int = FLUSH_BYTES,
     within: Within | None = None,
@@ -104,7 +103,8 @@ def attach(
     gradients of its shards go between replicas then, when a backward pass is over.
 
     Args:
-        model: the DDP model, or the sharded one.
+        model: the DDP model, or the sharded one; or what a framework hands out of it, such as
+            `torch.compile` of it, Fabric's wrapper, or the bare model inside.
         recipe: a recipe, or its name in `ddp_compress.recipes`.
         process_group: a group of the model's ranks, such as one of another backend; None for the
             model's own. For a sharded model the ranks that hold the same shard, such as
@@ -119,7 +119,7 @@ def attach(
         The state: keep it for statistics and checkpoints.
 
     Raises:
-        TypeError: the model is no DDP model, or options stand beside a finished recipe.
+        TypeError: there is no DDP model, or options stand beside a finished recipe.
         ValueError: the recipe is unknown, the model has parameters that cannot be compressed or
             options that go past a hook, it has a communication hook, or ``process_group`` is of
             other ranks; or the sharded model is one of those that cannot be
@@ -128,8 +128,7 @@ def attach(
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
     """
-    if not is_sharded(model):
-        refuse_no_ddp(model)
+    model = find_model(model)
     if isinstance(recipe, str):
         recipe = recipes.by_name(recipe, **options)
     elif options:

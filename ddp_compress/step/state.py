@@ -24,17 +24,22 @@ from ddp_compress.checkpoints.checkpoint import (
     digest_of,
     dim_orders,
     part_of,
+    with_clean_names,
 )
 from ddp_compress.checks import check_count
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
+from ddp_compress.message.names import clean_name, clean_names
 from ddp_compress.message.presence import Presence
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
 from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
+from ddp_compress.step.find_model import without_wrappers
+from ddp_compress.step.first_step import Facts, FirstStep
+from ddp_compress.step.own_checkpoint import own_of_all
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
@@ -65,7 +70,8 @@ class CompressionState:
         recipe: see `ddp_compress.recipes`.
         process_group: the ranks to exchange with, those of the DDP model; None for its group, or
             the default one. With a sharded model those that hold the same shard of other replicas.
-        start_step: the step that density schedules start from.
+        start_step: the step that density schedules start from; None for 0, with a warning where the
+            optimizer's first step shows that weights were trained before.
         min_numel: parameters with fewer elements are uncompressed: they travel dense, with
             ``all_gather`` inside the same messages, else by an all-reduce of their own. Raise it
             when the few hundred numbers of biases and norms matter more than their bytes: at 0.1 %
@@ -105,7 +111,7 @@ class CompressionState:
         model: nn.Module,
         recipe: Recipe,
         process_group: dist.ProcessGroup | None = None,
-        start_step: int = 0,
+        start_step: int | None = None,
         min_numel: int = 0,
         flush_bytes: int = FLUSH_BYTES,
         within: Within | None = None,
@@ -115,13 +121,15 @@ class CompressionState:
                 f"recipe must be a ddp_compress Recipe such as recipes.sbc(density=0.001), "
                 f"got {type(recipe).__name__}"
             )
-        check_count("start_step", start_step, least=0)
+        if start_step is not None:
+            check_count("start_step", start_step, least=0)
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
         check_within(within)
+        model = without_wrappers(model)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         self.recipe = recipe
-        self.step = start_step
+        self.step = start_step or 0
         self.stats = Stats()
         self.must_match: object = None
         self._settings = Settings(recipe, min_numel, flush_bytes)
@@ -138,6 +146,9 @@ class CompressionState:
         self._undo: Undo | None = None
         self._passed = False  # whether there was a pass since, perhaps an aborted one
         self._left_memory = False  # behind, with the DDP model that this is a copy's of
+        self._facts = Facts(placed=start_step is not None)
+        first_step = FirstStep(self, self._parameters.named, self._facts)
+        self._binding.applied.check_by(first_step.check)
         if isinstance(model, DistributedDataParallel):
             self._binding.bind_to(model)
 
@@ -229,6 +240,14 @@ class CompressionState:
             tensor(1024.)
         """
         self._loss_scale.use(scaler)
+        self._facts.knows_scaler = True
+
+    def needs_no_hook(self) -> None:
+        """Say that no hook is to call this state: `reduce` is, as in the rounds of `LocalUpdates`.
+
+        Else a warning tells at the optimizer's first step that nothing has called it.
+        """
+        self._facts.needs_no_hook = True
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
         """What gradients on a device are multiplied by now, [] fp32; None without a scaler."""
@@ -370,6 +389,7 @@ class CompressionState:
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
+        self._facts.called = True
         transaction = self._current_step(buckets)
         if failure is not None:
             transaction.fail(failure)
@@ -395,15 +415,17 @@ class CompressionState:
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
         try:
-            layout, named = self._parameters.layout_of_given(tensors), self._parameters.here
-            flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
+            given = {clean_name(name): tensor for name, tensor in tensors.items()}
+            layout, here = self._parameters.layout_of_given(given), self._parameters.here
+            flat = torch.cat([flatten(t.detach(), here[n]) for n, t in given.items()])
         except Exception as error:
             self.fail(error)
         chunk = self._chunk(flat, layout)
         chunk.must_match = (self.must_match, must_match)
         mean = self._take(chunk, True, alone).wait()
-        parts = layout.split(mean)
-        return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
+        parts, names = layout.split(mean), clean_names(tensors)
+        like = zip(tensors.items(), names, strict=True)
+        return {given: unflatten(parts[n], here[n], t) for (given, t), n in like}
 
     def fail(self, error: Exception) -> NoReturn:
         """Take part in a step for which this rank has nothing, and tell every rank why.
@@ -581,6 +603,7 @@ class CompressionState:
         self._no_way_back()
         self._binding.restored.memory()
         self._left_memory = False
+        self._facts.placed = True
         self._store.load(tensors)
         self._peers.forget_messages()
 
@@ -631,8 +654,9 @@ class CompressionState:
         check_form(saved)
         part = part_of(saved)
         numels = self._parameters.numels(part)
-        check_fits(saved, self.recipe, self._parameters.here, numels)
         check_whole(saved)
+        saved = with_clean_names(saved)
+        check_fits(saved, self.recipe, self._parameters.here, numels)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self.stats = Stats.of(saved["stats"])
@@ -641,3 +665,22 @@ class CompressionState:
         if self._peers.comm is not None:
             self._buckets.settle()
         self._peers.loaded(saved["saved_by"], part, saved["density"], self.stats)
+
+    def load_state_dicts(self, every: Sequence[Mapping[str, Any]]) -> None:
+        """Take back what `state_dict` gave on all ranks, be they more or fewer now.
+
+        On as many ranks it is this rank's own, else its share of all, by `redistribute`.
+
+        Args:
+            every: of all ranks of the job, in their order.
+
+        Raises:
+            ValueError: they do not fit, or are not of all ranks. Nothing has changed then.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(3, 1), dc.recipes.topk(density=0.3))
+            >>> two = [dc.redistribute([state.state_dict()], rank, 2) for rank in range(2)]
+            >>> state.load_state_dicts(two)
+        """
+        self.load_state_dict(own_of_all(every, self._peers))
