@@ -39,6 +39,8 @@ SMALLER = {  # and without a GPU, or another rank
     "num_workers=4": "num_workers=0",
     "ranks_per_node=8": "ranks_per_node=1",
     "step=0.35)": "step=0.35, link=dc.Link(1e9, 1e-3), ranks=4, recipes=[])",
+    '"/shared/': '"',
+    "% 1000": "% 10",
     "STEPS, PERIOD = 20_000, 10": "STEPS, PERIOD = 20, 10",
 }
 DDP = "model = DistributedDataParallel(model)"
@@ -284,7 +286,7 @@ def libraries() -> list[ModuleType]:
     torchvision, model, tokens = map(ModuleType, ("torchvision", "model", "tokens"))
     made = SimpleNamespace(
         Compose=list,
-        ImageFolder=lambda *_: TensorDataset(torch.randn(64, 8), torch.randint(4, (64,))),
+        ImageFolder=lambda *_: TensorDataset(torch.randn(512, 8), torch.randint(4, (512,))),
         RandomHorizontalFlip=object,
         RandomResizedCrop=lambda _: None,
         ToTensor=object,
@@ -292,7 +294,7 @@ def libraries() -> list[ModuleType]:
     )
     vars(torchvision).update(datasets=made, models=made, transforms=made)
     vars(model).update(GPT=Gpt, GPTConfig=object)
-    vars(tokens).update(TokenDataset=lambda: TensorDataset(*torch.randn(2, 16, 8).unbind()))
+    vars(tokens).update(TokenDataset=lambda: TensorDataset(*torch.randn(2, 128, 8).unbind()))
     return [torchvision, model, tokens]
 
 
