@@ -68,7 +68,7 @@ BEFORE = {
     ("docs/sharded_models.md", "Checkpoints"): "folder = 'checkpoints'; old_replicas = 1",
     ("docs/sharded_models.md", "Local updates"): "model = sharded(mesh)",
     ("docs/training_loops.md", "The plain PyTorch way"): (
-        "ddp_model = DistributedDataParallel(model)"
+        "ddp_model = DistributedDataParallel(network())"
     ),
     ("docs/training_loops.md", "Gradients that are not applied"): (
         f"{ATTACHED}; discriminator = DistributedDataParallel(network(1, 1)); "
