@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 @pytest.fixture
 def at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What a reader has: a rank that torchrun has started, a model, data."""
+    """What a reader has: a rank that torchrun has started, a model, data, loggers."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
@@ -137,9 +138,15 @@ def at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         "recipe": dc.recipes.sbc(density=0.1),
         "rounds": 2,
         "sgd": lambda model: torch.optim.SGD(model.parameters(), 0.1),
+        "self": Mock(),
         "sharded": sharded,
+        "state": dc.CompressionState(network(), dc.recipes.topk(density=0.1)),
+        "step": 0,
         "torch": torch,
+        "train_step": lambda: None,
+        "wandb": Mock(),
         "world_size": 1,
+        "writer": Mock(),
     }
     dist.destroy_process_group()
 
