@@ -31,7 +31,9 @@ import ddp_compress as dc
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 SCRIPTS = "docs/frameworks.md"
-BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n+)?^```(\w+)\n(.*?)^```", re.M | re.S)
+PIECE = re.compile(
+    r"(?:^<!-- not run: (.+?) -->\n+)?^```(\w*)\n(.*?)^```|^#+ ([^\n]*)$", re.M | re.S
+)
 
 SMALLER = {  # and without a GPU, or another rank
     '"cuda"': '"cpu"',
@@ -95,13 +97,10 @@ class Block(NamedTuple):
 
 def blocks(page: Path, *languages: str) -> list[Block]:
     """Those of a page, with the section that each stands in."""
-    text = page.read_text()
-    titles = [(found.start(), found[1]) for found in re.finditer(r"^#+ (.*)$", text, re.M)]
-    found = []
-    for match in BLOCK.finditer(text):
-        section = next((title for at, title in reversed(titles) if at < match.start()), "")
-        name = page.relative_to(ROOT).as_posix()
-        found.append(Block(name, section, match[2], match[1] or "", match[3]))
+    name, section, found = page.relative_to(ROOT).as_posix(), "", []
+    for reason, language, code, title in PIECE.findall(page.read_text()):
+        section = title or section
+        found.append(Block(name, section, language, reason, code))
     return [each for each in found if each.language in languages]
 
 
