@@ -4,8 +4,11 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
+
+import ddp_compress
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")]
@@ -42,6 +45,17 @@ def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text()
     pages = [page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")]
     assert not [page for page in pages if f": {page}\n" not in menu]
+
+
+def test_every_name_of_the_reference_exists():
+    pages = [page.read_text() for page in ROOT.glob("docs/api/*.md")]
+    names = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.M)]
+    assert all(map(resolve_name, names))
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
+    assert not [name for name in ddp_compress.__all__ if not re.search(rf"\b{name}\b", pages)]
 
 
 @pytest.mark.parametrize("name", ["links", "loss", "ranks"])
