@@ -34,11 +34,13 @@ from ddp_compress.message.names import clean_name, clean_names
 from ddp_compress.message.presence import Presence
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
+from ddp_compress.stages import Stages, enter, in_hook
 from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.find_model import without_wrappers
 from ddp_compress.step.first_step import Facts, FirstStep
+from ddp_compress.step.metrics import Metrics
 from ddp_compress.step.own_checkpoint import own_of_all
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
@@ -142,6 +144,7 @@ class CompressionState:
         self._store = ParameterStore(recipe.tensors)
         self._buckets = Buckets()
         self._loss_scale = LossScale()
+        self._metrics = Metrics(self.stats)
         self._transaction: Transaction | None = None
         self._undo: Undo | None = None
         self._passed = False  # whether there was a pass since, perhaps an aborted one
@@ -164,7 +167,8 @@ class CompressionState:
                 "state_dict()"
             )
         peers = copy.copy(self._peers)
-        own = {"_peers": peers, "_binding": self._binding.with_peers(peers)}
+        binding, metrics = self._binding.with_peers(peers), Metrics(self.stats)
+        own = {"_peers": peers, "_binding": binding, "_metrics": metrics}
         nothing = {"_transaction": None, "_undo": None, "_passed": False}
         return self.__dict__ | own | nothing | {"_buckets": Buckets(self._buckets.latest)}
 
@@ -199,15 +203,21 @@ class CompressionState:
         return self._peers.within
 
     @property
+    def stages(self) -> Stages:
+        """Where the time of its steps is counted; see `metrics`."""
+        return self._metrics.stages
+
+    @property
     def _parameters(self) -> Parameters:
         return self._binding.parameters
 
     def __repr__(self) -> str:
-        within = "" if self.within is None else f"within={self.within!r}, "
+        density = self.recipe.select.density
+        latest = self._peers.latest_density if callable(density) else density
         return (
-            f"CompressionState(recipe={self.recipe!r}, step={self.step}, {within}"
-            f"parameters={len(self._parameters.named)} of {self._parameters.numel} elements, "
-            f"ratio={self.stats.ratio:.1f})"
+            f"CompressionState({self.recipe.name}, "
+            + (f"density={latest:.4g}, " if latest is not None else "")
+            + f"step={self.step}, elements={self._parameters.numel}, ratio={self.stats.ratio:.1f})"
         )
 
     # ------------------------------------------------------------------ the way of a gradient
@@ -253,6 +263,7 @@ class CompressionState:
         """What gradients on a device are multiplied by now, [] fp32; None without a scaler."""
         return self._loss_scale.on(device)
 
+    @in_hook
     def push(
         self, flat: Tensor, layout: Layout, last: bool, scale: Tensor | None = None
     ) -> Future[Tensor]:
@@ -278,6 +289,7 @@ class CompressionState:
         """
         return self._take(self._chunk(flat, layout, scale), last, self._buckets)
 
+    @in_hook
     def push_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """`push` a bucket of the DDP model whose hook this state is.
 
@@ -317,6 +329,7 @@ class CompressionState:
         self._binding.follow(model, self._push_shards)
 
     @torch.no_grad()
+    @in_hook
     def _push_shards(self, came: Sequence[Tensor], failure: Exception | None) -> None:
         """`push` the gradients of a sharded model's pass, and write back what comes of them.
 
@@ -398,6 +411,7 @@ class CompressionState:
             self._finish(transaction)
         return chunk.future
 
+    @in_hook
     def reduce(self, tensors: Mapping[str, Tensor], must_match: object = None) -> dict[str, Tensor]:
         """Average named tensors through the recipe, as one step without DDP.
 
@@ -541,7 +555,10 @@ class CompressionState:
         if self._transaction is None:
             self._undo, self._passed = None, False
             self._connect()
-            step = Transaction(self._settings, self._store, buckets, self._peers, self.step)
+            settings, stages, norms = self._settings, self.stages, self._metrics.norms()
+            step = Transaction(
+                settings, self._store, buckets, self._peers, self.step, stages, norms
+            )
             self._transaction = step
             try:
                 self._peers.check_place()
@@ -560,7 +577,9 @@ class CompressionState:
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
         meet = partial(self._peers.meet, recipe.exchange, device, self.stats, self._warm_up)
+        enter("wait")
         meet(describe, density, self.step, self._binding.weights)
+        enter("encode")
 
     def _warm_up(self) -> None:
         device, worker = self._parameters.device, self._peers.worker
@@ -583,10 +602,34 @@ class CompressionState:
         self._passed = True
         self._binding.applied.nothing_owed()
         self.stats.step(transaction.numel, transaction.world_size, committed)
+        self._metrics.stepped(transaction.norms)
         if committed:
             self._undo = transaction.undo
             self.step += 1
             self._loss_scale.stepped()
+
+    def metrics(self) -> dict[str, float]:
+        """What compression did since the last call: flat and plain, for whatever watches the run.
+
+        Of this rank alone: no other rank need call it. Seconds and the gradient's norm are measured
+        from the first call on: call it once before training to have those of the first steps. Until
+        then it costs nothing; afterwards a few clocks are read in every step, and the norm of a
+        gradient is taken once a call, in the step after it.
+
+        Returns:
+            By name, each behind ``"compression/"``; see docs/statistics.md for all of them. What is
+            not known, as where no step was taken, is NaN.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.topk(density=0.5))
+            >>> _ = state.reduce({"weight": torch.tensor([4.0, 1, 2, 3, 0, 0, 0, 9])})
+            >>> metrics = state.metrics()
+            >>> metrics["compression/density"], metrics["compression/residual_norm"]
+            (0.5, 1.0)
+        """
+        within = self.within is not None
+        return self._metrics.read(self.stats, self._store.kept("residual"), within)
 
     # ------------------------------------------------------------------------ memory by itself
 
@@ -660,6 +703,7 @@ class CompressionState:
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self.stats = Stats.of(saved["stats"])
+        self._metrics.restart(self.stats)
         self._loss_scale.loaded()
         self._buckets = Buckets([self._parameters.layout_of(names) for names in saved["buckets"]])
         if self._peers.comm is not None:
