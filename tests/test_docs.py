@@ -50,7 +50,8 @@ def test_every_page_is_in_the_menu():
 def test_every_name_of_the_reference_exists():
     pages = [page.read_text() for page in ROOT.glob("docs/api/*.md")]
     names = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.M)]
-    assert all(map(resolve_name, names))
+    # Modules of integrations need their frameworks.
+    assert all(resolve_name(name) for name in names if ".integrations." not in name)
 
 
 def test_every_public_name_is_in_the_reference():
