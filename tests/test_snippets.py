@@ -3,14 +3,13 @@
 A page's Python blocks run one after another in one process, with the names that a reader has by
 then: those of `at_hand`, and before a section those of `BEFORE`. What cannot run says why, in a
 comment in front of the block: ``<!-- not run: it needs ... -->``. Devices are the CPU. Blocks of
-`docs/frameworks.md` are whole scripts; they run on two ranks, where their framework is installed.
+`docs/frameworks.md` are whole scripts: see `tests/frameworks/test_page.py`.
 """
 
 import copy
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,24 +171,6 @@ def test_python_on_a_page_runs(page, at_hand):
 def test_sections_named_here_exist():
     held = {each[:2] for page in PAGES for each in blocks(page, "python")}
     assert not set(BEFORE) - held
-
-
-@pytest.mark.parametrize(
-    "script", blocks(ROOT / SCRIPTS, "python"), ids=lambda each: each.section.split()[0]
-)
-def test_a_frameworks_script_trains_two_ranks(script, tmp_path):
-    for name in re.findall(
-        r"^(?:from|import) (lightning|accelerate|transformers)", script.code, re.M
-    ):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[{name}]'")
-    assert len(script.code.splitlines()) <= 40
-    (tmp_path / "train.py").write_text(script.code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True
-    )
-    assert not done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
