@@ -215,7 +215,7 @@ def test_over_two_levels(ranks, kind, waits):
 
 
 def rounds() -> None:
-    """All of a round is in the hook; the clock ticks when it is read, as above."""
+    """The clock ticks when it is read: twice a round outside of all stages."""
     clock = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "perf_counter", lambda: float(next(clock)))
