@@ -1,4 +1,4 @@
-"""What `CompressionState.metrics` costs a step: two states take steps in turn, one of them asked.
+"""What `CompressionState.metrics` costs a step: steps that are watched and others, in turn.
 
     OMP_NUM_THREADS=1 python bench/metrics.py
 
@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from rich.table import Table
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ddp_compress as dc
@@ -29,49 +28,40 @@ from ranks import on_ranks
 EVERY = 50  # steps from call to call
 
 
-class Trained:
-    """A model of its own, and the step that it takes."""
-
-    def __init__(self, recipe: str, gradients: list[Tensor]) -> None:
-        self._ddp = DistributedDataParallel(FixedGradients(gradients), bucket_cap_mb=25)
-        self._gradients = gradients
-        self.state = dc.attach(self._ddp, recipe)
-
-    def step(self) -> None:
-        self._ddp.zero_grad()
-        self._ddp(self._gradients).backward()
-
-
 def seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def measure(recipe: str, steps: int) -> list[float]:
+def measure(recipe: str, rounds: int) -> list[float]:
     """See `Cost`, in seconds, of this rank."""
     gradients = [torch.randn_like(p) for p in resnet50().parameters()]
-    off, on = Trained(recipe, gradients), Trained(recipe, gradients)
-    on.state.metrics()
+    model = DistributedDataParallel(FixedGradients(gradients), bucket_cap_mb=25)
+    state = dc.attach(model, recipe)
+
+    def step(asked: bool) -> float:
+        state.stages.asked = asked  # in training nobody takes it back
+        model.zero_grad()
+        return seconds(lambda: model(gradients).backward())
+
     for _ in range(4):  # DDP has its buckets by then
-        off.step()
-        on.step()
+        step(asked=False)
     costs = Cost([], [], [], [])
-    for number in range(steps):
-        after = number % 4 == 3
-        if after:
-            costs.call.append(seconds(on.state.metrics))
-        if number % 8 < 4:
-            without, watched = seconds(off.step), seconds(on.step)
-        else:
-            watched, without = seconds(on.step), seconds(off.step)
-        costs.step.append(without)
-        (costs.after if after else costs.watched).append(watched - without)
+    for number in range(rounds):
+        costs.call.append(seconds(state.metrics))
+        first = step(asked=True)
+        for watched_first in (number % 2 == 0, number % 2 == 1):
+            one, other = step(asked=watched_first), step(asked=not watched_first)
+            watched, without = (one, other) if watched_first else (other, one)
+            costs.watched.append(watched - without)
+            costs.step.append(without)
+        costs.after.append(first - without)
     return [median(values) for values in costs]
 
 
 class Cost(NamedTuple):
-    """A step of the state that nobody asks; what one of the other takes more; and a call."""
+    """A step that is not watched, what one that is takes more, and a call."""
 
     step: list[float]
     watched: list[float]
@@ -81,7 +71,7 @@ class Cost(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--recipes", nargs="+", default=["topk", "sbc", "hgc"])
     options = parser.parse_args()
     table = Table(
@@ -90,7 +80,7 @@ def main() -> None:
     )
     for recipe in options.recipes:
         for ranks in (1, 2):
-            figures = on_ranks(ranks, measure, recipe, options.steps)[0]
+            figures = on_ranks(ranks, measure, recipe, options.rounds)[0]
             step, watched, after, call = figures
             seldom = (watched * (EVERY - 1) + after + call) / EVERY / step
             always = (after + call) / step

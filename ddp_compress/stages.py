@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from time import perf_counter
 from typing import Any, Literal, TypeVar, cast
 
 import torch
+from torch.profiler import record_function
 
 Stage = Literal["encode", "wait", "decode", "worker"]
 
@@ -68,40 +69,41 @@ class Stages:
             taken, self._seconds = self._seconds, {}
         return taken
 
-    def add(self, name: str, seconds: float) -> None:
-        """Count some more, on whichever thread, if somebody has asked."""
+    def add(self, seconds: dict[str, float]) -> None:
+        """Count some more, of whichever thread, if somebody has asked."""
+        if not self.asked:
+            return
         with self._lock:
-            if self.asked:
-                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            for name, some in seconds.items():
+                self._seconds[name] = self._seconds.get(name, 0.0) + some
 
     @contextmanager
     def hook(self) -> Iterator[None]:
         """What keeps the training thread: it begins with "encode"; one in another counts once."""
-        if not self._watches:
-            yield
-        elif getattr(_here, "watch", None) is not None:
-            with self._within("encode"):
+        if getattr(_here, "watch", None) is not None:
+            with _Within(self, "encode"):
                 yield
         else:
             start = perf_counter()
             try:
-                with _range(HOOK), self._within("encode"):
+                with _range(HOOK) or nullcontext(), _Within(self, "encode"):
                     yield
             finally:
-                self.add(HOOK, perf_counter() - start)
+                self.add({HOOK: perf_counter() - start})
 
     def follow(self, work: Generator[Y, None, R]) -> Generator[Y, None, R]:
         """The same work, watched on whichever thread it is driven."""
-        return self._followed(work) if self._watches else work
+        return self._followed(work) if self.watches else work
 
     @property
-    def _watches(self) -> bool:
+    def watches(self) -> bool:
+        """Whether anything is to be watched now."""
         return self.asked or _is_profiling()
 
     def _followed(self, work: Generator[Y, None, R]) -> Generator[Y, None, R]:
         stage: Stage = "encode"
         while True:
-            with self._within(stage):
+            with _Within(self, stage):
                 try:
                     launched = next(work)
                 except StopIteration as end:
@@ -110,40 +112,49 @@ class Stages:
             yield launched
             stage = "wait"
 
-    @contextmanager
-    def _within(self, stage: Stage) -> Iterator[None]:
-        """Be in a stage, and in those that are entered from it; then again where one was."""
-        outer: _Watch | None = getattr(_here, "watch", None)
-        watch = outer or _Watch(self)
-        before, _here.watch = watch.stage, watch
-        watch.enter(stage)
-        try:
-            yield
-        finally:
-            watch.enter(before)
-            _here.watch = outer
-
 
 class _Watch:
-    """One thread's way from stage to stage."""
+    """One thread's way from stage to stage, and the seconds in each."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self) -> None:
         self.stage: Stage | None = None
-        self._stages = stages
+        self.seconds: dict[str, float] = {}
         self._since = 0.0
-        self._range: AbstractContextManager[object] = nullcontext()
+        self._range: record_function | None = None
 
     def enter(self, stage: Stage | None) -> None:
         """Leave one stage for another; None for none."""
         if stage == self.stage:
             return
         now = perf_counter()
-        self._range.__exit__(None, None, None)
+        if self._range is not None:
+            self._range.__exit__(None, None, None)
         if self.stage is not None:
-            self._stages.add(self.stage, now - self._since)
+            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self._since
         self.stage, self._since = stage, now
-        self._range = nullcontext() if stage is None else _range(stage)
-        self._range.__enter__()
+        self._range = None if stage is None else _range(stage)
+        if self._range is not None:
+            self._range.__enter__()
+
+
+class _Within:
+    """Be in a stage on this thread, and in those that are entered from it; then where one was."""
+
+    def __init__(self, stages: Stages, stage: Stage) -> None:
+        self._stages = stages
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        self._outer: _Watch | None = getattr(_here, "watch", None)
+        self._watch = _here.watch = self._outer or _Watch()
+        self._before = self._watch.stage
+        self._watch.enter(self._stage)
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.enter(self._before)
+        if self._outer is None:
+            _here.watch = None
+            self._stages.add(self._watch.seconds)
 
 
 def _is_profiling() -> bool:
@@ -151,11 +162,9 @@ def _is_profiling() -> bool:
     return torch.autograd.profiler._is_profiler_enabled
 
 
-def _range(name: str) -> AbstractContextManager[object]:
-    """A range of the profiler, where one runs: it costs microseconds where none does."""
-    if not _is_profiling():
-        return nullcontext()
-    return torch.profiler.record_function(f"ddp_compress: {name}")
+def _range(name: str) -> record_function | None:
+    """A range of the profiler; None where none runs: even then it would cost microseconds."""
+    return record_function(f"ddp_compress: {name}") if _is_profiling() else None
 
 
 def in_hook(method: F) -> F:
@@ -174,7 +183,10 @@ def in_hook(method: F) -> F:
 
     @wraps(method)
     def counted(self: Any, *args: Any, **options: Any) -> Any:
-        with self.stages.hook():
+        stages: Stages = self.stages
+        if not stages.watches:
+            return method(self, *args, **options)
+        with stages.hook():
             return method(self, *args, **options)
 
     return cast(F, counted)

@@ -81,12 +81,17 @@ class CompressionCallback(TrainerCallback):
         hooks = getattr(find_model(model), "_comm_hooks", ())
         if any(self.state is theirs for _, theirs in hooks):
             return  # train() goes on where it ended
-        self.state = attach(model, self._recipe, **self._options)
+        options, folder = self._options, _folder(args, state.global_step, resumes=True)
+        resumes = state.global_step > 0 and "yes" in everyones("yes" if folder.is_dir() else "no")
+        if state.global_step and not resumes and "start_step" not in options:
+            _warn_of_lost_state(state.global_step, folder)
+            options = {**options, "start_step": 0}  # once is enough
+        self.state = attach(model, self._recipe, **options)
+        if resumes:
+            checkpoints.load(folder, compression=self.state)
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
             self.state.use_scaler(scaler)
-        if state.global_step:
-            self._resume(args, state.global_step, self.state)
         self.state.metrics()  # from here on
 
     def on_save(
@@ -94,8 +99,7 @@ class CompressionCallback(TrainerCallback):
     ) -> None:
         """Save every rank's state beside the Trainer's files."""
         if self.state is not None and not args.save_only_model:
-            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}", FOLDER)
-            checkpoints.save(folder, compression=self.state)
+            checkpoints.save(_folder(args, state.global_step), compression=self.state)
 
     def on_log(
         self,
@@ -111,21 +115,22 @@ class CompressionCallback(TrainerCallback):
             logs.update(metrics)
             state.log_history[-1].update(metrics)
 
-    def _resume(self, args: TrainingArguments, step: int, state: CompressionState) -> None:
-        """Take back what was saved after a step, wherever the Trainer has been told to look.
 
-        It does not tell callbacks where that is, but that is mostly where it saves.
-        """
-        told = args.resume_from_checkpoint
-        named = Path(str(args.output_dir), f"checkpoint-{step}")
-        folder = (named if told in (None, "True", "true") else Path(told)) / FOLDER
-        if "yes" in everyones("yes" if folder.is_dir() else "no"):
-            checkpoints.load(folder, compression=state)
-        else:
-            warnings.warn(
-                f"training resumes after {step} steps, but there is no {folder}: what ranks still "
-                "owed to the model is lost, and a density warm-up starts again. Where the "
-                "checkpoint lies elsewhere, say so by TrainingArguments(resume_from_checkpoint=...)"
-                "; where it was saved without compression, give CompressionCallback start_step=",
-                stacklevel=2,
-            )
+def _folder(args: TrainingArguments, step: int, resumes: bool = False) -> Path:
+    """Where a state is saved after a step.
+
+    Where a training resumes from the Trainer tells no callback: mostly from where it saves.
+    """
+    told = args.resume_from_checkpoint if resumes else None
+    named = Path(str(args.output_dir), f"checkpoint-{step}")
+    return (named if told in (None, "True", "true") else Path(told)) / FOLDER
+
+
+def _warn_of_lost_state(steps: int, folder: Path) -> None:
+    warnings.warn(
+        f"training resumes after {steps} steps, but there is no {folder}: what ranks still owed to "
+        "the model is lost, and a density warm-up starts again. Where the checkpoint lies "
+        "elsewhere, say so by TrainingArguments(resume_from_checkpoint=...); where it was saved "
+        "without compression, give CompressionCallback start_step=",
+        stacklevel=3,
+    )

@@ -15,6 +15,7 @@ from ddp_compress.step.ddp_model import models_of
 # Where a framework keeps the DDP model, by the package that a model's or an object's class is of.
 WHERE = {
     "accelerate": "with Accelerate it is what accelerator.prepare(model) returns",
+    "deepspeed": "DeepSpeed's engine averages gradients by itself: train with a DDP model",
     "lightning": (
         "Lightning makes it after setup() and configure_model(): give the Trainer "
         "ddp_compress.integrations.lightning.CompressionCallback(recipe), or attach in "

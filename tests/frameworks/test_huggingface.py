@@ -193,4 +193,5 @@ def resumed_elsewhere(folder: Path) -> int:
 def test_a_trainer_that_resumes_elsewhere_is_told_what_is_lost(two_ranks, tmp_path):
     for steps_taken, warned in two_ranks.run(2, launched, resumed_elsewhere, tmp_path):
         assert steps_taken == 4
-        assert "TrainingArguments(resume_from_checkpoint=...)" in warned[0]
+        (message,) = warned
+        assert "TrainingArguments(resume_from_checkpoint=...)" in message
