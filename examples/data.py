@@ -1,6 +1,7 @@
 """Training data that needs no network: text for the language model, images for the classifier."""
 
 import sysconfig
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from cifar10 import Images, load_cifar10
-
 CONTEXT = 64  # bytes in one window
 BLOCK = 256  # windows in one block; every 20th block is held out
 HOLD_OUT = 20
 VALIDATION_WINDOWS = 2048
 
 Samples = TensorDataset | Subset[tuple[Tensor, ...]]
+Images = tuple[np.ndarray, np.ndarray]  # uint8 pixels (n, channels, height, width), and labels
 
 
 class Split(NamedTuple):
@@ -71,8 +71,16 @@ def standard_library() -> bytes:
 
 def image_task(folder: Path | None) -> Split:
     """Training and validation images of CIFAR-10 in ``folder``, or of scikit-learn's digits."""
-    train, validation = load_cifar10(folder) if folder else digits()
+    train, validation = map(partial(cifar10, folder), (True, False)) if folder else digits()
     return Split(_dataset(train), _dataset(validation))
+
+
+def cifar10(folder: Path, train: bool) -> Images:
+    """Of a folder with ``cifar-10-batches-py`` in it, as torchvision reads that."""
+    from torchvision.datasets import CIFAR10
+
+    read = CIFAR10(folder, train)
+    return read.data.transpose(0, 3, 1, 2), np.array(read.targets)
 
 
 def digits() -> tuple[Images, Images]:

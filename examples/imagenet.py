@@ -46,6 +46,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     train_loader, val_loader = loader(args, "train"), loader(args, "val")
+    sampler: Any = train_loader.sampler
     network = models.get_model(args.arch).to(device)
     model = DistributedDataParallel(network)
     density = dc.exponential_warmup(0.01, steps=4 * len(train_loader))  # <- compression
@@ -63,7 +64,7 @@ def main() -> None:
             part.load_state_dict(checkpoint[name])
 
     for epoch in range(start, args.epochs):
-        train_loader.sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)
         torch.manual_seed(epoch * dist.get_world_size() + dist.get_rank())  # of augmentations
         loss = train(train_loader, model, optimizer, device)
         accuracy = validate(val_loader, network, device)

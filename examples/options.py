@@ -42,7 +42,7 @@ def parse_args(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--task", choices=list(TASK_DEFAULTS), default="lm", help="what to learn")
-    add("--data", type=Path, help="lm: a text file; image: a folder with CIFAR-10")
+    add("--data", type=Path, help="lm: a text file; image: a folder with CIFAR-10, for torchvision")
     add(
         "--recipe",
         choices=[*BUILT_IN, *dc.recipes.__all__],

@@ -54,7 +54,7 @@ def main() -> None:
     try:
         recipe = make_recipe(args)
         data = load(args, int(os.environ["WORLD_SIZE"]))
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         fail(str(error))
 
     for name in ("within", "shard"):
