@@ -15,12 +15,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def run(script: str, folder: Path, words: str) -> dict[str, Any]:
     """Run a script in a folder; the names that it leaves."""
     folder.mkdir(exist_ok=True)
-    os.chdir(folder)
-    file = str(EXAMPLES / script)
+    file, before = str(EXAMPLES / script), os.getcwd()
     with (
         patch.object(sys, "argv", [file, *words.split()]),
         patch.object(sys, "path", [str(EXAMPLES), *sys.path]),
         patch.object(dist, "init_process_group"),
         patch.object(dist, "destroy_process_group"),  # these ranks have more to do
     ):
-        return runpy.run_path(file, run_name="__main__")
+        os.chdir(folder)
+        try:
+            return runpy.run_path(file, run_name="__main__")
+        finally:
+            os.chdir(before)

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ OURS = "ddp_compress"
 def launched(function: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
     """Call a function as on a rank that torchrun has started; also what was warned of by us."""
     rank, size = str(dist.get_rank()), str(dist.get_world_size())
-    os.environ |= {
+    torchrun = {
         "GROUP_RANK": "0",
         "LOCAL_RANK": rank,
         "LOCAL_WORLD_SIZE": size,
@@ -27,7 +28,7 @@ def launched(function: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
         "TORCHELASTIC_RUN_ID": "test",
         "WORLD_SIZE": size,
     }
-    with warnings.catch_warnings(record=True) as caught:
+    with patch.dict(os.environ, torchrun), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = function(*args)
     ours = (str(each.message) for each in caught)
