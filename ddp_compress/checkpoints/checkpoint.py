@@ -251,7 +251,7 @@ def with_clean_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     Of a compiled model, those that were saved before had the names that `torch.compile` gives.
 
     Args:
-        saved: what has passed `check_whole`, whose sum is of the old names.
+        saved: what has passed `check_form`. Its checksum is of the old names.
 
     Returns:
         The same, or a copy with other names, without the digest of the old ones.

@@ -104,6 +104,7 @@ class LocalUpdates(Optimizer):
 
     Example:
         >>> import ddp_compress as dc, torch.distributed as dist
+        >>> from torch.nn.parallel import DistributedDataParallel
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         >>> model = DistributedDataParallel(torch.nn.Linear(4, 2))
         >>> state = dc.CompressionState(model, dc.recipes.sbc(density=0.01))

@@ -95,7 +95,7 @@ class FirstStep:
 
     def _warn_of_hook(self, parameter: Tensor) -> None:
         models = models_of(parameter)
-        if not models and local_of(parameter) is parameter:
+        if not models:
             return  # nobody averages these gradients: perhaps `reduce` will, some steps later
         state = self._state()
         if any(state is theirs for model in models for _, theirs in model._comm_hooks):

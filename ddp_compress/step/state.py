@@ -697,9 +697,10 @@ class CompressionState:
         check_form(saved)
         part = part_of(saved)
         numels = self._parameters.numels(part)
+        renamed = with_clean_names(saved)
+        check_fits(renamed, self.recipe, self._parameters.here, numels)
         check_whole(saved)
-        saved = with_clean_names(saved)
-        check_fits(saved, self.recipe, self._parameters.here, numels)
+        saved = renamed
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self.stats = Stats.of(saved["stats"])

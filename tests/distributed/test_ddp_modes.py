@@ -505,7 +505,7 @@ def test_attach_refuses_what_does_not_fit(ranks):
     for (
         model, options, option, name, skip, delay, reducer, half, twice,
     ) in ranks.run(1, attach_refuses):  # fmt: skip
-        assert "must be a DistributedDataParallel, got Sequential: a DistributedData" in model
+        assert "must be a DistributedDataParallel, got Sequential: 2 are around it" in model
         assert "options ['density'] belong to a recipe given by name" in options
         assert "unexpected keyword argument 'value_dtype'" in option
         assert "must be one of dgc, hgc, majority_vote, rotated, sbc, sign, smartidx, stc" in name
