@@ -1,7 +1,7 @@
 """Accelerate: `attach` what `accelerator.prepare` has returned.
 
 torchrun --nproc_per_node=2 examples/with_accelerate.py
-torchrun --nproc_per_node=2 examples/with_accelerate.py --epochs 20 --resume runs/accelerate/epoch_9
+torchrun --nproc_per_node=2 examples/with_accelerate.py --epochs 20 --resume runs/accelerate/epoch_8
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ddp_compress.integrations.accelerate import attach  # <- compression
 from models import ConvNet
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--epochs", type=int, default=8)
 parser.add_argument("--resume", type=Path, metavar="FOLDER")
 args = parser.parse_args()
 

@@ -1,7 +1,7 @@
 """Fabric: `attach` what `fabric.setup` has returned, and save the state of all ranks.
 
 torchrun --nproc_per_node=2 examples/with_fabric.py
-torchrun --nproc_per_node=2 examples/with_fabric.py --epochs 20 --resume runs/fabric/epoch-10.ckpt
+torchrun --nproc_per_node=2 examples/with_fabric.py --epochs 20 --resume runs/fabric/epoch-8.ckpt
 """
 
 import argparse
@@ -18,7 +18,7 @@ from data import image_task
 from models import ConvNet
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--epochs", type=int, default=8)
 parser.add_argument("--resume", metavar="FILE")
 args = parser.parse_args()
 

@@ -40,7 +40,7 @@ class Digits(L.LightningModule):
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--epochs", type=int, default=8)
 args = parser.parse_args()
 
 L.seed_everything(0)

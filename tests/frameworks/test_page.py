@@ -15,12 +15,17 @@ from tests.test_snippets import ROOT, SCRIPTS, blocks
 
 def run(code: str, folder: Path) -> list[float]:
     """The ratios of the states that a script leaves."""
-    before = set(map(id, gc.get_objects()))
+    before = states()
     os.chdir(folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code, SCRIPTS, "exec"), names)
-    found = (each for each in gc.get_objects() if type(each) is dc.CompressionState)
-    return [each.stats.ratio for each in found if id(each) not in before]
+    made = (each for each in states() if not any(each is old for old in before))
+    return [each.stats.ratio for each in made]
+
+
+def states() -> list[dc.CompressionState]:
+    """All that live."""
+    return [each for each in gc.get_objects() if type(each) is dc.CompressionState]
 
 
 @pytest.mark.parametrize(
