@@ -71,7 +71,7 @@ def attach(
             stacklevel=2,
         )
         made = recipes.by_name(recipe, **options) if isinstance(recipe, str) else recipe
-        state = CompressionState(model, made)
+        state = CompressionState(model, made, start_step=0)
         state.needs_no_hook()
         return state
     state = hook.attach(model, recipe, **options)
