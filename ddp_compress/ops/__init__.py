@@ -22,26 +22,41 @@ from ddp_compress.ops.reference.entries import UNUSED as UNUSED
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _load_native() -> bool:
-    """Load the extension that stands in the package; say so, once, where that fails."""
+def _why_not(stem: str) -> str:
+    """Load a library that stands in the package; tell why it cannot be, if so."""
     why = "they were not built"
-    for library in Path(__file__).parents[1].glob("_C*"):
+    for library in Path(__file__).parents[1].glob(f"{stem}.*"):
         if library.suffix in {".so", ".pyd", ".dylib"}:
             try:
                 torch.ops.load_library(library)
-                return True
+                return ""
             except OSError as error:
                 why = str(error)
+    return why
+
+
+def _warn(line: str) -> None:
     warnings.warn(
-        f"ddp_compress runs without its native kernels ({why}): correct, but many times slower. "
-        "Install a C++ compiler and install the package again.",
-        stacklevel=2,
+        f"ddp_compress runs without its {line}. A wheel that has them needs no compiler; to build "
+        f"them: {REINSTALL}",
+        stacklevel=3,
     )
-    return False
 
 
-NATIVE = _load_native()
-CUDA = NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key("ddp_compress::topk", "CUDA")
+REINSTALL = (
+    "pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall . "
+    "(see docs/install.md)"
+)
+WHY_NOT_NATIVE = _why_not("_C")
+NATIVE = not WHY_NOT_NATIVE
+WHY_NOT_CUDA = (
+    WHY_NOT_NATIVE or _why_not("_C_cuda") if torch.version.cuda else "this torch has no CUDA"
+)
+CUDA = not WHY_NOT_CUDA
+if not NATIVE:
+    _warn(f"native kernels ({WHY_NOT_NATIVE}): right, but many times slower")
+elif torch.version.cuda and not CUDA and torch.cuda.device_count():  # which initializes no CUDA
+    _warn(f"CUDA kernels ({WHY_NOT_CUDA}): models on a GPU are refused")
 
 
 def _kernel_of(twin: F) -> F:
