@@ -9,17 +9,26 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-NEEDS_TORCH = """\
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    sys.exit("ddp_compress is built by newer tools: pip install 'setuptools>=77' ninja")
+
+NEEDS_TORCH = """
 ddp_compress builds its kernels against your torch, 2.10 or newer, and {}.
-Install torch first, then build without isolation:
 
-    pip install torch setuptools ninja
-    pip install --no-build-isolation .    # or uv pip install, or python -m build --no-isolation
+    pip install torch                     # first
+    pip install .                         # then; pip may isolate the build
 
-docs/install.md has more, and wheels, which need neither a compiler nor this."""
+Other tools build in an environment of their own, which has no torch: tell them not to.
+
+    pip install 'setuptools>=77' ninja
+    uv pip install --no-build-isolation . # or python -m build --no-isolation
+
+Wheels need neither a compiler nor this: see docs/install.md.
+"""
 
 
 def lacks_torch() -> str:

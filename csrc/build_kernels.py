@@ -10,6 +10,7 @@ has CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST names the architectures; no GPU
 import os
 import sys
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from setuptools import Extension
@@ -49,6 +50,12 @@ def wants_cuda() -> bool:
     return possible and choice != "0"
 
 
+def cuda_runtime() -> list[str]:
+    """CUDA's runtime as torch's own packages have it: not every nvcc comes with one."""
+    found = (Path(each).glob("nvidia/*/lib/libcudart.so.*") for each in sys.path)
+    return [str(file) for files in found for file in files][:1]
+
+
 class BuildKernels(BuildExtension):
     def run(self) -> None:
         self.left_out: list[Extension] = []
@@ -77,7 +84,7 @@ class BuildKernels(BuildExtension):
         if cuda and os.environ.get("DDP_COMPRESS_CUDA") == "1":
             sys.exit(f"DDP_COMPRESS_CUDA=1, but the CUDA kernels cannot be built: {error}")
         what = f"CUDA kernels, {REFUSED}" if cuda else f"native kernels, {SLOW}"
-        say(f"{what}. They cannot be built: {error}")
+        say(f"{what}. They cannot be built, see above: {shorten(str(error), 200)}")
         self.left_out.append(extension)
 
 
@@ -94,11 +101,13 @@ extensions = [
 if wants_cuda():
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    extensions.append(
-        CUDAExtension(
-            "ddp_compress._C_cuda",
-            [*csrc("cuda/*.cu"), "csrc/ops_cuda.cpp"],
-            extra_compile_args={"cxx": CXX, "nvcc": NVCC},
-            **shared,
-        )
+    cuda = CUDAExtension(
+        "ddp_compress._C_cuda",
+        [*csrc("cuda/*.cu"), "csrc/ops_cuda.cpp"],
+        extra_compile_args={"cxx": CXX, "nvcc": NVCC},
+        extra_objects=cuda_runtime(),
+        **shared,
     )
+    if cuda.extra_objects:
+        cuda.libraries.remove("cudart")
+    extensions.append(cuda)

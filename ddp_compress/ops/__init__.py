@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _why_not(stem: str) -> str:
-    """Load a library that stands in the package; tell why it cannot be, if so."""
+    """Load a library that stands in the package; why that fails, if it does."""
     why = "they were not built"
     for library in Path(__file__).parents[1].glob(f"{stem}.*"):
         if library.suffix in {".so", ".pyd", ".dylib"}:
@@ -35,28 +35,32 @@ def _why_not(stem: str) -> str:
     return why
 
 
-def _warn(line: str) -> None:
-    warnings.warn(
-        f"ddp_compress runs without its {line}. A wheel that has them needs no compiler; to build "
-        f"them: {REINSTALL}",
-        stacklevel=3,
-    )
+NATIVE_LACKS = _why_not("_C")
+NATIVE = not NATIVE_LACKS
+CUDA_LACKS = NATIVE_LACKS or (
+    _why_not("_C_cuda") if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
+)
+CUDA = not CUDA_LACKS
+INSTALL = "pip install --force-reinstall --no-deps --no-cache-dir . (see docs/install.md)"
 
 
-REINSTALL = (
-    "pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall . "
-    "(see docs/install.md)"
-)
-WHY_NOT_NATIVE = _why_not("_C")
-NATIVE = not WHY_NOT_NATIVE
-WHY_NOT_CUDA = (
-    WHY_NOT_NATIVE or _why_not("_C_cuda") if torch.version.cuda else "this torch has no CUDA"
-)
-CUDA = not WHY_NOT_CUDA
-if not NATIVE:
-    _warn(f"native kernels ({WHY_NOT_NATIVE}): right, but many times slower")
-elif torch.version.cuda and not CUDA and torch.cuda.device_count():  # which initializes no CUDA
-    _warn(f"CUDA kernels ({WHY_NOT_CUDA}): models on a GPU are refused")
+def _say_what_lacks() -> None:
+    """Warn, once, of what runs slowly or will be refused."""
+    if not NATIVE:
+        warnings.warn(
+            f"ddp_compress runs without its native kernels ({NATIVE_LACKS}): right, but many times "
+            f"slower. Install a wheel that has them, or where a C++ compiler is: {INSTALL}",
+            stacklevel=2,
+        )
+    elif torch.version.cuda and not CUDA and torch.cuda.device_count():  # initializes no CUDA
+        warnings.warn(
+            f"ddp_compress runs without its CUDA kernels ({CUDA_LACKS}): models on a GPU are "
+            f"refused. Install a wheel that has them, or where nvcc is: {INSTALL}",
+            stacklevel=2,
+        )
+
+
+_say_what_lacks()
 
 
 def _kernel_of(twin: F) -> F:
