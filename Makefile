@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FUZZ   := $(wildcard fuzz/*.cpp fuzz/*.h)
 
-.PHONY: help train test package lint cuda ptx fuzz libfuzzer format bench clean
+.PHONY: help train test package lint cuda ptx fuzz libfuzzer format bench docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ format: $(READY)  ## format and fix what can be fixed
 bench: $(READY)  ## every kernel beside its floor (links between hosts: see bench/links.py)
 	$(BIN)/python bench/kernels.py $(ARGS)
 
+docs: .venv/docs  ## the site, in site/, without a broken link: make docs, or make docs ARGS=serve
+	$(BIN)/mkdocs $(or $(ARGS),build) --strict
+
+.venv/docs: $(READY)
+	$(INSTALL) mkdocs-material 'mkdocstrings[python]'  # pyproject's extra, without a build
+	touch $@
+
 clean:  ## remove everything these targets made
-	rm -rf .venv build dist *.egg-info ddp_compress/_C*.so
+	rm -rf .venv build dist site *.egg-info ddp_compress/_C*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -4,8 +4,10 @@ Example:
     ``state = ddp_compress.attach(ddp_model, "sbc", density=0.001)``
 """
 
-from ddp_compress import recipes, schedules
+from ddp_compress import checkpoints, recipes, schedules
 from ddp_compress.advise import Advice, Link, advise
+from ddp_compress.checkpoints.all_ranks import AllRanks
+from ddp_compress.checkpoints.newest import Checkpoints
 from ddp_compress.checkpoints.per_rank import PerRank
 from ddp_compress.checkpoints.redistribute import redistribute
 from ddp_compress.federated.federated_dropout import FederatedDropout
@@ -20,6 +22,8 @@ from ddp_compress.transport.comm import PeerError
 
 __all__ = [
     "Advice",
+    "AllRanks",
+    "Checkpoints",
     "CompressionState",
     "FederatedDropout",
     "Layout",
@@ -32,6 +36,7 @@ __all__ = [
     "Stats",
     "advise",
     "attach",
+    "checkpoints",
     "compress_hook",
     "exponential_warmup",
     "recipes",

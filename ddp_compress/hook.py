@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -13,12 +14,41 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import recipes
 from ddp_compress.recipe import Recipe
-from ddp_compress.step.guards import refuse_no_ddp
-from ddp_compress.step.sharded_model import is_sharded
+from ddp_compress.step.find_model import find_model
 from ddp_compress.step.state import FLUSH_BYTES, CompressionState
 from ddp_compress.transport.nodes import Within
 
 
+class NoKey:
+    """A function that cannot be a key of a table, and says so.
+
+    Accelerate looks hooks up in a table of those it knows, and where it finds none trains dense, in
+    silence.
+    """
+
+    def __init__(
+        self, function: Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]
+    ) -> None:
+        self._function = function
+        update_wrapper(self, function)
+
+    def __call__(self, state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """Call it."""
+        return self._function(state, bucket)
+
+    def __hash__(self) -> int:
+        raise TypeError(
+            "compress_hook is none of the hooks that Accelerate's DistributedDataParallelKwargs("
+            "comm_hook=...) knows, or others by name: leave that out, and call "
+            "ddp_compress.integrations.accelerate.attach(accelerator, model, recipe) on the model "
+            "that accelerator.prepare has returned, or ddp_compress.attach(ddp_model, recipe)"
+        )
+
+    def __reduce__(self) -> str:
+        return self._function.__qualname__
+
+
+@NoKey
 def compress_hook(
     state: CompressionState, bucket: dist.GradBucket
 ) -> torch.futures.Future[torch.Tensor]:
@@ -92,7 +122,7 @@ def attach(
     recipe: Recipe | str,
     *,
     process_group: dist.ProcessGroup | None = None,
-    start_step: int = 0,
+    start_step: int | None = None,
     min_numel: int = 0,
     flush_bytes: int = FLUSH_BYTES,
     within: Within | None = None,
@@ -104,7 +134,8 @@ def attach(
     gradients of its shards go between replicas then, when a backward pass is over.
 
     Args:
-        model: the DDP model, or the sharded one.
+        model: the DDP model, or the sharded one; or what a framework hands out of it, such as
+            `torch.compile` of it, Fabric's wrapper, or the bare model inside.
         recipe: a recipe, or its name in `ddp_compress.recipes`.
         process_group: a group of the model's ranks, such as one of another backend; None for the
             model's own. For a sharded model the ranks that hold the same shard, such as
@@ -119,7 +150,7 @@ def attach(
         The state: keep it for statistics and checkpoints.
 
     Raises:
-        TypeError: the model is no DDP model, or options stand beside a finished recipe.
+        TypeError: there is no DDP model, or options stand beside a finished recipe.
         ValueError: the recipe is unknown, the model has parameters that cannot be compressed or
             options that go past a hook, it has a communication hook, or ``process_group`` is of
             other ranks; or the sharded model is one of those that cannot be
@@ -128,17 +159,41 @@ def attach(
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
     """
-    if not is_sharded(model):
-        refuse_no_ddp(model)
-    if isinstance(recipe, str):
-        recipe = recipes.by_name(recipe, **options)
-    elif options:
-        raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
-    state = CompressionState(
-        model, recipe, process_group, start_step, min_numel, flush_bytes, within
+    state = state_of(
+        model,
+        recipe,
+        process_group=process_group,
+        start_step=start_step,
+        min_numel=min_numel,
+        flush_bytes=flush_bytes,
+        within=within,
+        **options,
     )
+    model = find_model(model)
     if isinstance(model, DistributedDataParallel):
         register(model, state, compress_hook)
     else:
         state.follow(model)
     return state
+
+
+def state_of(
+    model: nn.Module,
+    recipe: Recipe | str,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    start_step: int | None = None,
+    min_numel: int = 0,
+    flush_bytes: int = FLUSH_BYTES,
+    within: Within | None = None,
+    **options: Any,
+) -> CompressionState:
+    """The state of a DDP model, or a sharded one, which is no hook's yet; see `attach`."""
+    if isinstance(recipe, str):
+        recipe = recipes.by_name(recipe, **options)
+    elif options:
+        raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
+    model = find_model(model)
+    return CompressionState(
+        model, recipe, process_group, start_step, min_numel, flush_bytes, within
+    )

@@ -1,7 +1,6 @@
 """How gradients travel, and what that costs: dense, PyTorch's own hooks, or a compressed recipe."""
 
 import inspect
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,11 +149,6 @@ def attach_built_in(model: nn.Module, optimizer: Optimizer, args: Namespace) -> 
         local = PostLocalSGD(optimizer, model, args.period, args.warmup_steps, args.steps)
         return lambda steps: ring_all_reduce(steps, 4 * elements * local.all_reduces)
     return lambda steps: ring_all_reduce(steps, 4 * elements * steps)
-
-
-def ranks_per_node(args: Namespace) -> int:
-    """How many ranks average their gradients dense; 1 where all of them are compressed."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if args.within == "node" else args.within or 1
 
 
 def node_of(args: Namespace) -> Any:

@@ -22,6 +22,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,13 +35,12 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 import ddp_compress as dc
-from checkpoints import Checkpoints, Part
 from data import Samples, Split, image_task, text_task
 from models import ByteModel, ConvNet, PlainConvNet, count_parameters
 from options import fail, parse_args
 from report import Journal, Measurement, Report
 from sharding import LocalModel, LocalOptimizer, cut_up, put_together, replicas_and_shards
-from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe, ranks_per_node
+from traffic import attach, bucket_cap_mb, holds_momentum, make_recipe
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SILENCE = timedelta(minutes=2)  # from a rank that makes the others give it up
@@ -160,15 +160,14 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
 
     checkpoints, done = None, 0
     if args.checkpoint:
-        parts: dict[str, Part] = {"model": network, "optimizer": optimizer}
+        parts: dict[str, Any] = {"model": network, "optimizer": optimizer}
         if args.shard:
             parts = {"model": LocalModel(network), "optimizer": LocalOptimizer(sgd)}
         parts |= {"scheduler": scheduler, "scaler": scaler, "journal": journal}
         parts |= {"compression": state} if state else {}
         parts |= {"sub_model": dropout.sub_model, "dropout": dropout} if dropout else {}
-        nodes = ranks_per_node(args)
-        checkpoints = Checkpoints(args.checkpoint, args.checkpoint_every, parts, nodes)
-        done = checkpoints.load(device)
+        checkpoints = dc.Checkpoints(args.checkpoint, **parts)
+        done = checkpoints.load()
 
     stream = batches(data.train, args.batch_size, args.seed, done)
     evaluate_at = {args.steps * i // args.evaluations for i in range(1, args.evaluations + 1)}
@@ -212,7 +211,7 @@ def train(args: Namespace, recipe: object, data: Split, device: torch.device) ->
             losses = train_loss, validation_loss
             journal.add(Measurement(step, *losses, accuracy, sent_bytes, journal.seconds))
             start = time.perf_counter()
-        if checkpoints:
+        if checkpoints and step % args.checkpoint_every == 0:
             checkpoints.save(step)
 
     whole_run = meter(args.steps)

@@ -1,1 +1,5 @@
-"""What a checkpoint must be, and how it goes on with another number of ranks."""
+"""What a checkpoint must be, where it is kept, and how it goes on with another number of ranks."""
+
+from ddp_compress.checkpoints.folder import load, save
+
+__all__ = ["load", "save"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddp_compress.message.memory_format import dim_order
+from ddp_compress.message.names import clean_name, clean_names
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
 from ddp_compress.recipe import Recipe
@@ -218,7 +219,7 @@ def check_fits(
         raise ValueError(
             f"checkpoint's buckets hold {', '.join(unknown)}, no parameters of the model"
         )
-    if saved["parameters"] != digest_of(parameters):
+    if saved["parameters"] not in (None, digest_of(parameters)):
         raise ValueError("checkpoint is of a model whose parameters have other names or sizes")
     names = {name for _, name, _ in flat_items(tensors)}
     for slot, by_name in tensors.items():
@@ -242,6 +243,34 @@ def check_whole(saved: Mapping[str, Any]) -> None:
             "checkpoint is damaged: its tensors are not those that were saved, or not all of them. "
             "(torch.distributed.checkpoint mixes those of all ranks without PerRank.)"
         )
+
+
+def with_clean_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint whose parameters are called by `clean_name`, as new ones are.
+
+    Of a compiled model, those that were saved before had the names that `torch.compile` gives.
+
+    Args:
+        saved: what has passed `check_whole`, whose sum is of the old names.
+
+    Returns:
+        The same, or a copy with other names, without the digest of the old ones.
+    """
+    names = {name for _, name, _ in flat_items(saved["tensors"])}.union(*saved["buckets"])
+    if all(name == clean_name(name) for name in names):
+        return saved
+
+    def renamed(by_name: Mapping[str, Any]) -> dict[str, Any]:
+        return {clean_name(name): value for name, value in by_name.items()}
+
+    return {
+        **saved,
+        "parameters": None,
+        "buckets": [clean_names(bucket) for bucket in saved["buckets"]],
+        "dim_orders": renamed(saved["dim_orders"]),
+        "blocks": renamed(saved.get("blocks", {})),
+        "tensors": {slot: renamed(by_name) for slot, by_name in saved["tensors"].items()},
+    }
 
 
 def check_entries(saved: Any, entries: Set[str]) -> None:

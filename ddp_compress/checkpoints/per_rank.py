@@ -1,23 +1,10 @@
 """A state that differs from rank to rank, for `torch.distributed.checkpoint`."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
-
-from ddp_compress.ops.devices import to_host
+from ddp_compress.checkpoints.stateful import Stateful, on_host, rank_name
 from ddp_compress.transport.groups import rank_and_size
-
-
-class Stateful(Protocol):
-    """A `CompressionState`, `LocalUpdates`, a model, and so on."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """What it carries from step to step."""
-
-    def load_state_dict(self, state_dict: Any) -> object:
-        """Take that back."""
 
 
 class PerRank:
@@ -49,7 +36,7 @@ class PerRank:
 
     def state_dict(self) -> dict[str, tuple[dict[str, Any]]]:
         """This rank's checkpoint under its own name, in the host's memory."""
-        return {_name(): (tree_map_only(Tensor, to_host, dict(self._stateful.state_dict())),)}
+        return {rank_name(*rank_and_size()): (on_host(self._stateful),)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back this rank's own; see what it was made of.
@@ -57,16 +44,12 @@ class PerRank:
         Raises:
             ValueError: there is none, or it does not fit. Nothing has changed then.
         """
-        entry = state_dict.get(_name())
+        here = rank_name(*rank_and_size())
+        entry = state_dict.get(here)
         if not isinstance(entry, tuple) or len(entry) != 1:
             raise ValueError(
                 f"checkpoint holds {sorted(map(str, state_dict))}, expected a tuple of one entry "
-                f"as {_name()!r}"
+                f"as {here!r}. (PerRank is for torch.distributed.checkpoint. What saves rank 0's "
+                "state alone, as Accelerate's register_for_checkpointing, wants AllRanks(state).)"
             )
         self._stateful.load_state_dict(entry[0])
-
-
-def _name() -> str:
-    """Unique in the job, even where states live in groups of some ranks."""
-    rank, world_size = rank_and_size()
-    return f"rank {rank} of {world_size}"

@@ -1,7 +1,7 @@
 """Federated dropout: every round trains a smaller model, made of some of the units."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -234,6 +234,20 @@ class FederatedDropout:
             self._begin(saved["round"])
         self.round = saved["round"]
         self._waiting = checkpoint.copied(saved["waiting"])
+
+    def load_state_dicts(self, every: Sequence[Mapping[str, Any]]) -> None:
+        """Take back this rank's of what `state_dict` gave on all ranks.
+
+        Raises:
+            ValueError: they are of another number of ranks, or do not fit.
+        """
+        rank, size = rank_and_size()
+        if len(every) != size:
+            raise ValueError(
+                f"what {len(every)} ranks kept of units that they dropped fits as many ranks "
+                f"alone, not {size}"
+            )
+        self.load_state_dict(every[rank])
 
     def _setting(self) -> dict[str, Any]:
         return {"rate": self.rate, "seed": self.seed, "per_rank": self.per_rank}

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ddp_compress.checks import check_count, check_one_of, check_type
@@ -16,8 +15,9 @@ from ddp_compress.local.models import model_of
 from ddp_compress.local.roll_call import Answer
 from ddp_compress.local.round import Outer, Round, add_mean
 from ddp_compress.step import guards
+from ddp_compress.step.find_model import find_model
 from ddp_compress.step.optimizers import parameters_of
-from ddp_compress.step.sharded_model import is_sharded, local_of
+from ddp_compress.step.sharded_model import local_of
 from ddp_compress.step.state import CompressionState
 
 Period = int | Callable[[int], int]
@@ -132,8 +132,7 @@ class LocalUpdates(Optimizer):
         buffers: Literal["average", "keep"] = "average",
     ) -> None:
         check_type("optimizer", optimizer, Optimizer)
-        if not is_sharded(ddp_model):
-            check_type("ddp_model", ddp_model, DistributedDataParallel)
+        ddp_model = find_model(ddp_model, "ddp_model")
         check_type("state", state, CompressionState)
         if outer is not None and not callable(outer):
             raise TypeError(f"outer must make an optimizer from a list of tensors, got {outer!r}")
@@ -148,6 +147,7 @@ class LocalUpdates(Optimizer):
         known = {*map(id, shared), *(id(p) for n, p in named.items() if n in ignored)}
         guards.refuse_unknown_parameters(optimizer, known, module)
         model.check_state(state)
+        state.needs_no_hook()
         self._round = Round(
             state, module, weights, outer or add_mean, buffers == "average", ignored
         )

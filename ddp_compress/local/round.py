@@ -13,6 +13,7 @@ from ddp_compress.local.anchor import Anchor
 from ddp_compress.local.buffer_exchange import average_buffers
 from ddp_compress.local.buffers import Buffers
 from ddp_compress.local.roll_call import Answer, call_roll
+from ddp_compress.stages import in_hook
 from ddp_compress.step.sharded_model import reshard
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.comm import Comm
@@ -45,6 +46,7 @@ class Round:
         anchor: the weights that all ranks had after the last round.
         buffers: the buffers after it.
         outer: the optimizer of the anchor.
+        stages: where its time is counted, the state's.
 
     Raises:
         TypeError: ``outer`` makes no optimizer.
@@ -64,6 +66,7 @@ class Round:
         self.outer = outer(list(self.anchor.weights.values()))
         if not isinstance(self.outer, Optimizer):
             raise TypeError(f"outer must give an Optimizer, got {type(self.outer).__name__}")
+        self.stages = state.stages
         self._state = state
         self._averages = averages
         self._module = module
@@ -79,6 +82,7 @@ class Round:
 
     @torch.no_grad()
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @in_hook
     def meet(self, answer: Callable[[], Answer], setting: str = "") -> bool | None:
         """Hold a round, if any rank has moved. Nothing is written before all have gone through it.
 

@@ -89,8 +89,8 @@ class Applied:
         self.sent((), _do_nothing)
 
     def check_by(self, check: Callable[[Optimizer], None]) -> None:
-        """Call a function, too, when an optimizer is about to take a step."""
-        self._checks.append(check)
+        """Call a function, too, when an optimizer is about to take a step, before all others."""
+        self._checks.insert(0, check)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """An optimizer is about to take a step.

@@ -3,19 +3,14 @@
 import inspect
 import warnings
 from collections.abc import Collection, Iterable
-from itertools import islice
 from typing import Any
 
 import torch.distributed as dist  # noqa: TID251 - types alone
 from torch import nn
-from torch.distributed._composable.contract import _get_registry  # noqa: TID251 - a look alone
-from torch.distributed.fsdp import FullyShardedDataParallel  # noqa: TID251 - a type alone
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ddp_compress import ops
-from ddp_compress.step import sharded_model
-from ddp_compress.step.ddp_model import models_of
 from ddp_compress.step.optimizers import (
     MEETS_RANKS,
     collective_in_step,
@@ -56,42 +51,6 @@ def refuse_unsupported_ddp(model: DistributedDataParallel) -> None:
             'torch._dynamo.config.optimize_ddp="python_reducer" calls no hook with buckets: make '
             "the DDP model with another setting"
         )
-
-
-def refuse_no_ddp(model: object) -> None:
-    """Raise where a model is no DDP model, and name the line that does it right.
-
-    Raises:
-        TypeError: see above.
-
-    Example:
-        >>> refuse_no_ddp(nn.Linear(2, 1))
-        Traceback (most recent call last):
-        ...
-        TypeError: model must be a DistributedDataParallel, got Linear: wrap it first, as in ...
-    """
-    if isinstance(model, DistributedDataParallel):
-        return
-    cure = "wrap it first, as in attach(DistributedDataParallel(model), recipe)"
-    if isinstance(model, nn.Module):
-        inner = [n for n, m in model.named_modules() if isinstance(m, DistributedDataParallel)]
-        outer = [each for p in islice(model.parameters(), 1) for each in models_of(p)]
-        if inner:
-            cure = f"its .{inner[0]} is one, so attach(model.{inner[0]}, recipe)"
-        elif outer:
-            cure = "a DistributedDataParallel of it exists, so attach to that one"
-        elif any(isinstance(each, FullyShardedDataParallel) for each in model.modules()):
-            cure = f"of FSDP, only what fully_shard makes can be: {sharded_model.CURE}"
-        elif _is_replicated(model):
-            cure = (
-                "replicate() averages gradients by itself. Leave it out and wrap the bare model, "
-                "as in attach(DistributedDataParallel(model), recipe)"
-            )
-    raise TypeError(f"model must be a DistributedDataParallel, got {type(model).__name__}: {cure}")
-
-
-def _is_replicated(model: nn.Module) -> bool:
-    return "replicate" in (_get_registry(model) or {})
 
 
 def refuse_optimizer_in_backward(model: DistributedDataParallel) -> None:

@@ -12,6 +12,7 @@ from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.delivery import Deliveries
 from ddp_compress.message.slices import Slices, slices_of
 from ddp_compress.ops.devices import Stream, side_stream, to_device
+from ddp_compress.stages import enter
 from ddp_compress.step.replica import NOTHING, Replica
 from ddp_compress.transport.channel import Channel
 from ddp_compress.transport.comm import Comm
@@ -142,6 +143,7 @@ class Node(Replica):
     def _average(self, chunks: Sequence[Chunk], pieces: Sequence[Tensor]) -> Phases[None]:
         """Put the mean of all ranks' gradients into this rank's parts."""
         with self._stream.host_waits():
+            enter("encode")
             rows = yield from self._dense.scatter(pieces, self._numels(chunks))
             with self._or_end():
                 rows = [to_device(row, self._device) for row in rows]

@@ -12,11 +12,12 @@ from ddp_compress.checkpoints.checkpoint import Part
 from ddp_compress.message.conv_kernels import ConvKernel, convolutions, kernel_of
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import dim_order
+from ddp_compress.message.names import clean_name
 from ddp_compress.message.presence import Presence
 from ddp_compress.message.slices import range_lengths
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
-from ddp_compress.step.sharded_model import clean_name, is_sharded, local_of, reshard
+from ddp_compress.step.sharded_model import is_sharded, local_of, reshard
 
 
 class Parameters:
@@ -28,7 +29,7 @@ class Parameters:
         module: the bare model.
 
     Attributes:
-        named: by name.
+        named: by `clean_name`.
 
     Example:
         >>> linear = nn.Linear(3, 2)
@@ -37,12 +38,13 @@ class Parameters:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        ignored = ignored_parameters(module)
-        self.named = {n: p for n, p in module.named_parameters() if n not in ignored}
-        self._wholes: dict[str, int] = {}  # elements of parameters of which a shard is here
-        if is_sharded(module):
+        sharded, ignored = is_sharded(module), ignored_parameters(module)
+        if sharded:
             reshard(module)
-            self.named = {clean_name(n): p for n, p in module.named_parameters()}
+        named = module.named_parameters()
+        self.named = {clean_name(n): p for n, p in named if n not in ignored}
+        self._wholes: dict[str, int] = {}  # elements of parameters of which a shard is here
+        if sharded:
             self._wholes = {name: p.numel() for name, p in self.named.items()}
         convs, here = convolutions(module), self.here
         self._kernels = {

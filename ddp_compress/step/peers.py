@@ -219,7 +219,8 @@ class Peers:
         raise ValueError(
             f"checkpoint was saved by {_place(*then)}, this is {_place(*here)}: what other ranks "
             "kept would be lost. Load it on the same rank of as many, or see "
-            "ddp_compress.redistribute"
+            "ddp_compress.redistribute. (What saves rank 0's state alone, as Lightning, Fabric and "
+            "Accelerate do, wants ddp_compress.AllRanks(state).)"
         )
 
     def ends_with(self, end: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from ddp_compress.message.delivery import Deliveries
+from ddp_compress.stages import enter
 from ddp_compress.transport.phases import Phases
 
 
@@ -58,6 +59,7 @@ class InOrder:
 
     def advance(self) -> None:
         """Wait for its end."""
+        enter("worker")
         self.outcome = self.future.result()
         self.done = True
 

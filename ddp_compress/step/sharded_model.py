@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule  # noqa: TID251 - a type alone
 from torch.distributed.tensor import DTensor  # noqa: TID251 - a type alone
 
+from ddp_compress.message.names import clean_name
 from ddp_compress.recipe import Recipe
 from ddp_compress.transport.groups import members
 
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile, of checkpoint_wrapper
 CURE = (
     "shard over one dimension of a mesh, as in fully_shard(model, mesh=mesh['shard']) for mesh = "
     "init_device_mesh('cuda', (replicas, shards), mesh_dim_names=('replicate', 'shard')), and let "
@@ -42,18 +42,6 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def clean_name(name: str) -> str:
-    """A parameter's name, whatever its modules were wrapped in.
-
-    Example:
-        >>> clean_name("layers.0._checkpoint_wrapped_module._orig_mod.weight")
-        'layers.0.weight'
-    """
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def shard_group(model: nn.Module) -> dist.ProcessGroup:

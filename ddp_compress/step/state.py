@@ -24,17 +24,24 @@ from ddp_compress.checkpoints.checkpoint import (
     digest_of,
     dim_orders,
     part_of,
+    with_clean_names,
 )
 from ddp_compress.checks import check_count
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.message.layout import Layout
 from ddp_compress.message.memory_format import flatten, unflatten
+from ddp_compress.message.names import clean_name, clean_names
 from ddp_compress.message.presence import Presence
 from ddp_compress.recipe import Recipe
 from ddp_compress.schedules import density_at
+from ddp_compress.stages import Stages, enter, in_hook
 from ddp_compress.stats import Stats
 from ddp_compress.step.binding import Binding
 from ddp_compress.step.buckets import Buckets
+from ddp_compress.step.find_model import without_wrappers
+from ddp_compress.step.first_step import Facts, FirstStep
+from ddp_compress.step.metrics import Metrics
+from ddp_compress.step.own_checkpoint import own_of_all
 from ddp_compress.step.parameters import Parameters
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.scaling import LossScale
@@ -65,7 +72,8 @@ class CompressionState:
         recipe: see `ddp_compress.recipes`.
         process_group: the ranks to exchange with, those of the DDP model; None for its group, or
             the default one. With a sharded model those that hold the same shard of other replicas.
-        start_step: the step that density schedules start from.
+        start_step: the step that density schedules start from; None for 0, with a warning where the
+            optimizer's first step shows that weights were trained before.
         min_numel: parameters with fewer elements are uncompressed: they travel dense, with
             ``all_gather`` inside the same messages, else by an all-reduce of their own. Raise it
             when the few hundred numbers of biases and norms matter more than their bytes: at 0.1 %
@@ -105,7 +113,7 @@ class CompressionState:
         model: nn.Module,
         recipe: Recipe,
         process_group: dist.ProcessGroup | None = None,
-        start_step: int = 0,
+        start_step: int | None = None,
         min_numel: int = 0,
         flush_bytes: int = FLUSH_BYTES,
         within: Within | None = None,
@@ -115,13 +123,15 @@ class CompressionState:
                 f"recipe must be a ddp_compress Recipe such as recipes.sbc(density=0.001), "
                 f"got {type(recipe).__name__}"
             )
-        check_count("start_step", start_step, least=0)
+        if start_step is not None:
+            check_count("start_step", start_step, least=0)
         check_count("min_numel", min_numel, least=0)
         check_count("flush_bytes", flush_bytes, least=1)
         check_within(within)
+        model = without_wrappers(model)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         self.recipe = recipe
-        self.step = start_step
+        self.step = start_step or 0
         self.stats = Stats()
         self.must_match: object = None
         self._settings = Settings(recipe, min_numel, flush_bytes)
@@ -134,10 +144,14 @@ class CompressionState:
         self._store = ParameterStore(recipe.tensors)
         self._buckets = Buckets()
         self._loss_scale = LossScale()
+        self._metrics = Metrics(self.stats)
         self._transaction: Transaction | None = None
         self._undo: Undo | None = None
         self._passed = False  # whether there was a pass since, perhaps an aborted one
         self._left_memory = False  # behind, with the DDP model that this is a copy's of
+        self._facts = Facts(placed=start_step is not None)
+        first_step = FirstStep(self, self._parameters.named, self._facts)
+        self._binding.applied.check_by(first_step.check)
         if isinstance(model, DistributedDataParallel):
             self._binding.bind_to(model)
 
@@ -153,7 +167,8 @@ class CompressionState:
                 "state_dict()"
             )
         peers = copy.copy(self._peers)
-        own = {"_peers": peers, "_binding": self._binding.with_peers(peers)}
+        binding, metrics = self._binding.with_peers(peers), Metrics(self.stats)
+        own = {"_peers": peers, "_binding": binding, "_metrics": metrics}
         nothing = {"_transaction": None, "_undo": None, "_passed": False}
         return self.__dict__ | own | nothing | {"_buckets": Buckets(self._buckets.latest)}
 
@@ -188,15 +203,21 @@ class CompressionState:
         return self._peers.within
 
     @property
+    def stages(self) -> Stages:
+        """Where the time of its steps is counted; see `metrics`."""
+        return self._metrics.stages
+
+    @property
     def _parameters(self) -> Parameters:
         return self._binding.parameters
 
     def __repr__(self) -> str:
-        within = "" if self.within is None else f"within={self.within!r}, "
+        density = self.recipe.select.density
+        latest = self._peers.latest_density if callable(density) else density
         return (
-            f"CompressionState(recipe={self.recipe!r}, step={self.step}, {within}"
-            f"parameters={len(self._parameters.named)} of {self._parameters.numel} elements, "
-            f"ratio={self.stats.ratio:.1f})"
+            f"CompressionState({self.recipe.name}, "
+            + (f"density={latest:.4g}, " if latest is not None else "")
+            + f"step={self.step}, elements={self._parameters.numel}, ratio={self.stats.ratio:.1f})"
         )
 
     # ------------------------------------------------------------------ the way of a gradient
@@ -229,11 +250,20 @@ class CompressionState:
             tensor(1024.)
         """
         self._loss_scale.use(scaler)
+        self._facts.knows_scaler = True
+
+    def needs_no_hook(self) -> None:
+        """Say that no hook is to call this state: `reduce` is, as in the rounds of `LocalUpdates`.
+
+        Else a warning tells at the optimizer's first step that nothing has called it.
+        """
+        self._facts.needs_no_hook = True
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
         """What gradients on a device are multiplied by now, [] fp32; None without a scaler."""
         return self._loss_scale.on(device)
 
+    @in_hook
     def push(
         self, flat: Tensor, layout: Layout, last: bool, scale: Tensor | None = None
     ) -> Future[Tensor]:
@@ -259,6 +289,7 @@ class CompressionState:
         """
         return self._take(self._chunk(flat, layout, scale), last, self._buckets)
 
+    @in_hook
     def push_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """`push` a bucket of the DDP model whose hook this state is.
 
@@ -298,6 +329,7 @@ class CompressionState:
         self._binding.follow(model, self._push_shards)
 
     @torch.no_grad()
+    @in_hook
     def _push_shards(self, came: Sequence[Tensor], failure: Exception | None) -> None:
         """`push` the gradients of a sharded model's pass, and write back what comes of them.
 
@@ -370,6 +402,7 @@ class CompressionState:
             raise RuntimeError(
                 "a CUDA graph cannot hold the exchange with other ranks: capture less"
             )
+        self._facts.called = True
         transaction = self._current_step(buckets)
         if failure is not None:
             transaction.fail(failure)
@@ -378,6 +411,7 @@ class CompressionState:
             self._finish(transaction)
         return chunk.future
 
+    @in_hook
     def reduce(self, tensors: Mapping[str, Tensor], must_match: object = None) -> dict[str, Tensor]:
         """Average named tensors through the recipe, as one step without DDP.
 
@@ -395,15 +429,17 @@ class CompressionState:
         self.abandon_step()
         alone = Buckets()  # no bucket of DDP's is among them
         try:
-            layout, named = self._parameters.layout_of_given(tensors), self._parameters.here
-            flat = torch.cat([flatten(t.detach(), named[n]) for n, t in tensors.items()])
+            given = {clean_name(name): tensor for name, tensor in tensors.items()}
+            layout, here = self._parameters.layout_of_given(given), self._parameters.here
+            flat = torch.cat([flatten(t.detach(), here[n]) for n, t in given.items()])
         except Exception as error:
             self.fail(error)
         chunk = self._chunk(flat, layout)
         chunk.must_match = (self.must_match, must_match)
         mean = self._take(chunk, True, alone).wait()
-        parts = layout.split(mean)
-        return {n: unflatten(parts[n], named[n], t) for n, t in tensors.items()}
+        parts, names = layout.split(mean), clean_names(tensors)
+        like = zip(tensors.items(), names, strict=True)
+        return {given: unflatten(parts[n], here[n], t) for (given, t), n in like}
 
     def fail(self, error: Exception) -> NoReturn:
         """Take part in a step for which this rank has nothing, and tell every rank why.
@@ -519,7 +555,10 @@ class CompressionState:
         if self._transaction is None:
             self._undo, self._passed = None, False
             self._connect()
-            step = Transaction(self._settings, self._store, buckets, self._peers, self.step)
+            settings, stages, norms = self._settings, self.stages, self._metrics.norms()
+            step = Transaction(
+                settings, self._store, buckets, self._peers, self.step, stages, norms
+            )
             self._transaction = step
             try:
                 self._peers.check_place()
@@ -538,7 +577,9 @@ class CompressionState:
         recipe, device = self.recipe, self._parameters.device
         describe = partial(self._description, density)
         meet = partial(self._peers.meet, recipe.exchange, device, self.stats, self._warm_up)
+        enter("wait")
         meet(describe, density, self.step, self._binding.weights)
+        enter("encode")
 
     def _warm_up(self) -> None:
         device, worker = self._parameters.device, self._peers.worker
@@ -561,10 +602,34 @@ class CompressionState:
         self._passed = True
         self._binding.applied.nothing_owed()
         self.stats.step(transaction.numel, transaction.world_size, committed)
+        self._metrics.stepped(transaction.norms)
         if committed:
             self._undo = transaction.undo
             self.step += 1
             self._loss_scale.stepped()
+
+    def metrics(self) -> dict[str, float]:
+        """What compression did since the last call: flat and plain, for whatever watches the run.
+
+        Of this rank alone: no other rank need call it. Seconds and the gradient's norm are measured
+        from the first call on: call it once before training to have those of the first steps. Until
+        then it costs nothing; afterwards a few clocks are read in every step, and the norm of a
+        gradient is taken once a call, in the step after it.
+
+        Returns:
+            By name, each behind ``"compression/"``; see docs/statistics.md for all of them. What is
+            not known, as where no step was taken, is NaN.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(4, 2), dc.recipes.topk(density=0.5))
+            >>> _ = state.reduce({"weight": torch.tensor([4.0, 1, 2, 3, 0, 0, 0, 9])})
+            >>> metrics = state.metrics()
+            >>> metrics["compression/density"], metrics["compression/residual_norm"]
+            (0.5, 1.0)
+        """
+        within = self.within is not None
+        return self._metrics.read(self.stats, self._store.kept("residual"), within)
 
     # ------------------------------------------------------------------------ memory by itself
 
@@ -581,6 +646,7 @@ class CompressionState:
         self._no_way_back()
         self._binding.restored.memory()
         self._left_memory = False
+        self._facts.placed = True
         self._store.load(tensors)
         self._peers.forget_messages()
 
@@ -631,13 +697,34 @@ class CompressionState:
         check_form(saved)
         part = part_of(saved)
         numels = self._parameters.numels(part)
-        check_fits(saved, self.recipe, self._parameters.here, numels)
         check_whole(saved)
+        saved = with_clean_names(saved)
+        check_fits(saved, self.recipe, self._parameters.here, numels)
         self.replace_memory(saved["tensors"])
         self.step = saved["step"]
         self.stats = Stats.of(saved["stats"])
+        self._metrics.restart(self.stats)
         self._loss_scale.loaded()
         self._buckets = Buckets([self._parameters.layout_of(names) for names in saved["buckets"]])
         if self._peers.comm is not None:
             self._buckets.settle()
         self._peers.loaded(saved["saved_by"], part, saved["density"], self.stats)
+
+    def load_state_dicts(self, every: Sequence[Mapping[str, Any]]) -> None:
+        """Take back what `state_dict` gave on all ranks, be they more or fewer now.
+
+        On as many ranks it is this rank's own, else its share of all, by `redistribute`.
+
+        Args:
+            every: of all ranks of the job, in their order.
+
+        Raises:
+            ValueError: they do not fit, or are not of all ranks. Nothing has changed then.
+
+        Example:
+            >>> import ddp_compress as dc
+            >>> state = dc.CompressionState(nn.Linear(3, 1), dc.recipes.topk(density=0.3))
+            >>> two = [dc.redistribute([state.state_dict()], rank, 2) for rank in range(2)]
+            >>> state.load_state_dicts(two)
+        """
+        self.load_state_dict(own_of_all(every, self._peers))

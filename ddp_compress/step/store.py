@@ -61,6 +61,13 @@ class ParameterStore:
                 parts[slot].update(layout.split(flat))
         return copied(parts)
 
+    def kept(self, slot: str) -> list[Tensor]:
+        """What is kept in a slot, in parts: not to be written."""
+        return [
+            *(arena[slot] for arena in self._arenas.values() if slot in arena),
+            *self._loose.get(slot, {}).values(),
+        ]
+
     def __getstate__(self) -> dict[str, Any]:
         """The tensors alone, without their arenas: a copy arranges its own."""
         return {"tensors": self.tensors, "_loose": self.state_dict(), "_arenas": {}}

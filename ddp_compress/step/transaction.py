@@ -7,6 +7,7 @@ from functools import partial
 from operator import attrgetter
 
 import torch
+from torch import Tensor
 
 from ddp_compress.memory import clip_gradient
 from ddp_compress.message.chunk import Chunk, memory_dtype
@@ -18,7 +19,9 @@ from ddp_compress.message.plan import MAX_NUMEL, Plan, plan_for, tables_for
 from ddp_compress.ops.devices import Stream, record_stream, side_stream
 from ddp_compress.recipe import Memory, Recipe
 from ddp_compress.schedules import density_at
+from ddp_compress.stages import Stages, enter
 from ddp_compress.step.buckets import Buckets
+from ddp_compress.step.metrics import norm
 from ddp_compress.step.peers import Peers
 from ddp_compress.step.replica import VERDICT, Replica
 from ddp_compress.step.running import InOrder, InTurns, Running
@@ -42,11 +45,14 @@ class Transaction:
         buckets: those that the step comes in.
         peers: the other ranks, which have met.
         step: the step's number.
+        stages: where its time is counted.
+        norms: where to put the norm of every chunk's own gradient; None for nowhere.
 
     Attributes:
         numel: elements in all chunks, of this rank's parts.
         world_size: how many ranks exchange them.
         undo: the way back, once it is committed.
+        norms: see above.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class Transaction:
         buckets: Buckets,
         peers: Peers,
         step: int,
+        stages: Stages,
+        norms: list[Tensor] | None = None,
     ) -> None:
         assert peers.comm is not None
         self._settings = settings
@@ -67,6 +75,8 @@ class Transaction:
         self._averages = peers.replica.averages if peers.replica else 1
         self._worker = peers.worker
         self._step = step
+        self._stages = stages
+        self.norms = norms
         self._drafts: dict[tuple[torch.dtype, torch.device], _Draft] = {}
         self._sent: list[_Sent] = []
         self._failure: Exception | None = None
@@ -107,13 +117,15 @@ class Transaction:
             self.fail(error)
 
     def _prepare(self, chunk: Chunk) -> None:
-        """Unscale and clip a gradient, in place."""
+        """Unscale and clip a gradient, in place; take its norm in between."""
         clip = self._settings.recipe.memory.clip
         try:
             if chunk.grad.is_cuda and self._worker is None:
                 raise ValueError(f"gradient is on {chunk.grad.device}, its model on the CPU")
             if chunk.scale is not None:
                 unscale(chunk.grad, chunk.scale)
+            if self.norms is not None:
+                self.norms.append(norm(chunk.grad))
             if clip is not None:
                 clip_gradient(chunk, clip / math.sqrt(self.world_size * self._averages))
         except Exception as error:  # this rank's messages must come to as many as the others'
@@ -137,6 +149,7 @@ class Transaction:
                 self._add(chunk)
             self._send_rest()
             finite = self._wait()
+            enter("decode")
             if finite:
                 self._commit()
                 self._buckets.latest = _layouts(self._chunks)
@@ -289,7 +302,7 @@ class Transaction:
         device = chunks[0].grad.device if chunks else torch.device("cpu")
         if failure is None or replica:  # else there is nothing to do there, and no worker perhaps
             exchange = side_stream(device).drive(exchange)
-        running = self._launch(exchange, instead)
+        running = self._launch(self._stages.follow(exchange), instead)
         self.numel += sum(len(part.grad) for part in parts)
         self._sent.append(_Sent(chunks, parts, device, channel, running))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddp_compress.message.chunk import Chunk
 from ddp_compress.ops.devices import side_stream
+from ddp_compress.stages import Stages
 from ddp_compress.stats import Stats
 from ddp_compress.step.buckets import Buckets
 from ddp_compress.step.parameters import Parameters
@@ -60,7 +61,7 @@ def warm_up(
     peers.worker = worker
     store = ParameterStore(settings.recipe.tensors)
     for _ in range(STEPS):
-        transaction = Transaction(settings, store, Buckets(), peers, step)
+        transaction = Transaction(settings, store, Buckets(), peers, step, Stages())
         for chunk in _chunks(parameters, settings.min_numel, find_unused, scale):
             transaction.add(chunk)
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddp_compress.ops import host
 from ddp_compress.ops.devices import to_host
+from ddp_compress.stages import enter
 from ddp_compress.stats import Stats
 from ddp_compress.transport.comm import Comm, PeerError
 from ddp_compress.transport.frame import (
@@ -212,6 +213,7 @@ class Channel:
 
     def _fill(self, value: Tensor, build: Callable[[], Tensor]) -> None:
         """Copy what is built, unless something fails."""
+        enter("encode")
         self._comm.traffic.payload_bits += 8 * value.nbytes
         if self._failure is None:
             self.attempt(lambda: value.copy_(to_host(build())))
@@ -240,6 +242,7 @@ class Channel:
 
     def _frame_of(self, build: Callable[[], Tensor | None]) -> Tensor:
         """The next frame."""
+        enter("encode")
         try:
             if self._failure is None:
                 body = build()

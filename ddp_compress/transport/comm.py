@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_compress.ops.devices import to_host
+from ddp_compress.stages import enter
 from ddp_compress.stats import Traffic
 from ddp_compress.transport.agreed import Agreed
 from ddp_compress.transport.frame import body_text, text_body
@@ -259,6 +260,7 @@ class Comm:
             PeerError: a rank has ended, has closed its state, or came too late.
         """
         if self.alone:
+            enter("decode")
             return list(bodies)
         self._check_open()
         with self.or_end():
@@ -311,8 +313,10 @@ class Comm:
             work = launch(group=self.group)
         self.traffic.collective(sent * mine.itemsize, received * theirs.itemsize)
         yield work
+        enter("wait")
         with self.or_end(), _no_answer():
             work.wait()
+        enter("decode")
 
     def _check_open(self) -> None:
         if self._ended:

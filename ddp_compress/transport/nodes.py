@@ -106,6 +106,27 @@ def claim(within: Within) -> Claim:
     return Claim(sorted(members(group)), host)
 
 
+def ranks_per_node(within: Within | None) -> int:
+    """How many ranks share a node, as far as one of them can tell.
+
+    Raises:
+        ValueError: it is in no group of its own, or only the names of all hosts could tell.
+
+    Example:
+        >>> ranks_per_node(None)
+        1
+    """
+    if within is None:
+        return 1
+    ranks = claim(within).ranks
+    if ranks is None:
+        raise ValueError(
+            'within="node" does not tell how many ranks a node has where torchrun has not started '
+            'them: give the group of each node\'s ranks, as in within=mesh["gpu"]'
+        )
+    return len(ranks)
+
+
 def lasting(within: Within | None) -> Within | None:
     """What a copy, or a pickle, has of it.
 

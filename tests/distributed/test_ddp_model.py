@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress import CompressionState, PeerError, attach, compress_hook, recipes
+from ddp_compress.checkpoints.checkpoint import checksum
 from ddp_compress.step import ddp_model
 from tests.distributed.test_ddp_modes import USED_BY_NONE, Branches, channels_last
 from tests.distributed.training import (
@@ -280,9 +281,12 @@ def refused() -> list[str]:
         messages.append(str(caught.value))
 
     ddp = DistributedDataParallel(small_model())
+    again = DistributedDataParallel(ddp.module)
     refuse(TypeError, small_model())
+    refuse(TypeError, nn.Sequential())
+    refuse(TypeError, ddp.module[0])
     refuse(TypeError, ddp.module)
-    refuse(TypeError, torch.compile(ddp, backend="eager"))
+    refuse(TypeError, nn.ModuleList([ddp, again]))
     refuse(TypeError, replicate(small_model()))
     refuse(TypeError, "model")
     _apply_optimizer_in_backward(torch.optim.SGD, ddp.parameters(), {"lr": 0.1})
@@ -299,8 +303,10 @@ def test_what_is_no_ddp_model_is_refused_with_the_line_that_does_it_right(ranks)
     (found,) = ranks.run(1, refused)
     expected = (
         "wrap it first, as in attach(DistributedDataParallel(model), recipe)",
-        "a DistributedDataParallel of it exists, so attach to that one",
-        "its ._orig_mod is one, so attach(model._orig_mod, recipe)",
+        "got Sequential: wrap it first",
+        "it is a part of one that exists, so give that DistributedDataParallel",
+        "got Sequential: 2 are around it, so give one of them itself",
+        "got ModuleList: 2 are in it, so give one of them itself",
         "replicate() averages gradients by itself",
         "must be a DistributedDataParallel, got str",
         "makes optimizers step 0.weight, 0.bias, 2.weight during backward",
@@ -308,6 +314,73 @@ def test_what_is_no_ddp_model_is_refused_with_the_line_that_does_it_right(ranks)
     )
     for message, words in zip(found, expected, strict=True):
         assert words in message
+
+
+def found_in_and_around() -> list[bool]:
+    """What frameworks hand out of a DDP model leads to it."""
+
+    def leads_there(ddp: DistributedDataParallel, model: nn.Module) -> bool:
+        state = attach(model, "topk", density=0.1)
+        listed = [theirs for _, theirs in ddp._comm_hooks] == [state]
+        with pytest.raises(ValueError, match=r"communication hook compress_hook already"):
+            attach(model, "topk", density=0.1)
+        return listed
+
+    ways: list[Any] = [
+        lambda ddp: torch.compile(ddp, backend="eager"),
+        lambda ddp: nn.Sequential(ddp),
+        lambda ddp: ddp.module,
+    ]
+    found = []
+    for way in ways:
+        ddp = DistributedDataParallel(small_model())
+        found.append(leads_there(ddp, way(ddp)))
+    ddp = DistributedDataParallel(torch.compile(small_model(), backend="eager"))
+    found += [leads_there(ddp, ddp.module._orig_mod)]
+    return found
+
+
+def test_the_ddp_model_is_found_in_what_it_is_in_and_around_what_is_in_it(ranks):
+    assert ranks.run(1, found_in_and_around) == [[True] * 4]
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(model, backend="eager")
+    return compiled
+
+
+def with_other_names(saved: dict[str, Any], rename: Any) -> dict[str, Any]:
+    """A checkpoint of before names were cleaned."""
+    tensors = {s: {rename(n): t for n, t in kept.items()} for s, kept in saved["tensors"].items()}
+    buckets = [list(map(rename, bucket)) for bucket in saved["buckets"]]
+    return saved | {
+        "parameters": 1,
+        "buckets": buckets,
+        "tensors": tensors,
+        "checksum": checksum(tensors),
+    }
+
+
+def across_compile() -> None:
+    """Compiled or not, as a whole or in parts, a checkpoint goes on bit for bit."""
+    plain, state = wrap(small_model(), ROWS["topk"])
+    train(plain, range(3))
+    kept, saved = memory(state), state.state_dict()
+    in_parts = small_model()
+    in_parts[0] = compiled(in_parts[0])
+    old = with_other_names(saved, lambda name: f"_orig_mod.{name}")
+    for other in (compiled(small_model()), in_parts, small_model()):
+        for checkpoint in (saved, old):
+            _ddp, resumed = wrap(other, ROWS["topk"])
+            resumed.load_state_dict(checkpoint)
+            assert memory(resumed) == kept
+            assert resumed.state_dict()["parameters"] == saved["parameters"]
+    flat = {f"_orig_mod.{n}": p.detach() for n, p in plain.module.named_parameters()}
+    assert list(resumed.reduce(flat)) == list(flat)
+
+
+def test_a_checkpoint_fits_the_model_compiled_or_not(ranks):
+    ranks.run(2, across_compile)
 
 
 # ------------------------------------------------------------------------ by hook and by `reduce`

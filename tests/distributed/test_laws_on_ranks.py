@@ -211,6 +211,7 @@ def with_grad_scaler() -> tuple[list[float], str, int]:
     ddp, state = wrap(small_model(), ROWS["sbc"])
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    state.use_scaler(scaler)
     scales = []
     for number in range(6):
         optimizer.zero_grad()

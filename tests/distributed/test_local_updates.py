@@ -747,7 +747,7 @@ def refusals() -> None:
     _, _, nested = wrap(small_model())
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"optimizer": model}, TypeError, "optimizer must be a Optimizer, got Sequential"),
-        ({"ddp_model": model}, TypeError, "ddp_model must be a DistributedDataParallel, got Seq"),
+        ({"ddp_model": small_model()}, TypeError, "ddp_model must be a Distrib.*, got Sequential"),
         ({"state": recipes.sbc(0.1)}, TypeError, "state must be a CompressionState, got Recipe"),
         ({"optimizer": torch.optim.LBFGS(ddp.parameters())}, ValueError, "LBFGS.*needs a closure"),
         ({"optimizer": sgd(small_model())}, ValueError, r"steps a parameter of shape \(24, 12\)"),

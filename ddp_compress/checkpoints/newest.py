@@ -1,0 +1,107 @@
+"""Checkpoints of which the newest is found again, and that a kill at any moment leaves whole."""
+
+import re
+import shutil
+from pathlib import Path
+
+from ddp_compress.checkpoints import files, folder
+from ddp_compress.checkpoints.stateful import Stateful
+from ddp_compress.checks import check_count
+from ddp_compress.transport.groups import rank_and_size
+from ddp_compress.transport.together import everyones, together
+
+
+class Checkpoints:
+    """Saves a training after some steps, and goes on from the newest complete checkpoint.
+
+    ::
+
+        FOLDER/step-40/rank-0-of-4.pt  what one of four ranks carries from step 40 to the next
+        FOLDER/latest                  the name of the newest complete checkpoint
+
+    All ranks call `save` and `load` together, and what fails on one is an error on all of them. A
+    checkpoint is marked as the latest when all ranks have saved; it and the one before are kept.
+
+    Args:
+        folder: one that all hosts share.
+        parts: whatever has a ``state_dict``, by name.
+
+    Attributes:
+        folder: see above.
+        parts: see above.
+
+    Example:
+        >>> import tempfile, torch, ddp_compress as dc
+        >>> model = torch.nn.Linear(4, 2)
+        >>> state = dc.CompressionState(model, dc.recipes.topk(density=0.5))
+        >>> checkpoints = Checkpoints(tempfile.mkdtemp(), model=model, compression=state)
+        >>> checkpoints.load()
+        0
+        >>> checkpoints.save(step=40)
+        >>> checkpoints.load()
+        40
+    """
+
+    def __init__(self, folder: Path | str, /, **parts: Stateful) -> None:
+        self.folder = Path(folder)
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        return f"Checkpoints({str(self.folder)!r}, {', '.join(self.parts)})"
+
+    def save(self, step: int) -> None:
+        """Save what is to go on after a step.
+
+        Raises:
+            RuntimeError: on every rank, where one could not write. Names the file and what to do.
+        """
+        check_count("step", step, least=0)
+        name = f"step-{step}"
+        folder.save(self.folder / name, **self.parts)
+        together(lambda: self._mark(name))  # only what all ranks have saved is complete
+
+    def load(self) -> int:
+        """Take back the newest complete checkpoint, whatever number of ranks saved it.
+
+        Returns:
+            The step that it was saved after; 0 if there is none.
+
+        Raises:
+            RuntimeError: on every rank, where something on one is missing, damaged or does not
+                fit. Names the file and what to do.
+        """
+        # A rank that sees another folder must not go its own way.
+        name = everyones(together(self._latest))[0]
+        if not name:
+            return 0
+        try:
+            folder.load(self.folder / name, **self.parts)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}. To go on from another checkpoint, write the name of its folder into "
+                f"{self.folder / 'latest'}"
+            ) from error
+        return int(name.removeprefix("step-"))
+
+    def _mark(self, name: str) -> None:
+        """Rank 0 names the newest checkpoint, and keeps the one before."""
+        if rank_and_size()[0]:
+            return
+        before = self._latest()
+        files.write(self.folder / "latest", lambda file: file.write(name.encode()))
+        for old in self.folder.glob("step-*"):
+            if old.name not in (name, before):
+                shutil.rmtree(old)
+
+    def _latest(self) -> str:
+        mark = self.folder / "latest"
+        if not mark.exists():
+            return ""
+        name = mark.read_bytes().decode(errors="replace").strip()
+        if not re.fullmatch(r"step-\d+", name) or not (self.folder / name).is_dir():
+            there = sorted(each.name for each in self.folder.glob("step-*"))
+            raise RuntimeError(
+                f"{mark} says {name!r}, expected the name of a folder beside it. Write one of "
+                f"these into it: {', '.join(there) or 'there is none'}. To start anew, remove it"
+            )
+        return name

@@ -1,0 +1,136 @@
+"""Compression in the Trainer of Hugging Face's transformers: one more callback."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_compress import checkpoints
+from ddp_compress.hook import attach
+from ddp_compress.integrations.frameworks import needed
+from ddp_compress.recipe import Recipe
+from ddp_compress.step.find_model import find_model
+from ddp_compress.step.state import CompressionState
+from ddp_compress.transport.together import everyones
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+else:
+    TrainerCallback = needed("transformers", extra="transformers").TrainerCallback
+
+FOLDER = "compression"  # in the Trainer's checkpoint-500
+
+
+class CompressionCallback(TrainerCallback):
+    """Lets the gradients of a Trainer travel compressed, on CPUs and GPUs.
+
+    It attaches a recipe to the Trainer's DDP model when training begins, tells of its GradScaler,
+    keeps every rank's state in the folder of each checkpoint, takes it back where training resumes
+    (on another number of ranks too), and adds `CompressionState.metrics` to what is logged. On one
+    device there is nothing to compress: it says so, and does nothing.
+
+    Reporters that stand behind it see the metrics, those before it do not. The Trainer puts those
+    of ``report_to`` first: give ``report_to="none"`` and the reporter as a callback.
+
+    Args:
+        recipe: a recipe, or its name in `ddp_compress.recipes`.
+        options: more of `attach`: the recipe's arguments where it is given by name, ``within``,
+            ``min_numel`` and so on.
+
+    Attributes:
+        state: the state of the training under way, or the last; None before, and on one device.
+
+    Raises:
+        TypeError, ValueError: when training begins, see `attach`.
+
+    Example::
+
+        from transformers import Trainer
+        from transformers.integrations import TensorBoardCallback
+        from ddp_compress.integrations.transformers import CompressionCallback
+
+        compression = CompressionCallback("topk", density=0.01)
+        trainer = Trainer(model, args, callbacks=[compression, TensorBoardCallback()])
+        trainer.train()
+    """
+
+    def __init__(self, recipe: Recipe | str, **options: Any) -> None:
+        self.state: CompressionState | None = None
+        self._recipe = recipe
+        self._options = options
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
+        """Attach: the Trainer has just made its DDP model, and loaded weights and optimizer."""
+        if args.world_size == 1:
+            self.state = None
+            warnings.warn(
+                "CompressionCallback does nothing: the Trainer has one process, between which no "
+                "gradients travel. Start it by torchrun --nproc_per_node=4, or accelerate launch",
+                stacklevel=2,
+            )
+            return
+        hooks = getattr(find_model(model), "_comm_hooks", ())
+        if any(self.state is theirs for _, theirs in hooks):
+            return  # train() goes on where it ended
+        options, folder = self._options, _folder(args, state.global_step, resumes=True)
+        resumes = state.global_step > 0 and "yes" in everyones("yes" if folder.is_dir() else "no")
+        if state.global_step and not resumes and "start_step" not in options:
+            _warn_of_lost_state(state.global_step, folder)
+            options = {**options, "start_step": 0}  # once is enough
+        self.state = attach(model, self._recipe, **options)
+        if resumes:
+            checkpoints.load(folder, compression=self.state)
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None:
+            self.state.use_scaler(scaler)
+        self.state.metrics()  # from here on
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save every rank's state beside the Trainer's files."""
+        if self.state is not None and not args.save_only_model:
+            checkpoints.save(_folder(args, state.global_step), compression=self.state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add metrics to what is logged of a step."""
+        if self.state is not None and logs is not None and "loss" in logs:
+            metrics = self.state.metrics()
+            logs.update(metrics)
+            state.log_history[-1].update(metrics)
+
+
+def _folder(args: TrainingArguments, step: int, resumes: bool = False) -> Path:
+    """Where a state is saved after a step.
+
+    Where a training resumes from the Trainer tells no callback: mostly from where it saves.
+    """
+    told = args.resume_from_checkpoint if resumes else None
+    named = Path(str(args.output_dir), f"checkpoint-{step}")
+    return (named if told in (None, "True", "true") else Path(told)) / FOLDER
+
+
+def _warn_of_lost_state(steps: int, folder: Path) -> None:
+    warnings.warn(
+        f"training resumes after {steps} steps, but there is no {folder}: what ranks still owed to "
+        "the model is lost, and a density warm-up starts again. Where the checkpoint lies "
+        "elsewhere, say so by TrainingArguments(resume_from_checkpoint=...); where it was saved "
+        "without compression, give CompressionCallback start_step=",
+        stacklevel=3,
+    )
