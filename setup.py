@@ -51,6 +51,7 @@ class Wheel(bdist_wheel):
 
     def run(self) -> None:
         self.run_command("build")
+        self.skip_build = True
         kernels = [each.name for each in self.distribution.ext_modules]
         self.root_is_pure = not kernels
         if "ddp_compress._C_cuda" in kernels:

@@ -85,6 +85,7 @@ class BuildKernels(BuildExtension):
             sys.exit(f"DDP_COMPRESS_CUDA=1, but the CUDA kernels cannot be built: {error}")
         what = f"CUDA kernels, {REFUSED}" if cuda else f"native kernels, {SLOW}"
         say(f"{what}. They cannot be built, see above: {shorten(str(error), 200)}")
+        Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)  # of an earlier build
         self.left_out.append(extension)
 
 
