@@ -7,9 +7,10 @@ BIN     = .venv/bin
 READY   = .venv/ready
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EXCLUDE = libc10*.so libtorch*.so libcudart.so.*
 FUZZ   := $(wildcard fuzz/*.cpp fuzz/*.h)
 
-.PHONY: help train test package lint cuda ptx fuzz libfuzzer format bench docs clean
+.PHONY: help train test package wheel release lint cuda ptx fuzz libfuzzer format bench docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,13 +18,21 @@ help:  ## list these targets
 train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density 0.01'
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
 
-test: lint  ## lint, types and every test: make test ARGS='-k golomb'
-	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) ptx build/emulated.so build/fuzz/main
+test: $(READY)  ## lint, types and every test: make test ARGS='-k golomb'
+	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) --output-sync \
+	  $(if $(ARGS),,package) lint ptx build/emulated.so build/fuzz/main
 	$(BIN)/pytest -n 2 $(ARGS)
-	$(if $(ARGS),,$(MAKE) package)
 
 package: $(READY)  ## the documentation's own lines, source distribution and wheel, where torch is all there is
 	$(BIN)/python -m tests.package
+
+wheel: $(READY)  ## dist/: a wheel for every Python and torch, and for Linux from this one's age on (docs/install.md)
+	rm -rf build/wheel dist
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist $(EXCLUDE:%=--exclude '%') build/wheel/*.whl
+
+release: wheel  ## install the wheel and the source distribution and train: make release ARGS='--python python3.12'
+	$(BIN)/python -m tests.release $(ARGS)
 
 lint: $(READY)  ## formatters (check only), linters, types, and the arrows that must never be
 	$(BIN)/ruff format --check

@@ -1,76 +1,81 @@
-"""Builds the native kernels as one stable-ABI library; everything else is in pyproject.toml.
+"""Builds against the torch of whoever installs; everything else is in pyproject.toml.
 
-DDP_COMPRESS_CUDA=1 builds the CUDA kernels, 0 leaves them out; unset, they are built where torch
-has CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST names the architectures; no GPU need be there.
+What is built, and what is left out, stands in csrc/build_kernels.py.
 """
 
-import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from setuptools import Extension, setup
-from setuptools.errors import CompileError, LinkError
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from setuptools.command.build_ext import build_ext
 
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on every torch >= 2.10
-ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST says otherwise, or a GPU is there
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    sys.exit("ddp_compress is built by newer tools: pip install 'setuptools>=77' ninja")
 
+NEEDS_TORCH = """
+ddp_compress builds its kernels against your torch, 2.10 or newer, and {}.
 
-def csrc(pattern: str) -> list[str]:
-    return sorted(path.as_posix() for path in Path("csrc").glob(pattern))
+    pip install torch                     # first
+    pip install .                         # then; pip may isolate the build
 
+Other tools build in an environment of their own, which has no torch: tell them not to.
 
-def wants_cuda() -> bool:
-    choice = os.environ.get("DDP_COMPRESS_CUDA", "")
-    if choice not in ("", "0", "1"):
-        raise ValueError(f"DDP_COMPRESS_CUDA must be 0, 1 or unset, got {choice!r}")
-    possible = torch.version.cuda is not None and CUDA_HOME is not None
-    if choice == "1" and not possible:
-        sys.exit(
-            f"DDP_COMPRESS_CUDA=1 needs a torch with CUDA (this is {torch.__version__}) and nvcc "
-            f"(CUDA_HOME is {CUDA_HOME})"
-        )
-    return possible and choice != "0"
+    pip install 'setuptools>=77' ninja
+    uv pip install --no-build-isolation . # or python -m build --no-isolation
+
+Wheels need neither a compiler nor this: see docs/install.md.
+"""
 
 
-def native_kernels(cuda: bool) -> Extension:
-    """The extension `ddp_compress._C`: schemas and checks in csrc, kernels in csrc/cpu and cuda."""
-    # No fused multiply-add: every machine must round alike, or ranks would drift apart.
-    flags = {"cxx": ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", STABLE_ABI]}
-    sources = [*csrc("cpu/*.cpp"), "csrc/ops.cpp"]
-    if cuda:
-        sources += [*csrc("cuda/*.cu"), "csrc/ops_cuda.cpp"]
-        flags["nvcc"] = ["-O3", "-std=c++20", "-fmad=false", STABLE_ABI]
-    return (CUDAExtension if cuda else CppExtension)(
-        "ddp_compress._C",
-        sources=sources,
-        depends=csrc("**/*.h") + csrc("**/*.cuh"),
-        extra_compile_args=flags,
-        py_limited_api=True,
-        optional=True,  # without a compiler the package still works, on ops.reference
-    )
+def lacks_torch() -> str:
+    """Find torch, and say what is wrong with it, if anything.
+
+    In isolation pip hides the packages beside which it installs, but runs their interpreter.
+    """
+    if find_spec("torch") is None:
+        outside = [sys.executable, "-E", "-c", "import sys; print(*sys.path[1:], sep='\\n')"]
+        sys.path += subprocess.check_output(outside, text=True).splitlines()
+    if find_spec("torch") is None:
+        return f"{sys.executable} has none"
+    import torch
+
+    return "" if torch.__version__ >= "2.10" else f"{sys.executable} has {torch.__version__}"
 
 
-class BuildKernels(BuildExtension):
-    def build_extension(self, ext: Extension) -> None:
-        try:
-            super().build_extension(ext)
-        except (RuntimeError, CompileError, LinkError) as error:
-            if not any(source.endswith(".cu") for source in ext.sources):
-                raise CompileError(str(error)) from error  # the error that `optional` knows
-            if os.environ.get("DDP_COMPRESS_CUDA") == "1":
-                sys.exit(f"DDP_COMPRESS_CUDA=1, but the CUDA kernels cannot be built: {error}")
-            print(f"ddp_compress: without CUDA kernels, they cannot be built: {error}")
-            vars(ext).update(vars(native_kernels(cuda=False)))
-            self.build_extension(ext)
+class Wheel(bdist_wheel):
+    """The name tells what is in it: py3-none-any without kernels, a build tag with CUDA's."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        self.skip_build = True
+        kernels = [each.name for each in self.distribution.ext_modules]
+        self.root_is_pure = not kernels
+        if "ddp_compress._C_cuda" in kernels:
+            from torch.version import cuda
+
+            self.build_number = f"1cu{cuda.replace('.', '')}"
+        super().run()
 
 
-cuda = wants_cuda()
-if cuda and not torch.cuda.is_available():
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+class Refused(build_ext):
+    """In the place of a build: source distributions and metadata need no torch, kernels do."""
+
+    def run(self) -> None:
+        sys.exit(NEEDS_TORCH.format(lacks))
+
+
+lacks = lacks_torch()
+if lacks:
+    BuildKernels, extensions = Refused, [Extension("ddp_compress._C", [])]
+else:
+    sys.path.append(str(Path(__file__).parent / "csrc"))
+    from build_kernels import BuildKernels, extensions
 setup(
-    ext_modules=[native_kernels(cuda)],
-    cmdclass={"build_ext": BuildKernels},
+    ext_modules=extensions,
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -22,26 +22,45 @@ from ddp_compress.ops.reference.entries import UNUSED as UNUSED
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _load_native() -> bool:
-    """Load the extension that stands in the package; say so, once, where that fails."""
+def _why_not(stem: str) -> str:
+    """Load a library that stands in the package; why that fails, if it does."""
     why = "they were not built"
-    for library in Path(__file__).parents[1].glob("_C*"):
+    for library in Path(__file__).parents[1].glob(f"{stem}.*"):
         if library.suffix in {".so", ".pyd", ".dylib"}:
             try:
                 torch.ops.load_library(library)
-                return True
+                return ""
             except OSError as error:
                 why = str(error)
-    warnings.warn(
-        f"ddp_compress runs without its native kernels ({why}): correct, but many times slower. "
-        "Install a C++ compiler and install the package again.",
-        stacklevel=2,
-    )
-    return False
+    return why
 
 
-NATIVE = _load_native()
-CUDA = NATIVE and torch._C._dispatch_has_kernel_for_dispatch_key("ddp_compress::topk", "CUDA")
+NATIVE_LACKS = _why_not("_C")
+NATIVE = not NATIVE_LACKS
+CUDA_LACKS = NATIVE_LACKS or (
+    _why_not("_C_cuda") if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
+)
+CUDA = not CUDA_LACKS
+INSTALL = "pip install --force-reinstall --no-deps --no-cache-dir . (see docs/install.md)"
+
+
+def _say_what_lacks() -> None:
+    """Warn, once, of what runs slowly or will be refused."""
+    if not NATIVE:
+        warnings.warn(
+            f"ddp_compress runs without its native kernels ({NATIVE_LACKS}): right, but many times "
+            f"slower. Install a wheel that has them, or where a C++ compiler is: {INSTALL}",
+            stacklevel=2,
+        )
+    elif torch.version.cuda and not CUDA and torch.cuda.device_count():  # initializes no CUDA
+        warnings.warn(
+            f"ddp_compress runs without its CUDA kernels ({CUDA_LACKS}): models on a GPU are "
+            f"refused. Install a wheel that has them, or where nvcc is: {INSTALL}",
+            stacklevel=2,
+        )
+
+
+_say_what_lacks()
 
 
 def _kernel_of(twin: F) -> F:

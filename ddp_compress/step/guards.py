@@ -111,9 +111,9 @@ def refuse_unsupported_parameters(model: nn.Module, ignored: Collection[str] = (
             )
         if parameter.is_cuda and not ops.CUDA:
             raise ValueError(
-                f"{name} is on {parameter.device}, but ddp_compress was built without its CUDA "
-                "kernels: install it again where nvcc is, with DDP_COMPRESS_CUDA=1 to see what is "
-                "missing, or keep the model on the CPU"
+                f"{name} is on {parameter.device}, but ddp_compress runs without its CUDA kernels "
+                f"({ops.CUDA_LACKS}): install a wheel that has them, or where nvcc is, with "
+                "DDP_COMPRESS_CUDA=1 to see what is missing, or keep the model on the CPU"
             )
         if parameter.device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(
