@@ -70,6 +70,6 @@ $(READY): pyproject.toml setup.py constraints.txt $(CSRC)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) setuptools ninja torch
 	rm -f ddp_compress/_C*.so
-	$(INSTALL) --no-build-isolation -e '.[dev,examples]'
+	$(INSTALL) --no-build-isolation -e '.[dev,examples,accelerate,lightning,transformers]'
 	@ls ddp_compress/_C*.so || ! $(BIN)/python setup.py build_ext
 	touch $@
