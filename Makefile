@@ -5,6 +5,7 @@ ARGS   =
 
 BIN     = .venv/bin
 READY   = .venv/ready
+TORCH_READY = .venv/torch
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EXCLUDE = libc10*.so libtorch*.so libcudart.so.*
@@ -18,12 +19,12 @@ help:  ## list these targets
 train: $(READY)  ## train on four ranks: make train ARGS='--recipe dgc --density 0.01'
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=4 examples/train.py $(ARGS)
 
-test: $(READY)  ## lint, types and every test: make test ARGS='-k golomb'
+test:  ## lint, types and every test: make test ARGS='-k golomb'
 	$(MAKE) -j$(shell getconf _NPROCESSORS_ONLN) --output-sync \
 	  $(if $(ARGS),,package) lint ptx build/emulated.so build/fuzz/main
 	$(BIN)/pytest -n 2 $(ARGS)
 
-package: $(READY)  ## the documentation's own lines, source distribution and wheel, where torch is all there is
+package: $(TORCH_READY)  ## the documentation's own lines, source distribution and wheel, where torch is all there is
 	$(BIN)/python -m tests.package
 
 wheel: $(READY)  ## dist/: a wheel for every Python and torch, and for Linux from this one's age on (docs/install.md)
@@ -64,11 +65,15 @@ clean:  ## remove everything these targets made
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Build without isolation, against the very torch that will load the kernels.
-# A failed build is no error for a user, who gets the reference; here it is one, and says why.
-$(READY): pyproject.toml setup.py constraints.txt $(CSRC)
+# What needs torch alone begins while the rest is being installed.
+$(TORCH_READY): constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) setuptools ninja torch
+	touch $@
+
+# Build without isolation, against the very torch that will load the kernels.
+# A failed build is no error for a user, who gets the reference; here it is one, and says why.
+$(READY): $(TORCH_READY) pyproject.toml setup.py csrc/build_kernels.py $(CSRC)
 	rm -f ddp_compress/_C*.so
 	$(INSTALL) --no-build-isolation -e '.[dev,examples,accelerate,lightning,transformers]'
 	@ls ddp_compress/_C*.so || ! $(BIN)/python setup.py build_ext

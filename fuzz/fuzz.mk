@@ -19,13 +19,13 @@ libfuzzer: build/libfuzzer/main  ## decoders' messages guided by coverage, SECON
 build/fuzz/main: $(FUZZED:%=build/fuzz/%) build/fuzz/fuzz/main.o
 	$(CXX) -fsanitize=address,undefined $^ -o $@
 
-build/fuzz/%.o: %.cpp $(CSRC) $(FUZZ) | $(READY)
+build/fuzz/%.o: %.cpp $(CSRC) $(FUZZ) | $(TORCH_READY)
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -c $< -o $@
 
 build/libfuzzer/main: $(FUZZED:%=build/libfuzzer/%) build/libfuzzer/fuzz/libfuzzer.o
 	clang++ -fsanitize=address,undefined,fuzzer $^ -o $@
 
-build/libfuzzer/%.o: %.cpp $(CSRC) $(FUZZ) | $(READY)
+build/libfuzzer/%.o: %.cpp $(CSRC) $(FUZZ) | $(TORCH_READY)
 	@mkdir -p $(@D)
 	clang++ -fsanitize=fuzzer-no-link $(SANITIZE) -c $< -o $@

@@ -17,21 +17,21 @@ ptx: $(KERNELS:%=build/cuda/%.ptx)
 	$(CXX) -fsyntax-only -Wall -Werror $(KERNEL_FLAGS) csrc/ops_cuda.cpp
 endif
 
-build/cuda/%.o: csrc/cuda/%.cu $(CSRC) | $(READY)
+build/cuda/%.o: csrc/cuda/%.cu $(CSRC) | $(TORCH_READY)
 	@mkdir -p $(@D)
 	$(NVCC) $(ASSEMBLED) $(KERNEL_FLAGS) -c $< -o $@
 
-build/cuda/%.ptx: csrc/cuda/%.cu $(CSRC) | $(READY)
+build/cuda/%.ptx: csrc/cuda/%.cu $(CSRC) | $(TORCH_READY)
 	@mkdir -p $(@D)
 	$(NVCC) -arch=compute_80 $(KERNEL_FLAGS) -ptx $< -o $@
 
 build/emulated.so: $(KERNELS:%=build/emulated/%.o) build/emulated/ops_cuda.o
 	$(CXX) -shared $^ -L$(TORCH)/lib -ltorch_cpu -o $@
 
-build/emulated/%.o: csrc/cuda/%.cu $(CSRC) $(wildcard tests/emulation/*.h) | $(READY)
+build/emulated/%.o: csrc/cuda/%.cu $(CSRC) $(wildcard tests/emulation/*.h) | $(TORCH_READY)
 	@mkdir -p $(@D)
 	$(EMULATE) $(KERNEL_FLAGS) -x c++ -c $< -o $@
 
-build/emulated/ops_cuda.o: csrc/ops_cuda.cpp $(CSRC) | $(READY)
+build/emulated/ops_cuda.o: csrc/ops_cuda.cpp $(CSRC) | $(TORCH_READY)
 	@mkdir -p $(@D)
 	$(EMULATE) $(KERNEL_FLAGS) -c $< -o $@
