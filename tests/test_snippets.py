@@ -43,7 +43,7 @@ SMALLER = {  # and without a GPU, or another rank
     "step=0.35)": "step=0.35, link=dc.Link(1e9, 1e-3), ranks=4, recipes=[])",
     '"/shared/': '"',
     "% 1000": "% 10",
-    "STEPS, PERIOD = 20_000, 10": "STEPS, PERIOD = 20, 10",
+    "SITES, STEPS, PERIOD = 2, 20_000, 10": "SITES, STEPS, PERIOD = 1, 20, 10",
 }
 DDP = "model = DistributedDataParallel(model)"
 ATTACHED = f"{DDP}; state = dc.attach(model, 'topk', density=0.1); optimizer = sgd(model)"

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import socket
+from functools import partial
 from pathlib import Path
 
 from ddp_compress.checkpoints import files, folder
@@ -23,7 +25,8 @@ class Checkpoints:
     checkpoint is marked as the latest when all ranks have saved; it and the one before are kept.
 
     Args:
-        folder: one that all hosts share.
+        folder: one that all hosts share. Where each has its own, the same ranks must come back to
+            the same hosts, which is else an error.
         parts: whatever has a ``state_dict``, by name.
 
     Attributes:
@@ -58,7 +61,13 @@ class Checkpoints:
         check_count("step", step, least=0)
         name = f"step-{step}"
         folder.save(self.folder / name, **self.parts)
-        together(lambda: self._mark(name))  # only what all ranks have saved is complete
+        rank, _ = rank_and_size()
+        hosts = everyones(socket.gethostname())
+        leads = hosts.index(hosts[rank]) == rank
+        # Only what all ranks have saved is complete. Who leads a host that shares the folder finds
+        # rank 0's mark there.
+        for marks in (rank == 0, leads):
+            together(partial(self._mark, name, marks))
 
     def load(self) -> int:
         """Take back the newest complete checkpoint, whatever number of ranks saved it.
@@ -70,8 +79,14 @@ class Checkpoints:
             RuntimeError: on every rank, where something on one is missing, damaged or does not
                 fit. Names the file and what to do.
         """
-        # A rank that sees another folder must not go its own way.
-        name = everyones(together(self._latest))[0]
+        name, *others = names = everyones(together(self._latest))
+        if set(others) - {name}:
+            found = ", ".join(f"rank {rank}: {each or 'none'}" for rank, each in enumerate(names))
+            raise RuntimeError(
+                f"ranks must find the same latest checkpoint in {self.folder}, but find {found}: "
+                "let all hosts share the folder, or write the name of one that all of them have "
+                f"into every host's {self.folder / 'latest'}"
+            )
         if not name:
             return 0
         try:
@@ -83,11 +98,11 @@ class Checkpoints:
             ) from error
         return int(name.removeprefix("step-"))
 
-    def _mark(self, name: str) -> None:
-        """Rank 0 names the newest checkpoint, and keeps the one before."""
-        if rank_and_size()[0]:
+    def _mark(self, name: str, marks: bool) -> None:
+        """Name the newest checkpoint, and keep the one before."""
+        before = self._latest() if marks else name
+        if before == name:
             return
-        before = self._latest()
         files.write(self.folder / "latest", lambda file: file.write(name.encode()))
         for old in self.folder.glob("step-*"):
             if old.name not in (name, before):

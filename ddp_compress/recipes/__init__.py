@@ -41,6 +41,14 @@ def by_name(name: str, **options: Any) -> Recipe:
         'sbc'
     """
     check_one_of("recipe", name, RECIPES)
+    unknown = next((word for word in options if word not in _words(name)), None)
+    if unknown is not None:
+        others = [each for each in RECIPES if unknown in _words(each)]
+        takers = f"; {', '.join(others)} take that" if others else ""
+        raise TypeError(
+            f"{name}() got an unexpected keyword argument {unknown!r}: it takes "
+            f"{', '.join(_words(name))}{takers}"
+        )
     return RECIPES[name](**options)
 
 
@@ -64,7 +72,7 @@ def from_text(text: str, **defaults: Any) -> Recipe:
     """
     name, words = split(text)
     check_one_of("recipe", name, RECIPES)
-    takes = inspect.signature(RECIPES[name]).parameters
+    takes = _words(name)
     known = {word: value for word, value in defaults.items() if word in takes and value is not None}
     return by_name(name, **known | dict(map(word, words)))
 
@@ -84,3 +92,8 @@ def word(text: str) -> tuple[str, Any]:
     if not (name and equals and value):
         raise ValueError(f"expected WORD=VALUE, such as density=0.01, got {text!r}")
     return name, from_text(value) if name == "down" else value_of(value, name)
+
+
+def _words(name: str) -> list[str]:
+    """What a recipe takes."""
+    return list(inspect.signature(RECIPES[name]).parameters)

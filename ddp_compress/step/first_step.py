@@ -106,7 +106,8 @@ class FirstStep:
         else:
             why = (
                 "no hook calls it. Register one, as dc.attach(model, recipe) does, or "
-                "ddp_model.register_comm_hook(state, dc.compress_hook). Lightning registers "
+                "ddp_model.register_comm_hook(state, dc.compress_hook), after the model is wrapped "
+                "for the last time. Lightning registers "
                 "ddp_comm_hook= on CUDA alone: there give the Trainer "
                 "ddp_compress.integrations.lightning.CompressionCallback. Where only reduce is to "
                 "call it, say so by state.needs_no_hook()"

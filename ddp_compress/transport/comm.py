@@ -362,6 +362,7 @@ def _no_answer() -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise PeerError(
-            f"a rank does not answer: it has ended, has closed its state, met an error outside the "
-            f"exchange, or took longer than the process group's timeout ({error})"
+            "a rank does not answer: it has ended, has closed its state, met an error outside the "
+            "exchange, did not make a call that is every rank's, such as to save, or took longer "
+            f"than the process group's timeout ({error})"
         ) from error

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -407,3 +408,32 @@ def test_a_saver_that_knows_rank_0_alone_is_told_what_to_do(ranks):
     assert "checkpoint was saved by rank 0 of 2, this is rank 1 of 2" in by_state
     assert "AllRanks(state)" in by_state
     assert "wants AllRanks(state)" in by_per_rank
+
+
+def on_own_hosts(folder: Path) -> tuple[int, str, str]:
+    """Every rank is a host, with a folder of its own; then they come back in another order."""
+    rank = dist.get_rank()
+    ddp, state = wrap(small_model(), ROWS["topk"])
+    train(ddp, range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: f"host{rank}")
+        own = Checkpoints(folder / f"host{rank}", model=ddp.module, compression=state)
+        own.save(2)
+        step = own.load()
+        other = Checkpoints(folder / f"host{1 - rank}", model=ddp.module, compression=state)
+        with pytest.raises(RuntimeError) as swapped:
+            other.load()
+    if rank == 1:
+        (folder / "host1" / "latest").unlink()
+    with pytest.raises(RuntimeError) as lost:
+        own.load()
+    return step, str(swapped.value), str(lost.value)
+
+
+def test_hosts_that_share_no_folder_go_on_or_are_told(ranks, tmp_path):
+    here, there = ranks.run(2, on_own_hosts, tmp_path)
+    assert here == there
+    step, swapped, lost = here
+    assert step == 2
+    assert "host1/step-2 holds rank-1-of-2.pt, expected those of all ranks" in swapped
+    assert "find rank 0: step-2, rank 1: none: let all hosts share the folder" in lost
