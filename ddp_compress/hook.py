@@ -159,6 +159,7 @@ def attach(
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
     """
+    model = find_model(model)
     state = state_of(
         model,
         recipe,
@@ -169,7 +170,6 @@ def attach(
         within=within,
         **options,
     )
-    model = find_model(model)
     if isinstance(model, DistributedDataParallel):
         register(model, state, compress_hook)
     else:
@@ -188,12 +188,11 @@ def state_of(
     within: Within | None = None,
     **options: Any,
 ) -> CompressionState:
-    """The state of a DDP model, or a sharded one, which is no hook's yet; see `attach`."""
+    """The state of a model, which is no hook's yet; for the arguments see `attach`."""
     if isinstance(recipe, str):
         recipe = recipes.by_name(recipe, **options)
     elif options:
         raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
-    model = find_model(model)
     return CompressionState(
         model, recipe, process_group, start_step, min_numel, flush_bytes, within
     )

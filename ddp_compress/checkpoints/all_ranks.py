@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddp_compress.checkpoints.stateful import Stateful, on_host, rank_name, take_back
+from ddp_compress.checkpoints.stateful import Stateful, on_host, plain, rank_name, take_back
 from ddp_compress.transport.groups import rank_and_size
 from ddp_compress.transport.together import gather, together
 
@@ -36,7 +36,8 @@ class AllRanks:
         Raises:
             RuntimeError: on every rank, where one has failed.
         """
-        own = together(lambda: on_host(self._stateful))
+        kind = type(self._stateful).__name__
+        own = together(lambda: plain(kind, on_host(self._stateful)))
         every = gather(own)
         return {rank_name(rank, len(every)): saved for rank, saved in enumerate(every)}
 

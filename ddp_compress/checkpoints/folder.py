@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, overload
 from uuid import uuid4
@@ -10,11 +9,12 @@ from uuid import uuid4
 import torch
 
 from ddp_compress.checkpoints import files
-from ddp_compress.checkpoints.stateful import Stateful, on_host, take_back
+from ddp_compress.checkpoints.stateful import Stateful, on_host, plain, take_back
 from ddp_compress.transport.groups import rank_and_size
 from ddp_compress.transport.together import everyones, together
 
-SAVE = "save"  # the entry of a file that tells which others belong to it
+SAVE = "this save"  # the entry of a file that tells which others belong to it; no part is named so
+NAME = re.compile(r"rank-\d+-of-\d+\.pt")
 
 
 def save(folder: Path | str, /, **parts: Stateful) -> None:
@@ -45,8 +45,10 @@ def save(folder: Path | str, /, **parts: Stateful) -> None:
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        saved = {SAVE: name} | {key: on_host(part) for key, part in parts.items()}
-        files.write(_file(folder, rank, size), lambda opened: torch.save(saved, opened))
+        saved = {key: plain(key, on_host(part)) for key, part in parts.items()}
+        files.write(
+            _file(folder, rank, size), lambda opened: torch.save({SAVE: name} | saved, opened)
+        )
 
     def remove_others() -> None:
         for file in _files(folder) if rank == 0 else ():
@@ -103,6 +105,12 @@ def load(folder: Path | str, /, **parts: Stateful) -> None:
     together(take_all_back)
 
 
+def has_files_of_all(folder: Path) -> bool:
+    """Whether this rank sees what every rank has saved, as where all hosts share a folder."""
+    size = rank_and_size()[1]
+    return all(_file(folder, rank, size).exists() for rank in range(size))
+
+
 class _Everyone:
     """The files of all ranks, of which few may be read."""
 
@@ -121,7 +129,7 @@ class _Everyone:
         self.size = size
         self._folder = folder
         self._keys = (SAVE, *keys)
-        self.read = cache(self._read)
+        self._found: dict[int, dict[str, Any]] = {}
 
     def file(self, rank: int) -> Path:
         return _file(self._folder, rank % self.size, self.size)
@@ -130,9 +138,11 @@ class _Everyone:
     def own(self) -> Mapping[str, Any]:
         return self.read(rank_and_size()[0] % self.size)
 
-    def _read(self, rank: int) -> dict[str, Any]:
-        mine = rank == rank_and_size()[0]
-        return files.read(self.file(rank), self._keys, in_part=not mine)
+    def read(self, rank: int) -> dict[str, Any]:
+        if rank not in self._found:
+            mine = rank == rank_and_size()[0]
+            self._found[rank] = files.read(self.file(rank), self._keys, in_part=not mine)
+        return self._found[rank]
 
 
 class _Part(Sequence[Any]):
@@ -170,11 +180,13 @@ def _file(folder: Path, rank: int, size: int) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """In the order of ranks."""
-    return sorted(folder.glob("rank-*-of-*.pt"), key=_place)
+    """In the order of ranks; others' files are none of ours."""
+    return sorted(
+        (file for file in folder.glob("rank-*-of-*.pt") if NAME.fullmatch(file.name)), key=_place
+    )
 
 
 def _place(file: Path) -> tuple[int, int]:
     """Rank and number of ranks, by the name of a file."""
-    found = re.fullmatch(r"rank-(\d+)-of-(\d+)\.pt", file.name)
-    return (int(found[1]), int(found[2])) if found else (-1, -1)
+    rank, size = re.findall(r"\d+", file.name)
+    return int(rank), int(size)

@@ -61,13 +61,13 @@ class Checkpoints:
         check_count("step", step, least=0)
         name = f"step-{step}"
         folder.save(self.folder / name, **self.parts)
-        rank, _ = rank_and_size()
+        # Only what all ranks have saved is complete. Where hosts share no folder, each has a mark.
         hosts = everyones(socket.gethostname())
-        leads = hosts.index(hosts[rank]) == rank
-        # Only what all ranks have saved is complete. Who leads a host that shares the folder finds
-        # rank 0's mark there.
-        for marks in (rank == 0, leads):
-            together(partial(self._mark, name, marks))
+        rank, _ = rank_and_size()
+        together(partial(self._mark, name, rank == 0))
+        shared = folder.has_files_of_all(self.folder / name)
+        leads = rank > 0 and hosts.index(hosts[rank]) == rank
+        together(partial(self._mark, name, leads and not shared))
 
     def load(self) -> int:
         """Take back the newest complete checkpoint, whatever number of ranks saved it.
@@ -100,9 +100,12 @@ class Checkpoints:
 
     def _mark(self, name: str, marks: bool) -> None:
         """Name the newest checkpoint, and keep the one before."""
-        before = self._latest() if marks else name
-        if before == name:
+        if not marks:
             return
+        try:
+            before = self._latest()
+        except RuntimeError:  # of a folder that somebody has removed
+            before = ""
         files.write(self.folder / "latest", lambda file: file.write(name.encode()))
         for old in self.folder.glob("step-*"):
             if old.name not in (name, before):

@@ -1,8 +1,10 @@
 """What is saved of a training: anything that has a ``state_dict``."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -27,6 +29,31 @@ class Stateful(Protocol):
 def on_host(stateful: Stateful) -> dict[str, Any]:
     """What a part carries from step to step, in the host's memory."""
     carried: dict[str, Any] = tree_map_only(Tensor, to_host, dict(stateful.state_dict()))
+    return carried
+
+
+def plain(name: str, carried: dict[str, Any]) -> dict[str, Any]:
+    """What a part carries, if it can be taken back from a file that cannot make us run code.
+
+    Raises:
+        ValueError: it holds more than tensors and plain values. Found when it is saved, not when
+            nothing is left but the file.
+
+    Example:
+        >>> plain("optimizer", {"lr": 0.1})
+        {'lr': 0.1}
+    """
+    file = BytesIO()
+    try:
+        torch.save(tree_map_only(Tensor, lambda _: None, carried), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # of pickle, or of whatever the part holds
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} holds what a file gives back only by running its code, expected tensors and "
+            f"plain values. Turn them into such, as by float(...), or save it apart: {reason}"
+        ) from error
     return carried
 
 

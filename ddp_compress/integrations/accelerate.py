@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 from torch import nn
 
-from ddp_compress import checkpoints, hook, recipes
+from ddp_compress import checkpoints, hook
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.together import everyones
@@ -17,7 +17,8 @@ from ddp_compress.transport.together import everyones
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_names: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_States = WeakValueDictionary[str, CompressionState]
+_states: WeakKeyDictionary[Any, _States] = WeakKeyDictionary()  # by accelerator, by name
 
 
 def attach(
@@ -58,7 +59,7 @@ def attach(
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         state = attach(accelerator, model, "topk", density=0.01)
     """
-    taken = _names.setdefault(accelerator, set())
+    taken = _states.setdefault(accelerator, WeakValueDictionary())
     if name in taken:
         raise ValueError(
             f"this accelerator keeps another model's state as {name!r}: give this one another "
@@ -70,22 +71,28 @@ def attach(
             "it by accelerate launch --num_processes=4, or torchrun",
             stacklevel=2,
         )
-        made = recipes.by_name(recipe, **options) if isinstance(recipe, str) else recipe
-        state = CompressionState(model, made, start_step=0)
+        state = hook.state_of(model, recipe, **{**options, "start_step": 0})
         state.needs_no_hook()
         return state
     state = hook.attach(model, recipe, **options)
     if accelerator.scaler is not None:
         state.use_scaler(accelerator.scaler)
-    taken.add(name)
+    taken[name] = state
 
+    # What the accelerator keeps of these does not keep the state, which lives with its model.
     def save(models: object, weights: object, folder: str) -> None:
-        checkpoints.save(Path(folder, name), compression=state)
+        kept = taken.get(name)
+        if kept is not None:
+            checkpoints.save(Path(folder, name), compression=kept)
 
     def load(models: object, folder: str) -> None:
-        if "yes" in everyones("yes" if Path(folder, name).is_dir() else "no"):
-            checkpoints.load(Path(folder, name), compression=state)
+        kept, found = taken.get(name), Path(folder, name).is_dir()
+        if kept is not None and "yes" in everyones("yes" if found else "no"):
+            checkpoints.load(Path(folder, name), compression=kept)
 
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+    for handle in (
+        accelerator.register_save_state_pre_hook(save),
+        accelerator.register_load_state_pre_hook(load),
+    ):
+        finalize(state, handle.remove)
     return state

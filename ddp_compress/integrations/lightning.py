@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddp_compress.checkpoints.all_ranks import AllRanks
-from ddp_compress.checkpoints.stateful import Stateful, on_host, take_back
+from ddp_compress.checkpoints.stateful import Stateful, on_host, plain, take_back
 from ddp_compress.hook import attach, state_of
 from ddp_compress.integrations.frameworks import needed
 from ddp_compress.local.local_updates import LocalUpdates, Period
@@ -75,7 +75,11 @@ class CompressionCallback(Callback):
         self._parts: _Parts | None = None
         self._local: LocalUpdates | None = None
         self._saved: Mapping[str, Any] | None = None
-        self._logged_at = 0
+        self._logged_at: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what was restored for a test or a validation before."""
+        self._saved = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach: the strategy has just made its DDP model."""
@@ -92,14 +96,11 @@ class CompressionCallback(Callback):
             self.state = attach(model, self._recipe, **self._options)
             parts: dict[str, Stateful] = {"compression": self.state}
         else:
-            self.state = state_of(model, self._recipe, **self._options)
+            ddp_model = find_model(model)
+            self.state = state_of(ddp_model, self._recipe, **self._options)
             self._local = self._step_locally(trainer, self.state)
             # Between two rounds every rank has weights of its own.
-            parts = {
-                "model": find_model(model),
-                "optimizer": self._local,
-                "compression": self.state,
-            }
+            parts = {"model": ddp_model, "optimizer": self._local, "compression": self.state}
         self._parts = _Parts(parts)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -110,18 +111,22 @@ class CompressionCallback(Callback):
         if self._parts is not None and self._saved is not None:
             AllRanks(self._parts).load_state_dict(self._saved)
         self._saved = None
-        self._logged_at = trainer.global_step
+        self._logged_at = None
         if self.state is not None and trainer.loggers:
             self.state.metrics()  # from here on
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Log, as often as the Trainer does."""
-        step = trainer.global_step
-        if self.state is None or step == self._logged_at or step % trainer.log_every_n_steps:
+        """Log when the Trainer does, at the step by which it counts then."""
+        # Several optimizers take one together, and accumulated batches are one.
+        step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+        every = trainer.log_every_n_steps
+        due = every and step != self._logged_at and (step + 1) % every == 0
+        if self.state is None or not due or not trainer.loggers:
             return
         self._logged_at = step
+        metrics = self.state.metrics()
         for logger in trainer.loggers:
-            logger.log_metrics(self.state.metrics(), step=step)
+            logger.log_metrics(metrics, step=step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End local steps with a round: every rank leaves with the same weights."""
@@ -133,7 +138,18 @@ class CompressionCallback(Callback):
         return {} if self._parts is None else AllRanks(self._parts).state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what `state_dict` gave until there is a DDP model."""
+        """Keep what `state_dict` gave until there is a DDP model.
+
+        Raises:
+            ValueError: it was saved with local steps and is loaded without, or the other way round.
+        """
+        saved: Mapping[str, Any] = next(iter(state_dict.values()), {})
+        if ("optimizer" in saved) != (self._period is not None):
+            then, now = ("with", "without") if "optimizer" in saved else ("without", "with")
+            raise ValueError(
+                f"checkpoint was saved {then} local steps, but CompressionCallback is {now} "
+                "period=: resume with the period that it was saved with"
+            )
         self._saved = state_dict
 
     def _step_locally(self, trainer: Trainer, state: CompressionState) -> LocalUpdates:
@@ -157,7 +173,7 @@ class _Parts:
         self._parts = parts
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: on_host(part) for name, part in self._parts.items()}
+        return {name: plain(name, on_host(part)) for name, part in self._parts.items()}
 
     def load_state_dicts(self, every: list[Mapping[str, Any]]) -> None:
         for name, part in self._parts.items():

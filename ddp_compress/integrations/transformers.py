@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from ddp_compress import checkpoints
 from ddp_compress.hook import attach
 from ddp_compress.integrations.frameworks import needed
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.find_model import find_model
+from ddp_compress.step.restored import weight_hashes
 from ddp_compress.step.state import CompressionState
 from ddp_compress.transport.together import everyones
 
@@ -79,15 +83,18 @@ class CompressionCallback(TrainerCallback):
             )
             return
         hooks = getattr(find_model(model), "_comm_hooks", ())
-        if any(self.state is theirs for _, theirs in hooks):
-            return  # train() goes on where it ended
-        options, folder = self._options, _folder(args, state.global_step, resumes=True)
-        resumes = state.global_step > 0 and "yes" in everyones("yes" if folder.is_dir() else "no")
-        if state.global_step and not resumes and "start_step" not in options:
-            _warn_of_lost_state(state.global_step, folder)
+        goes_on = any(self.state is theirs for _, theirs in hooks)  # train() was called before
+        if goes_on and not state.global_step:
+            return
+        folder = _folder_of(model, args, state.global_step) if state.global_step else None
+        options = self._options
+        if state.global_step and folder is None and "start_step" not in options:
+            _warn_of_lost_state(state.global_step, str(args.output_dir))
             options = {**options, "start_step": 0}  # once is enough
-        self.state = attach(model, self._recipe, **options)
-        if resumes:
+        if not goes_on:
+            self.state = attach(model, self._recipe, **options)
+        assert self.state is not None
+        if folder is not None:
             checkpoints.load(folder, compression=self.state)
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
@@ -95,11 +102,18 @@ class CompressionCallback(TrainerCallback):
         self.state.metrics()  # from here on
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
     ) -> None:
-        """Save every rank's state beside the Trainer's files."""
-        if self.state is not None and not args.save_only_model:
-            checkpoints.save(_folder(args, state.global_step), compression=self.state)
+        """Save every rank's state beside the Trainer's files; of a search it resumes none."""
+        if self.state is None or args.save_only_model or state.is_hyper_param_search:
+            return
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}", FOLDER)
+        checkpoints.save(folder, compression=self.state, weights=_Weights(model))
 
     def on_log(
         self,
@@ -116,21 +130,43 @@ class CompressionCallback(TrainerCallback):
             state.log_history[-1].update(metrics)
 
 
-def _folder(args: TrainingArguments, step: int, resumes: bool = False) -> Path:
-    """Where a state is saved after a step.
+class _Weights:
+    """Whether a model's weights are those beside which something was saved."""
 
-    Where a training resumes from the Trainer tells no callback: mostly from where it saves.
+    def __init__(self, model: nn.Module) -> None:
+        self.are_the_same = False
+        self._digest = list(weight_hashes(model.parameters()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"digest": self._digest}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.are_the_same = saved["digest"] == self._digest
+
+
+def _folder_of(model: nn.Module, args: TrainingArguments, step: int) -> Path | None:
+    """Where the state that belongs to a model's weights was saved; None if it is not found.
+
+    A Trainer tells no callback where it resumes from: mostly from where it saves.
     """
-    told = args.resume_from_checkpoint if resumes else None
-    named = Path(str(args.output_dir), f"checkpoint-{step}")
-    return (named if told in (None, "True", "true") else Path(told)) / FOLDER
+    told = args.resume_from_checkpoint
+    checkpoint = Path(str(args.output_dir), f"checkpoint-{step}")
+    named = [Path(told)] if isinstance(told, str) and told.lower() not in ("true", "false") else []
+    for folder in (each / FOLDER for each in (*named, checkpoint)):
+        if "yes" in everyones("yes" if folder.is_dir() else "no"):
+            weights = _Weights(model)
+            checkpoints.load(folder, weights=weights)
+            if "no" not in everyones("yes" if weights.are_the_same else "no"):
+                return folder
+    return None
 
 
-def _warn_of_lost_state(steps: int, folder: Path) -> None:
+def _warn_of_lost_state(steps: int, folder: str) -> None:
     warnings.warn(
-        f"training resumes after {steps} steps, but there is no {folder}: what ranks still owed to "
-        "the model is lost, and a density warm-up starts again. Where the checkpoint lies "
-        "elsewhere, say so by TrainingArguments(resume_from_checkpoint=...); where it was saved "
-        "without compression, give CompressionCallback start_step=",
+        f"training resumes after {steps} steps, but in {folder} is nothing that was saved with "
+        "these weights: what ranks still owed to the model is lost, and a density warm-up starts "
+        "again. Where the checkpoint lies elsewhere, say so by "
+        "TrainingArguments(resume_from_checkpoint=...); where it was saved without compression, "
+        "give CompressionCallback start_step=",
         stacklevel=3,
     )

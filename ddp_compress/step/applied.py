@@ -74,7 +74,7 @@ class Applied:
         self._in_step: set[int] = set()  # of those, sent within a step, whose closure may clear
         self._accumulations = _Accumulations(self._parameters)
         self._warned = False
-        self._checks: list[Callable[[Optimizer], None]] = []
+        self._checks: list[Callable[[Optimizer, bool], None]] = []
         _watch_optimizers()
         _watches.add(self)
 
@@ -88,18 +88,21 @@ class Applied:
         """The latest pass was aborted, discarded or settled, or its gradients are no model's."""
         self.sent((), _do_nothing)
 
-    def check_by(self, check: Callable[[Optimizer], None]) -> None:
-        """Call a function, too, when an optimizer is about to take a step, before all others."""
+    def check_by(self, check: Callable[[Optimizer, bool], None]) -> None:
+        """Call a function, too, when an optimizer is about to take a step, before all others.
+
+        It is also told whether a closure will make the gradients.
+        """
         self._checks.insert(0, check)
 
-    def check_optimizer(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to take a step.
+    def check_optimizer(self, optimizer: Optimizer, has_closure: bool = False) -> None:
+        """An optimizer is about to take a step, perhaps with a closure that makes the gradients.
 
         Raises:
             ValueError: it has a momentum of its own beside the recipe's, or another check fails.
         """
         for check in self._checks:
-            check(optimizer)
+            check(optimizer, has_closure)
         if self._momentum_of is not None:
             refuse_second_momentum(optimizer, self._ids, self._momentum_of)
 
@@ -251,10 +254,11 @@ def _watch_optimizers() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    has_closure = len(args) > 1 or bool(kwargs)
     for watch in list(_watches):
-        watch.check_optimizer(optimizer)
+        watch.check_optimizer(optimizer, has_closure)
     for watch in list(_watches):
-        watch.begin_step(optimizer, has_closure=len(args) > 1 or bool(kwargs))
+        watch.begin_step(optimizer, has_closure)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -129,7 +129,7 @@ class Binding:
         """
         trained = {n: p for n, p in self.parameters.named.items() if p.requires_grad}
         passes = AfterBackward(model, trained, end, begin=self._begin_backward)
-        self.applied.check_by(passes.check_optimizer)
+        self.applied.check_by(lambda optimizer, _: passes.check_optimizer(optimizer))
         self.buckets = shard_buckets(self.parameters)
 
     def _begin_backward(self) -> None:

@@ -12,13 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def models_of(parameter: Tensor) -> list[DistributedDataParallel]:
-    """The DDP models that hold a parameter. This looks through all objects: a tenth of a second."""
+    """The DDP models that average the gradients of a parameter."""
     return [
         each
-        for each in gc.get_objects()
-        if issubclass(type(each), DistributedDataParallel)
-        and any(parameter is theirs for theirs in each._module_parameters)
+        for each in ddp_models()
+        if any(parameter is theirs for theirs in each._module_parameters)
     ]
+
+
+def ddp_models() -> list[DistributedDataParallel]:
+    """All there are. This looks through all objects: a tenth of a second."""
+    return [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
 
 
 def find_model(

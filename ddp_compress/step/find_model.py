@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_compress.message.names import WRAPPERS
 from ddp_compress.step import sharded_model
-from ddp_compress.step.ddp_model import models_of
+from ddp_compress.step.ddp_model import ddp_models
 
 # Where a framework keeps the DDP model, by the package that a model's or an object's class is of.
 WHERE = {
@@ -82,14 +82,12 @@ def without_wrappers(model: nn.Module) -> nn.Module:
 
 def _around(model: nn.Module) -> list[DistributedDataParallel]:
     """The DDP models that hold the same parameters."""
-    parameters = list(model.parameters())
-    if not parameters or not dist.is_available() or not dist.is_initialized():
+    ours = set(map(id, model.parameters()))
+    if not ours or not dist.is_available() or not dist.is_initialized():
         return []
-    ours = set(map(id, parameters))
 
     def look() -> list[DistributedDataParallel]:
-        found = models_of(parameters[0])
-        return [each for each in found if ours == set(map(id, each.module.parameters()))]
+        return [each for each in ddp_models() if ours == set(map(id, each.module.parameters()))]
 
     found = look()
     if len(found) > 1:  # some may only wait to be collected, as when a notebook wraps again
@@ -108,8 +106,8 @@ def _cure(model: nn.Module) -> str:
             "replicate() averages gradients by itself. Leave it out and wrap the bare model, as in "
             "attach(DistributedDataParallel(model), recipe)"
         )
-    held = [each for p in list(model.parameters())[:1] for each in models_of(p)]
-    if held:
+    ours = set(map(id, model.parameters()))
+    if any(ours & set(map(id, each.module.parameters())) for each in ddp_models()):
         return "it is a part of one that exists, so give that DistributedDataParallel"
     return where or "wrap it first, as in attach(DistributedDataParallel(model), recipe)"
 

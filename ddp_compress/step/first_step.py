@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from ddp_compress.step.ddp_model import models_of
 from ddp_compress.step.optimizers import parameters_of
 from ddp_compress.step.sharded_model import local_of
+
+UNKNOWN = -1  # how many
 
 
 @dataclass
@@ -61,15 +63,25 @@ class FirstStep:
         self._parameters = parameters
         self._facts = facts
         self._over = False
+        self._steps: int | None = None  # before the first, where a closure makes gradients
 
-    def check(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to take a step."""
+    def check(self, optimizer: Optimizer, has_closure: bool = False) -> None:
+        """An optimizer is about to take a step.
+
+        Args:
+            optimizer: perhaps of other parameters.
+            has_closure: whether a closure makes the gradients; then the next step shows them.
+        """
         if self._over:
             return
         ids = set(map(id, self._parameters.values()))
         ours = [p for p in parameters_of(optimizer) if id(p) in ids]
+        if not ours:
+            return
+        if has_closure and self._steps is None:
+            self._steps = _steps_of(optimizer, ours)
         if not any(p.grad is not None and local_of(p.grad).any() for p in ours):
-            return  # of another model; or, as DCP's, to have an optimizer's state made
+            return  # or it is to have an optimizer's state made, as DCP does
         self._over = True
         facts = self._facts
         if not (facts.called or facts.needs_no_hook):
@@ -81,15 +93,15 @@ class FirstStep:
                 "that changes. Call state.use_scaler(scaler) before the first step",
                 stacklevel=2,
             )
-        kept = [each for p in ours if _of_training(each := optimizer.state.get(p, {}))]
-        if kept and not facts.placed:
-            steps = max(int(each.get("step", 0)) for each in kept)
+        steps = _steps_of(optimizer, ours) if self._steps is None else self._steps
+        if steps and not facts.placed:
+            count = "..." if steps == UNKNOWN else steps
             warnings.warn(
-                f"{type(optimizer).__name__} has taken {steps or 'some'} steps, and this "
-                "CompressionState begins with nothing: what ranks still owed to the model is lost, "
-                "and a density warm-up starts again. To resume, load_state_dict what "
-                "state.state_dict() gave; to begin on purpose, make the state with start_step=0, "
-                f"or start_step={steps or '...'} to go on with its schedules",
+                f"{type(optimizer).__name__} has taken {'some' if steps == UNKNOWN else steps} "
+                "steps, and this CompressionState begins with nothing: what ranks still owed to "
+                "the model is lost, and a density warm-up starts again. To resume, "
+                "load_state_dict what state.state_dict() gave; to begin on purpose, make the state "
+                f"with start_step=0, or start_step={count} to go on with its schedules",
                 stacklevel=2,
             )
 
@@ -109,21 +121,31 @@ class FirstStep:
                 "ddp_model.register_comm_hook(state, dc.compress_hook), after the model is wrapped "
                 "for the last time. Lightning registers "
                 "ddp_comm_hook= on CUDA alone: there give the Trainer "
-                "ddp_compress.integrations.lightning.CompressionCallback. Where only reduce is to "
-                "call it, say so by state.needs_no_hook()"
+                "ddp_compress.integrations.lightning.CompressionCallback"
             )
         warnings.warn(
             "this CompressionState compresses nothing: an optimizer has got gradients for its "
-            f"model's parameters, and {why}",
+            f"model's parameters, and {why}. Where that is meant, as where only reduce is to call "
+            "it or the first steps are local ones, say so by state.needs_no_hook()",
             stacklevel=2,
         )
 
 
-def _of_training(kept: Mapping[str, Any]) -> bool:
-    """Whether an optimizer's state is of steps before; not of one that only had it made."""
-    if "step" in kept:
-        return int(kept["step"]) > 1
-    return any(isinstance(value, Tensor) and bool(local_of(value).any()) for value in kept.values())
+def _steps_of(optimizer: Optimizer, parameters: Iterable[Tensor]) -> int:
+    """How many steps an optimizer has taken, as far as what it keeps of parameters tells.
+
+    One may be of having its state made.
+    """
+    kept = [optimizer.state.get(p, {}) for p in parameters]
+    counts = [int(each["step"]) for each in kept if "step" in each]
+    if counts:
+        return max(counts) if max(counts) > 1 else 0
+    return UNKNOWN if any(map(_moved, kept)) else 0
+
+
+def _moved(kept: Mapping[str, Any]) -> bool:
+    tensors = (local_of(value) for value in kept.values() if isinstance(value, Tensor))
+    return any(bool(each.any()) for each in tensors)
 
 
 def _scaled(optimizer: Optimizer) -> bool:

@@ -34,10 +34,21 @@ def own_of_all(every: Sequence[Mapping[str, Any]], peers: Peers) -> Mapping[str,
         same = sorted((each for each in every if part_of(each) == ours), key=_number)
         return redistribute(same, *replicas) if same else saved  # which is refused by name
     count = part[2] if part is not None else 1
-    here = ranks_per_node(peers.within)
-    if (len(every), count) == (size, here):
+    if len(every) == size and count == _count(peers, otherwise=count):
         return saved
+    here = ranks_per_node(peers.within)
     return redistribute(every, *replicas, here)
+
+
+def _count(peers: Peers, otherwise: int) -> int:
+    """How many ranks share a node; something else where this rank cannot tell by itself.
+
+    The first step compares who saved what with who goes on.
+    """
+    try:
+        return ranks_per_node(peers.within)
+    except ValueError:
+        return otherwise
 
 
 def _number(saved: Mapping[str, Any]) -> int:

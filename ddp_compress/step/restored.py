@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -81,11 +81,22 @@ class Restored:
         self._before, self._with_memory = None, False
 
     def _hashes(self) -> list[int]:
-        return [
-            int(torch.hash_tensor(local_of(p).detach()).view(torch.int64))
-            for p in self._parameters.values()
-            if p.dtype in HASHED and p.requires_grad and local_of(p).numel() and not p.is_meta
-        ]
+        return weight_hashes(self._parameters.values())
+
+
+def weight_hashes(parameters: Iterable[Tensor]) -> list[int]:
+    """Numbers that equal weights share, of those that are trained.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> weight_hashes([weight]) == weight_hashes([nn.Parameter(2 * weight)])
+        False
+    """
+    return [
+        int(torch.hash_tensor(local_of(p).detach()).view(torch.int64))
+        for p in parameters
+        if p.dtype in HASHED and p.requires_grad and local_of(p).numel() and not p.is_meta
+    ]
 
 
 class BeforeLoading:

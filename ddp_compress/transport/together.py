@@ -76,7 +76,7 @@ def gather(mine: Any) -> list[Any]:
         for piece in written.split(PIECE):
             dist.send(piece.to(_place()), 0)
         return []
-    others = (_received(size, source) for source, size in enumerate(sizes) if source)
+    others = [_received(size, source) for source, size in enumerate(sizes) if source]
     return [_read(each) for each in (written, *others)]
 
 

@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 from argparse import Namespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 import train as example
@@ -24,6 +26,7 @@ from ddp_compress import (
     PeerError,
     PerRank,
     checkpoints,
+    compress_hook,
     recipes,
 )
 from ddp_compress.checkpoints.files import write
@@ -359,7 +362,14 @@ def mixed(folder: Path) -> list[str]:
     broken = state if dist.get_rank() == 0 else Broken()
     fails(lambda: AllRanks(broken).state_dict())
     fails(lambda: checkpoints.save(folder, compression=broken))
+    foreign = torch.optim.SGD(ddp.parameters(), lr=Foreign(0.1))
+    fails(lambda: AllRanks(foreign).state_dict())
+    fails(lambda: checkpoints.save(folder, optimizer=foreign))
     return messages
+
+
+class Foreign(float):
+    """A number that a file gives back only by running our code, as numpy's are."""
 
 
 class Broken:
@@ -377,6 +387,7 @@ def test_what_is_not_whole_is_an_error_on_every_rank(ranks, tmp_path):
     assert here == there
     words = ["are of several saves", "rank 1: .* expected those of all ranks that saved"]
     words += ["holds no file of any rank", "rank 1: no state", "rank 1: no state"]
+    words += ["rank 0: SGD holds what a file gives back only", "rank 0: optimizer holds what"]
     for message, expected in zip(here, words, strict=True):
         assert re.search(expected, message), message
 
@@ -435,3 +446,41 @@ def test_hosts_that_share_no_folder_go_on_or_are_told(ranks, tmp_path):
         assert step == 2
         assert "host1/step-2 holds rank-1-of-2.pt, expected those of all ranks" in swapped
         assert "find rank 0: step-2, rank 1: none: let all hosts share the folder" in lost
+
+
+def after_a_clean_up(folder: Path) -> list[str]:
+    """Somebody has removed what the mark names, and keeps files of their own there."""
+    _ddp, _state, newest = begin(folder)
+    newest.save(1)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder / "step-1")
+        (folder / "step-2").mkdir()
+        (folder / "step-2" / "rank-best-of-three.pt").touch()
+    dist.barrier()
+    newest.save(2)
+    assert newest.load() == 2
+    return sorted(each.name for each in (folder / "step-2").iterdir())
+
+
+def test_what_others_do_to_the_folder_ends_no_training(ranks, tmp_path):
+    for names in ranks.run(2, after_a_clean_up, tmp_path):
+        assert names == ["rank-0-of-2.pt", "rank-1-of-2.pt", "rank-best-of-three.pt"]
+
+
+def on_one_host(folder: Path) -> dict[str, str]:
+    """Nodes are those of hosts, and no torchrun tells how many ranks they have."""
+    ddp = DistributedDataParallel(small_model())
+    state = CompressionState(ddp, ROWS["topk"].recipe, within="node")
+    ddp.register_comm_hook(state, compress_hook)
+    train(ddp, range(2))
+    checkpoints.save(folder, compression=state)
+    resumed = CompressionState(DistributedDataParallel(small_model()), state.recipe, within="node")
+    checkpoints.load(folder, compression=resumed)
+    assert memory(state) == memory(resumed)
+    return memory(state)
+
+
+def test_nodes_that_torchrun_has_not_started_resume_on_as_many_ranks(ranks, tmp_path):
+    here, there = ranks.run(2, on_one_host, tmp_path)
+    assert here != there

@@ -335,13 +335,17 @@ def found_in_and_around() -> list[bool]:
     for way in ways:
         ddp = DistributedDataParallel(small_model())
         found.append(leads_there(ddp, way(ddp)))
+    model = small_model()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["0.weight"])
+    ddp = DistributedDataParallel(model)
+    found += [leads_there(ddp, model)]
     ddp = DistributedDataParallel(torch.compile(small_model(), backend="eager"))
     found += [leads_there(ddp, ddp.module._orig_mod)]
     return found
 
 
 def test_the_ddp_model_is_found_in_what_it_is_in_and_around_what_is_in_it(ranks):
-    assert ranks.run(1, found_in_and_around) == [[True] * 4]
+    assert ranks.run(1, found_in_and_around) == [[True] * 5]
 
 
 def compiled(model: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Lightning and Fabric: the callback, `attach`, and checkpoints that rank 0 writes."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ DummyLogger: Any = lightning.loggers.logger.DummyLogger
 DDPStrategy: Any = lightning.strategies.DDPStrategy
 
 
-def module(setup: Any = None) -> Any:
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, 1e-2)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 1e-2, momentum=0.9)
+
+
+def module(setup: Any = None, optimizer_of: Any = adamw) -> Any:
     class Module(LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -30,8 +39,11 @@ def module(setup: Any = None) -> Any:
             inputs, targets = batch
             return F.mse_loss(self.net(inputs), targets)
 
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.training_step(batch, _)
+
         def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.AdamW(self.parameters(), 1e-2)
+            optimizer = optimizer_of(self.parameters())
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
     return Module()
@@ -55,9 +67,11 @@ def fit(
     strategy: Any = "ddp",
     devices: int = 2,
     setup: Any = None,
+    optimizer_of: Any = adamw,
+    **options: Any,
 ) -> tuple[bytes, list[dict[str, float]]]:
     """Three epochs of six steps, or what is left of them; the weights, and what was logged."""
-    logger = Logger()
+    loggers = [Logger(), Logger()]
     keep = lightning.callbacks.ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -65,14 +79,16 @@ def fit(
         strategy=strategy,
         max_epochs=3,
         callbacks=[*callbacks, keep],
-        logger=[logger],
-        log_every_n_steps=3,
+        logger=loggers,
+        **{"log_every_n_steps": 3, **options},
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = module(setup)
+    model = module(setup, optimizer_of)
     trainer.fit(model, loader(), ckpt_path=resume)
-    return flat(model.parameters()), logger.lines
+    first, second = (str(each.lines) for each in loggers)
+    assert first == second
+    return flat(model.parameters()), loggers[0].lines
 
 
 def resumed(folder: Path, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -95,8 +111,55 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(two_ranks, tmp_path, options
         assert weights == again == outcomes[0][0][0]
         assert whole == resuming
         assert whole[0] == (5 if options else 18)  # the last round is at the end
-        assert [each["step"] for each in lines] == [3, 6, 9, 12, 15, 18]
+        assert [each["step"] for each in lines] == [2, 5, 8, 11, 14, 17]
         assert warned == []
+
+
+def with_sgd(folder: Path) -> list[bool]:
+    """A first fit, and one that resumes without the state; what is said meanwhile."""
+    from ddp_compress.integrations.lightning import CompressionCallback
+
+    said = []
+    fit(folder / "dense", [], optimizer_of=sgd)
+    for resume in (None, folder / "dense" / "epoch=1.ckpt"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            callback = CompressionCallback("topk", density=0.1)
+            fit(folder / "fit", [callback], resume, optimizer_of=sgd, log_every_n_steps=0)
+        said.append(" ".join(str(each.message) for each in caught))
+    return ["begins with nothing" in each for each in said]
+
+
+def test_a_momentum_of_steps_before_is_told_of_and_none_else(two_ranks, tmp_path):
+    for told, _ in two_ranks.run(2, launched, with_sgd, tmp_path):
+        assert told == [False, True]
+
+
+def other_ways(folder: Path) -> tuple[int, str]:
+    """What was restored for a validation is no fit's; local steps do not become others."""
+    from ddp_compress.integrations.lightning import CompressionCallback
+
+    first = CompressionCallback("topk", density=0.1)
+    fit(folder, [first])
+    again = CompressionCallback("topk", density=0.1)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[again],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.validate(module(), loader(), ckpt_path=folder / "epoch=2.ckpt", verbose=False)
+    trainer.fit(module(), loader())
+    assert again.state
+    steps = again.state.stats.steps
+    with pytest.raises(ValueError, match="period") as caught:
+        fit(folder, [CompressionCallback("topk", density=0.1, period=4)], folder / "epoch=1.ckpt")
+    return steps, str(caught.value)
+
+
+def test_what_is_restored_belongs_to_the_fit_that_asked_for_it(two_ranks, tmp_path):
+    for (steps, message), _ in two_ranks.run(2, launched, other_ways, tmp_path):
+        assert steps == 6
+        assert "saved without local steps, but CompressionCallback is with period=" in message
 
 
 def by_ddp_strategy(folder: Path) -> None:
