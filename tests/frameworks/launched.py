@@ -1,6 +1,7 @@
 """What tests of all frameworks share: ranks as torchrun starts them, data, a model."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,12 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-RECIPE = {"recipe": "dgc", "density": 0.1, "momentum": 0.0}
-OURS = "ddp_compress"
-
 
 def launched(function: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
     """Call a function as on a rank that torchrun has started; also what was warned of by us."""
+    if "accelerate" in sys.modules:  # it remembers how many ranks there were
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
     rank, size = str(dist.get_rank()), str(dist.get_world_size())
     torchrun = {
         "GROUP_RANK": "0",

@@ -17,7 +17,6 @@ Callback: Any = transformers.TrainerCallback
 
 
 def prepared() -> tuple[Any, ...]:
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(cpu=True)
     net = network()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
