@@ -88,7 +88,7 @@ def weight_hashes(parameters: Iterable[Tensor]) -> list[int]:
     """Numbers that equal weights share, of those that are trained.
 
     Example:
-        >>> weight = nn.Parameter(torch.ones(2))
+        >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
         >>> weight_hashes([weight]) == weight_hashes([nn.Parameter(2 * weight)])
         False
     """
