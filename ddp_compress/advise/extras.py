@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import ModuleType
+
+from ddp_compress.optional import needed as installed
 
 
 def needed(name: str) -> ModuleType:
@@ -12,13 +13,7 @@ def needed(name: str) -> ModuleType:
     Raises:
         ImportError: it is not installed.
     """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        package = name.partition(".")[0]
-        raise ImportError(
-            f"the adviser needs {package}, which is not installed: pip install {package}"
-        ) from None
+    return installed(name, install=name.partition(".")[0])
 
 
 def rich() -> ModuleType:

@@ -102,14 +102,14 @@ class Checkpoints:
         """Name the newest checkpoint, and keep the one before."""
         if not marks:
             return
+        others = {each.name for each in self.folder.glob("step-*")}
         try:
-            before = self._latest()
-        except RuntimeError:  # of a folder that somebody has removed
-            before = ""
+            before = {self._latest()}
+        except RuntimeError:  # it names one that somebody has removed
+            before = others
         files.write(self.folder / "latest", lambda file: file.write(name.encode()))
-        for old in self.folder.glob("step-*"):
-            if old.name not in (name, before):
-                shutil.rmtree(old)
+        for old in others - before - {name}:
+            shutil.rmtree(self.folder / old)
 
     def _latest(self) -> str:
         mark = self.folder / "latest"

@@ -12,7 +12,7 @@ from torch import nn
 from ddp_compress import checkpoints, hook
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.together import everyones
+from ddp_compress.transport.together import on_any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,8 +86,8 @@ def attach(
             checkpoints.save(Path(folder, name), compression=kept)
 
     def load(models: object, folder: str) -> None:
-        kept, found = taken.get(name), Path(folder, name).is_dir()
-        if kept is not None and "yes" in everyones("yes" if found else "no"):
+        kept = taken.get(name)
+        if kept is not None and on_any(Path(folder, name).is_dir()):
             checkpoints.load(Path(folder, name), compression=kept)
 
     for handle in (

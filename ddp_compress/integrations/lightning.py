@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ddp_compress.checkpoints.all_ranks import AllRanks
 from ddp_compress.checkpoints.stateful import Stateful, on_host, plain, take_back
 from ddp_compress.hook import attach, state_of
-from ddp_compress.integrations.frameworks import needed
 from ddp_compress.local.local_updates import LocalUpdates, Period
 from ddp_compress.local.round import Outer
+from ddp_compress.optional import needed
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.find_model import find_model
 from ddp_compress.step.state import CompressionState
@@ -19,7 +19,7 @@ from ddp_compress.step.state import CompressionState
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 else:
-    Callback = needed("lightning.pytorch", "pytorch_lightning", extra="lightning").Callback
+    Callback = needed("lightning.pytorch", "pytorch_lightning", install="lightning").Callback
 
 
 class CompressionCallback(Callback):

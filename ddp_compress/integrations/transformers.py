@@ -11,17 +11,17 @@ from torch import nn
 
 from ddp_compress import checkpoints
 from ddp_compress.hook import attach
-from ddp_compress.integrations.frameworks import needed
+from ddp_compress.optional import needed
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.find_model import find_model
 from ddp_compress.step.restored import weight_hashes
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.together import everyones
+from ddp_compress.transport.together import on_all, on_any
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 else:
-    TrainerCallback = needed("transformers", extra="transformers").TrainerCallback
+    TrainerCallback = needed("transformers", install="transformers[torch]").TrainerCallback
 
 FOLDER = "compression"  # in the Trainer's checkpoint-500
 
@@ -153,10 +153,10 @@ def _folder_of(model: nn.Module, args: TrainingArguments, step: int) -> Path | N
     checkpoint = Path(str(args.output_dir), f"checkpoint-{step}")
     named = [Path(told)] if isinstance(told, str) and told.lower() not in ("true", "false") else []
     for folder in (each / FOLDER for each in (*named, checkpoint)):
-        if "yes" in everyones("yes" if folder.is_dir() else "no"):
+        if on_any(folder.is_dir()):
             weights = _Weights(model)
             checkpoints.load(folder, weights=weights)
-            if "no" not in everyones("yes" if weights.are_the_same else "no"):
+            if on_all(weights.are_the_same):
                 return folder
     return None
 

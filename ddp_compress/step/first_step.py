@@ -60,7 +60,7 @@ class FirstStep:
 
     def __init__(self, state: object, parameters: Mapping[str, Tensor], facts: Facts) -> None:
         self._state = weakref.ref(state)
-        self._parameters = parameters
+        self._ids = set(map(id, parameters.values()))
         self._facts = facts
         self._over = False
         self._steps: int | None = None  # before the first, where a closure makes gradients
@@ -74,8 +74,7 @@ class FirstStep:
         """
         if self._over:
             return
-        ids = set(map(id, self._parameters.values()))
-        ours = [p for p in parameters_of(optimizer) if id(p) in ids]
+        ours = [p for p in parameters_of(optimizer) if id(p) in self._ids]
         if not ours:
             return
         if has_closure and self._steps is None:

@@ -56,6 +56,26 @@ def everyones(text: str) -> list[str]:
     return Comm(None, Traffic(), _device()).share_text(text)
 
 
+def on_any(holds: bool) -> bool:
+    """Whether something holds on any rank: they go on alike.
+
+    Example:
+        >>> on_any(False)
+        False
+    """
+    return "yes" in everyones("yes" if holds else "no")
+
+
+def on_all(holds: bool) -> bool:
+    """Whether something holds on all ranks: they go on alike.
+
+    Example:
+        >>> on_all(True)
+        True
+    """
+    return not on_any(not holds)
+
+
 def gather(mine: Any) -> list[Any]:
     """On rank 0 what every rank gives, in rank order, in the host's memory; on others nothing.
 
