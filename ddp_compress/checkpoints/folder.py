@@ -24,8 +24,9 @@ def save(folder: Path | str, /, **parts: Stateful) -> None:
     is an error on all of them. To keep the newest of several, see `Checkpoints`.
 
     Args:
-        folder: one that all hosts share; made where there is none. Files of other ranks or steps
-            that it holds are replaced.
+        folder: one that all hosts share; made where there is none. (On as many ranks, which come
+            back to the same hosts, each host may have its own.) Files of other ranks or steps that
+            it holds are replaced.
         parts: whatever has a ``state_dict``, by name.
 
     Raises:
@@ -105,10 +106,10 @@ def load(folder: Path | str, /, **parts: Stateful) -> None:
     together(take_all_back)
 
 
-def has_files_of_all(folder: Path) -> bool:
-    """Whether this rank sees what every rank has saved, as where all hosts share a folder."""
-    size = rank_and_size()[1]
-    return all(_file(folder, rank, size).exists() for rank in range(size))
+def is_first(folder: Path) -> bool:
+    """Whether no lower rank has saved into the folder that this rank sees."""
+    rank, size = rank_and_size()
+    return not any(_file(folder, lower, size).exists() for lower in range(rank))
 
 
 class _Everyone:

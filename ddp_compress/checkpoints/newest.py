@@ -2,15 +2,14 @@
 
 import re
 import shutil
-import socket
-from functools import partial
 from pathlib import Path
 
 from ddp_compress.checkpoints import files, folder
 from ddp_compress.checkpoints.stateful import Stateful
 from ddp_compress.checks import check_count
-from ddp_compress.transport.groups import rank_and_size
 from ddp_compress.transport.together import everyones, together
+
+STEP = re.compile(r"step-\d+")
 
 
 class Checkpoints:
@@ -25,8 +24,9 @@ class Checkpoints:
     checkpoint is marked as the latest when all ranks have saved; it and the one before are kept.
 
     Args:
-        folder: one that all hosts share. Where each has its own, the same ranks must come back to
-            the same hosts, which is else an error.
+        folder: one that all hosts share. Where some have their own, the same ranks must come back
+            to them, which is else an error; and a kill in the moment of marking may leave marks of
+            two checkpoints, between which `load` then asks to choose.
         parts: whatever has a ``state_dict``, by name.
 
     Attributes:
@@ -61,13 +61,7 @@ class Checkpoints:
         check_count("step", step, least=0)
         name = f"step-{step}"
         folder.save(self.folder / name, **self.parts)
-        # Only what all ranks have saved is complete. Where hosts share no folder, each has a mark.
-        hosts = everyones(socket.gethostname())
-        rank, _ = rank_and_size()
-        together(partial(self._mark, name, rank == 0))
-        shared = folder.has_files_of_all(self.folder / name)
-        leads = rank > 0 and hosts.index(hosts[rank]) == rank
-        together(partial(self._mark, name, leads and not shared))
+        together(lambda: self._mark(name))  # only what all ranks have saved is complete
 
     def load(self) -> int:
         """Take back the newest complete checkpoint, whatever number of ranks saved it.
@@ -98,28 +92,36 @@ class Checkpoints:
             ) from error
         return int(name.removeprefix("step-"))
 
-    def _mark(self, name: str, marks: bool) -> None:
-        """Name the newest checkpoint, and keep the one before."""
-        if not marks:
+    def _mark(self, name: str) -> None:
+        """Name the newest checkpoint, and keep the one before: one rank does so in every folder."""
+        if not folder.is_first(self.folder / name):
             return
-        others = {each.name for each in self.folder.glob("step-*")}
+        steps = self._steps()
         try:
             before = {self._latest()}
         except RuntimeError:  # it names one that somebody has removed
-            before = others
+            before = steps
+        if before == {name}:
+            return  # saved once more
         files.write(self.folder / "latest", lambda file: file.write(name.encode()))
-        for old in others - before - {name}:
+        for old in steps - before - {name}:
             shutil.rmtree(self.folder / old)
+
+    def _steps(self) -> set[str]:
+        """The checkpoints there are; other folders are others'."""
+        found = (each.name for each in self.folder.glob("step-*") if each.is_dir())
+        return set(filter(STEP.fullmatch, found))
 
     def _latest(self) -> str:
         mark = self.folder / "latest"
         if not mark.exists():
             return ""
         name = mark.read_bytes().decode(errors="replace").strip()
-        if not re.fullmatch(r"step-\d+", name) or not (self.folder / name).is_dir():
-            there = sorted(each.name for each in self.folder.glob("step-*"))
+        steps = self._steps()
+        if name not in steps:
+            there = ", ".join(sorted(steps)) or "there is none"
             raise RuntimeError(
                 f"{mark} says {name!r}, expected the name of a folder beside it. Write one of "
-                f"these into it: {', '.join(there) or 'there is none'}. To start anew, remove it"
+                f"these into it: {there}. To start anew, remove it"
             )
         return name

@@ -49,7 +49,7 @@ def plain(name: str, carried: dict[str, Any]) -> dict[str, Any]:
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:  # of pickle, or of whatever the part holds
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(
             f"{name} holds what a file gives back only by running its code, expected tensors and "
             f"plain values. Turn them into such, as by float(...), or save it apart: {reason}"

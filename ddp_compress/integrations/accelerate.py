@@ -12,7 +12,7 @@ from torch import nn
 from ddp_compress import checkpoints, hook
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.state import CompressionState
-from ddp_compress.transport.together import on_any
+from ddp_compress.transport.together import on_all, on_any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,12 +82,12 @@ def attach(
     # What the accelerator keeps of these does not keep the state, which lives with its model.
     def save(models: object, weights: object, folder: str) -> None:
         kept = taken.get(name)
-        if kept is not None:
+        if on_all(kept is not None) and kept:
             checkpoints.save(Path(folder, name), compression=kept)
 
     def load(models: object, folder: str) -> None:
         kept = taken.get(name)
-        if kept is not None and on_any(Path(folder, name).is_dir()):
+        if on_all(kept is not None) and kept and on_any(Path(folder, name).is_dir()):
             checkpoints.load(Path(folder, name), compression=kept)
 
     for handle in (

@@ -75,7 +75,6 @@ class CompressionCallback(Callback):
         self._parts: _Parts | None = None
         self._local: LocalUpdates | None = None
         self._saved: Mapping[str, Any] | None = None
-        self._logged_at: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what was restored for a test or a validation before."""
@@ -111,19 +110,18 @@ class CompressionCallback(Callback):
         if self._parts is not None and self._saved is not None:
             AllRanks(self._parts).load_state_dict(self._saved)
         self._saved = None
-        self._logged_at = None
         if self.state is not None and trainer.loggers:
             self.state.metrics()  # from here on
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log when the Trainer does, at the step by which it counts then."""
-        # Several optimizers take one together, and accumulated batches are one.
-        step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
-        every = trainer.log_every_n_steps
-        due = every and step != self._logged_at and (step + 1) % every == 0
-        if self.state is None or not due or not trainer.loggers:
+        if self.state is None or not trainer.loggers:
             return
-        self._logged_at = step
+        if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():
+            return
+        step, every = trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.log_every_n_steps
+        if not every or (step + 1) % every:
+            return
         metrics = self.state.metrics()
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)

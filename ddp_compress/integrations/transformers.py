@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ddp_compress import checkpoints
-from ddp_compress.hook import attach
+from ddp_compress.hook import attach, state_of
 from ddp_compress.optional import needed
 from ddp_compress.recipe import Recipe
 from ddp_compress.step.find_model import find_model
@@ -94,6 +94,8 @@ class CompressionCallback(TrainerCallback):
         if not goes_on:
             self.state = attach(model, self._recipe, **options)
         assert self.state is not None
+        if goes_on and folder is None:  # what it keeps is of other weights
+            self.state.load_state_dict(state_of(model, self._recipe, **options).state_dict())
         if folder is not None:
             checkpoints.load(folder, compression=self.state)
         scaler = getattr(optimizer, "scaler", None)

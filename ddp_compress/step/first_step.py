@@ -79,6 +79,7 @@ class FirstStep:
             return
         if has_closure and self._steps is None:
             self._steps = _steps_of(optimizer, ours)
+            return  # gradients that are there are of passes before it, perhaps in no_sync()
         if not any(p.grad is not None and local_of(p.grad).any() for p in ours):
             return  # or it is to have an optimizer's state made, as DCP does
         self._over = True

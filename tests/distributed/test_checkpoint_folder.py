@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -421,31 +420,31 @@ def test_a_saver_that_knows_rank_0_alone_is_told_what_to_do(ranks):
     assert "wants AllRanks(state)" in by_per_rank
 
 
-def on_own_hosts(folder: Path) -> tuple[int, str, str]:
-    """Every rank is a host, with a folder of its own; then they come back in another order."""
+def on_own_hosts(folder: Path) -> tuple[list[str], str, str]:
+    """Ranks 0 and 1 share a folder, rank 2 has its own; then they come back in another order."""
     rank = dist.get_rank()
     ddp, state = wrap(small_model(), ROWS["topk"])
     train(ddp, range(2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "gethostname", lambda: f"host{rank}")
-        own = Checkpoints(folder / f"host{rank}", model=ddp.module, compression=state)
-        own.save(2)
-        step = own.load()
-        other = Checkpoints(folder / f"host{1 - rank}", model=ddp.module, compression=state)
-        with pytest.raises(RuntimeError) as swapped:
-            other.load()
-    if rank == 1:
-        (folder / "host1" / "latest").unlink()
+    mine, others = folder / ("there" if rank == 2 else "here"), folder / ("here", "there")[rank < 2]
+    own = Checkpoints(mine, model=ddp.module, compression=state)
+    for step in (2, 3, 4, 4):
+        own.save(step)
+    assert own.load() == 4
+    left = sorted(each.name for each in mine.iterdir())
+    with pytest.raises(RuntimeError) as swapped:
+        Checkpoints(others, model=ddp.module, compression=state).load()
+    if rank == 2:
+        (mine / "latest").unlink()
     with pytest.raises(RuntimeError) as lost:
         own.load()
-    return step, str(swapped.value), str(lost.value)
+    return left, str(swapped.value), str(lost.value)
 
 
 def test_hosts_that_share_no_folder_go_on_or_are_told(ranks, tmp_path):
-    for step, swapped, lost in ranks.run(2, on_own_hosts, tmp_path):
-        assert step == 2
-        assert "host1/step-2 holds rank-1-of-2.pt, expected those of all ranks" in swapped
-        assert "find rank 0: step-2, rank 1: none: let all hosts share the folder" in lost
+    for left, swapped, lost in ranks.run(3, on_own_hosts, tmp_path):
+        assert left == ["latest", "step-3", "step-4"]
+        assert "there/step-4 holds rank-2-of-3.pt, expected those of all ranks" in swapped
+        assert "find rank 0: step-4, rank 1: step-4, rank 2: none: let all hosts share" in lost
 
 
 def after_a_clean_up(folder: Path) -> list[str]:
@@ -455,12 +454,18 @@ def after_a_clean_up(folder: Path) -> list[str]:
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder / "step-1")
-        (folder / "step-2").mkdir()
-        (folder / "step-2" / "rank-best-of-three.pt").touch()
+        (folder / "step-1-best").mkdir()
+        (folder / "step-notes.txt").touch()
     dist.barrier()
     newest.save(2)
-    assert newest.load() == 2
-    return sorted(each.name for each in (folder / "step-2").iterdir())
+    newest.save(3)
+    newest.save(4)
+    assert newest.load() == 4
+    left = sorted(each.name for each in folder.iterdir())
+    assert left == ["latest", "step-1-best", "step-3", "step-4", "step-notes.txt"]
+    (folder / "step-4" / "rank-best-of-three.pt").touch()
+    newest.save(4)
+    return sorted(each.name for each in (folder / "step-4").iterdir())
 
 
 def test_what_others_do_to_the_folder_ends_no_training(ranks, tmp_path):

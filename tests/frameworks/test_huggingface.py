@@ -1,5 +1,6 @@
 """Accelerate and the HF Trainer: attach, the callback, and checkpoints of every rank."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,25 @@ def test_a_resumed_trainer_equals_the_uninterrupted_one(two_ranks, tmp_path):
         assert [each["compression/steps"] for each in lines if "loss" in each][:3] == [4, 4, 4]
         assert history[0]["compression/density"] == pytest.approx(0.1, abs=0.01)
         assert warned == []
+
+
+def resumed_without(folder: Path) -> tuple[int, int]:
+    """The same Trainer resumes from weights beside which nothing is."""
+    whole, compression, _ = trainer(folder)
+    whole.train()
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(folder / "checkpoint-8" / "compression")
+    torch.distributed.barrier()
+    whole.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+    return compression.state.step, compression.state.stats.steps
+
+
+def test_a_trainer_that_resumes_without_the_state_begins_anew(two_ranks, tmp_path):
+    for counts, warned in two_ranks.run(2, launched, resumed_without, tmp_path):
+        assert counts == (4, 4)
+        (message,) = warned
+        assert "a density warm-up starts again" in message
 
 
 def resumed_elsewhere(folder: Path) -> int:

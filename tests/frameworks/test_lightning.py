@@ -115,6 +115,22 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(two_ranks, tmp_path, options
         assert warned == []
 
 
+def accumulating(folder: Path) -> list[tuple[float, float]]:
+    from ddp_compress.integrations.lightning import CompressionCallback
+
+    callback = CompressionCallback("topk", density=0.1)
+    _, lines = fit(folder, [callback], accumulate_grad_batches=2, log_every_n_steps=3)
+    return [
+        (each["step"], each["compression/steps"]) for each in lines if "compression/steps" in each
+    ]
+
+
+def test_accumulated_batches_are_a_step(two_ranks, tmp_path):
+    for lines, warned in two_ranks.run(2, launched, accumulating, tmp_path):
+        assert lines == [(2, 3), (5, 3), (8, 3)]
+        assert warned == []
+
+
 def with_sgd(folder: Path) -> list[bool]:
     """A first fit, and one that resumes without the state; what is said meanwhile."""
     from ddp_compress.integrations.lightning import CompressionCallback
