@@ -17,10 +17,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
 from race import clocks_in
+from race_figures import lay_out
 from race_join import learned, paces, seconds_to_target
 from race_learn import Race
 
@@ -110,12 +111,9 @@ def draw_race(race: Any) -> Any:
     for axis, (rate, link) in zip(panels, race["links"].items(), strict=True):
         for name, curve in race["curves"].items():
             axis.plot(curve["seconds"][rate], curve["losses"], label=name, **STYLES[name])
-        axis.axhline(race["target"], color="black", linestyle=":", linewidth=1, zorder=0)
-        axis.set(xscale="log", xlabel="seconds", ylim=(1.36, 2.3))
+        lay_out(axis, race["target"])
+        axis.set(xlabel="seconds", ylim=(1.36, 2.3))
         axis.set_title(f"a dense exchange takes {link['ρ']:.2g} × the computation", fontsize=11)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
         mark_gain(axis, race, rate)
     panels[0].set_ylabel("validation loss (nats)")
     handles, labels = panels[0].get_legend_handles_labels()

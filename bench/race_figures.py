@@ -78,7 +78,6 @@ def plot(everyone: Sequence[Learned], clocks: Sequence[Mapping[str, Any]], path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes: Any
     count = len(clocks) + 1
@@ -101,11 +100,7 @@ def plot(everyone: Sequence[Learned], clocks: Sequence[Mapping[str, Any]], path:
         axis.set_axis_off()
     target = everyone[0].targets[0]
     for axis in panels[:count]:
-        axis.axhline(target, color="black", linestyle=":", linewidth=1, zorder=0)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        lay_out(axis, target)
         axis.grid(alpha=0.25, which="both")
         axis.set_ylim(*span(everyone, target))
     for row in axes:
@@ -114,6 +109,17 @@ def plot(everyone: Sequence[Learned], clocks: Sequence[Mapping[str, Any]], path:
     figure.legend(handles, labels, loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def lay_out(axis: Any, target: float) -> None:
+    """A logarithmic axis of plain numbers, and a line at dense's last loss."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axhline(target, color="black", linestyle=":", linewidth=1, zorder=0)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def span(everyone: Sequence[Learned], target: float) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 # DDP inspects this module's annotations: they must be objects, not strings.
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any
@@ -159,16 +160,9 @@ def attach(
     Example:
         ``state = attach(ddp_model, "sbc", density=0.001)``
     """
-    model = find_model(model)
-    state = state_of(
-        model,
-        recipe,
-        process_group=process_group,
-        start_step=start_step,
-        min_numel=min_numel,
-        flush_bytes=flush_bytes,
-        within=within,
-        **options,
+    model, recipe = find_model(model), _made(recipe, options)
+    state = CompressionState(
+        model, recipe, process_group, start_step, min_numel, flush_bytes, within
     )
     if isinstance(model, DistributedDataParallel):
         register(model, state, compress_hook)
@@ -177,22 +171,16 @@ def attach(
     return state
 
 
-def state_of(
-    model: nn.Module,
-    recipe: Recipe | str,
-    *,
-    process_group: dist.ProcessGroup | None = None,
-    start_step: int | None = None,
-    min_numel: int = 0,
-    flush_bytes: int = FLUSH_BYTES,
-    within: Within | None = None,
-    **options: Any,
-) -> CompressionState:
+def state_of(model: nn.Module, recipe: Recipe | str, **options: Any) -> CompressionState:
     """The state of a model, which is no hook's yet; for the arguments see `attach`."""
+    words = inspect.signature(CompressionState).parameters
+    own = {word: options.pop(word) for word in words if word in options}
+    return CompressionState(model, _made(recipe, options), **own)
+
+
+def _made(recipe: Recipe | str, options: Mapping[str, Any]) -> Recipe:
     if isinstance(recipe, str):
-        recipe = recipes.by_name(recipe, **options)
-    elif options:
+        return recipes.by_name(recipe, **options)
+    if options:
         raise TypeError(f"options {sorted(options)} belong to a recipe given by name")
-    return CompressionState(
-        model, recipe, process_group, start_step, min_numel, flush_bytes, within
-    )
+    return recipe

@@ -1,9 +1,9 @@
 """What all ranks carry from step to step, in a folder: a file of every rank's."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -156,24 +156,13 @@ class _Part(Sequence[Any]):
     def __len__(self) -> int:
         return self._every.size
 
-    @overload
-    def __getitem__(self, rank: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, rank: slice) -> list[Any]: ...
-
-    def __getitem__(self, rank: int | slice) -> Any:
-        if isinstance(rank, slice):
-            return [self[each] for each in range(len(self))[rank]]
+    def __getitem__(self, rank: Any) -> Any:
         if not 0 <= rank < len(self):
             raise IndexError(rank)
         saved = self._every.read(rank)
         if saved[SAVE] != self._every.own[SAVE]:
             raise RuntimeError(f"{self._every.file(rank)} is of another save than the others")
         return saved[self._key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[rank] for rank in range(len(self)))
 
 
 def _file(folder: Path, rank: int, size: int) -> Path:

@@ -80,14 +80,18 @@ def attach(
     taken[name] = state
 
     # What the accelerator keeps of these does not keep the state, which lives with its model.
-    def save(models: object, weights: object, folder: str) -> None:
+    def alive() -> CompressionState | None:
         kept = taken.get(name)
-        if on_all(kept is not None) and kept:
+        return kept if on_all(kept is not None) else None
+
+    def save(models: object, weights: object, folder: str) -> None:
+        kept = alive()
+        if kept is not None:
             checkpoints.save(Path(folder, name), compression=kept)
 
     def load(models: object, folder: str) -> None:
-        kept = taken.get(name)
-        if on_all(kept is not None) and kept and on_any(Path(folder, name).is_dir()):
+        kept = alive()
+        if kept is not None and on_any(Path(folder, name).is_dir()):
             checkpoints.load(Path(folder, name), compression=kept)
 
     for handle in (

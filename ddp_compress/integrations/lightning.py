@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
 from ddp_compress.checkpoints.all_ranks import AllRanks
 from ddp_compress.checkpoints.stateful import Stateful, on_host, plain, take_back
 from ddp_compress.hook import attach, state_of
@@ -97,7 +99,7 @@ class CompressionCallback(Callback):
         else:
             ddp_model = find_model(model)
             self.state = state_of(ddp_model, self._recipe, **self._options)
-            self._local = self._step_locally(trainer, self.state)
+            self._local = self._step_locally(trainer, ddp_model, self.state)
             # Between two rounds every rank has weights of its own.
             parts = {"model": ddp_model, "optimizer": self._local, "compression": self.state}
         self._parts = _Parts(parts)
@@ -150,14 +152,15 @@ class CompressionCallback(Callback):
             )
         self._saved = state_dict
 
-    def _step_locally(self, trainer: Trainer, state: CompressionState) -> LocalUpdates:
+    def _step_locally(
+        self, trainer: Trainer, model: nn.Module, state: CompressionState
+    ) -> LocalUpdates:
         optimizers = trainer.strategy.optimizers
         if len(optimizers) != 1:
             raise ValueError(
                 f"local steps are one optimizer's, but configure_optimizers() gave "
                 f"{len(optimizers)}: return one, or leave out period="
             )
-        model: Any = trainer.strategy.model
         assert self._period is not None
         local = LocalUpdates(optimizers[0], model, state, self._period, self._outer, self._buffers)
         trainer.strategy.optimizers = [local]

@@ -137,7 +137,7 @@ class _Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self.are_the_same = False
-        self._digest = list(weight_hashes(model.parameters()))
+        self._digest = weight_hashes(model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         return {"digest": self._digest}

@@ -164,6 +164,11 @@ class Comm:
         return backend if self.device.type != "cpu" and backend != "gloo" else None
 
     @property
+    def place(self) -> torch.device:
+        """Where tensors must be for the group to send them: on the host, if it can."""
+        return torch.device("cpu") if "cpu" in backends(self.group) else self.device
+
+    @property
     def _host_backend(self) -> str:
         return backends(self.group).get("cpu", "gloo")
 
@@ -212,9 +217,8 @@ class Comm:
 
     def share_text(self, text: str) -> list[str]:
         """Every rank's text, in rank order; `all_gather_object` needs numpy, which torch lacks."""
-        place = torch.device("cpu") if "cpu" in backends(self.group) else self.device
-        mine = text_body(text).to(place)
-        length = torch.tensor([len(mine)], dtype=torch.int64, device=place)
+        mine = text_body(text).to(self.place)
+        length = torch.tensor([len(mine)], dtype=torch.int64, device=self.place)
         sizes = self._swap(length, [1] * self.world_size).tolist()
         return [body_text(body) for body in self._swap(mine, sizes).split(sizes)]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddp_compress.ops import host
 from ddp_compress.stats import Traffic
 from ddp_compress.transport.comm import Comm
-from ddp_compress.transport.groups import backends, rank_and_size
+from ddp_compress.transport.groups import rank_and_size
 
 T = TypeVar("T")
 PIECE = 1 << 26  # bytes that travel at a time
@@ -53,7 +53,7 @@ def everyones(text: str) -> list[str]:
     """
     if not dist.is_initialized():
         return [text]
-    return Comm(None, Traffic(), _device()).share_text(text)
+    return _job().share_text(text)
 
 
 def on_any(holds: bool) -> bool:
@@ -94,7 +94,7 @@ def gather(mine: Any) -> list[Any]:
     rank, _ = rank_and_size()
     if rank:
         for piece in written.split(PIECE):
-            dist.send(piece.to(_place()), 0)
+            dist.send(piece.to(_job().place), 0)
         return []
     others = [_received(size, source) for source, size in enumerate(sizes) if source]
     return [_read(each) for each in (written, *others)]
@@ -103,7 +103,7 @@ def gather(mine: Any) -> list[Any]:
 def _received(size: int, source: int) -> Tensor:
     whole = host.zeros(size, dtype=torch.uint8)
     for piece in whole.split(PIECE):
-        came = piece.to(_place())
+        came = piece.to(_job().place)
         dist.recv(came, source)
         piece.copy_(came)
     return whole
@@ -119,11 +119,8 @@ def _read(written: Tensor) -> Any:
     return torch.load(BytesIO(host.to_bytes(written)), map_location="cpu", weights_only=True)
 
 
-def _device() -> torch.device:
+def _job() -> Comm:
+    """All ranks."""
     on_gpu = torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
-def _place() -> torch.device:
-    """From where the job's process group sends."""
-    return torch.device("cpu") if "cpu" in backends(None) else _device()
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return Comm(None, Traffic(), device)
