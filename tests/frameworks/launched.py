@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 def launched(function: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
     """Call a function as on a rank that torchrun has started; also what was warned of by us."""
-    if "accelerate" in sys.modules:  # it remembers how many ranks there were
-        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
+    forget_ranks()
     rank, size = str(dist.get_rank()), str(dist.get_world_size())
     torchrun = {
         "GROUP_RANK": "0",
@@ -33,6 +32,12 @@ def launched(function: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
         result = function(*args)
     ours = (str(each.message) for each in caught)
     return result, [each for each in ours if "ompress" in each]
+
+
+def forget_ranks() -> None:
+    """Accelerate remembers how many there were."""
+    if "accelerate" in sys.modules:
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def network() -> nn.Sequential:

@@ -1,19 +1,17 @@
 """The frameworks' examples train on two ranks, and a resumed training goes on as it would have."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.examples import run
-from tests.frameworks.launched import flat, launched
+from tests.frameworks.launched import flat, forget_ranks, launched
 
 
 def left(script: str, folder: Path, words: str) -> tuple[bytes, int, int]:
     """The weights that a script leaves; the steps that its state has taken, and their bits."""
-    if "accelerate" in sys.modules:
-        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
+    forget_ranks()
     names = run(script, folder, words)
     model = names.get("model") or names["trainer"].lightning_module
     stats = state(names).stats
